@@ -1,0 +1,26 @@
+"""Collects the past of Bluesky accounts as proven, typed Parquet tables, orchestrated by Dagster.
+
+`defs` is made when somebody asks for it: worker processes import this package and must not import Dagster.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import dagster
+
+    defs: dagster.Definitions
+
+
+def __getattr__(name: str) -> object:
+    if name == "defs":
+        from backfill_dagster.definitions import build_defs
+
+        globals()["defs"] = build_defs()
+        return globals()["defs"]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "defs"]

@@ -1,0 +1,58 @@
+"""The connections of one stage: an HTTP client, the hosts' gates and a resolver, to the real network or a sandbox."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backfill_dagster.directory.resolver import Resolver
+from backfill_dagster.network.http import HttpClient
+from backfill_dagster.network.limits import HostGates
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from backfill_dagster.config import Network, Processing, Study
+
+# Requests that a host gets at once after a rest; small against any server's window.
+BURST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """What a stage needs to talk to servers; of use on the event loop on which it was opened."""
+
+    http: HttpClient
+    gates: HostGates
+    resolver: Resolver
+
+
+def host_gates(processing: Processing) -> HostGates:
+    """Return a registry of host limits with the pace that the processing settings give each host."""
+    return HostGates(
+        rate=processing.requests_per_second, burst=BURST, in_flight=processing.requests_in_flight
+    )
+
+
+@asynccontextmanager
+async def open_connections(
+    study: Study, gates: HostGates | None, processing: Processing
+) -> AsyncIterator[Connections]:
+    """Open the study's connections; `gates` if the process has limits to share, else limits of its own."""
+    network = _reachable(study.network)
+    gates = gates or host_gates(processing)
+    async with HttpClient.from_settings(network) as http:
+        yield Connections(http, gates, Resolver(http, gates, network, processing))
+
+
+def _reachable(network: Network) -> Network:
+    """Point the network section at this process's sandbox, if the study runs in one."""
+    if network.sandbox is None:
+        return network
+    from backfill_dagster.sandbox.network import process_sandbox
+
+    sandbox = process_sandbox(network.sandbox)
+    return network.model_copy(
+        update={"plc_url": sandbox.plc_url, "connect_to": {**network.connect_to, **sandbox.connect_to}}
+    )

@@ -1,0 +1,57 @@
+"""The code location: every YAML of the configs folder becomes the lineage and the jobs of one study."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+import dagster as dg
+
+from backfill_dagster.config import Study, load_study
+from backfill_dagster.errors import ConfigError
+from backfill_dagster.orchestration.assets import study_assets
+from backfill_dagster.orchestration.console import human_console
+from backfill_dagster.orchestration.jobs import broken_job, rebuild_job, stage_jobs, study_job
+from backfill_dagster.orchestration.resources import ExclusiveResource, LimitsResource
+
+CONFIGS_VARIABLE = "BACKFILL_CONFIGS"
+DEFAULT_CONFIGS = "configs"
+
+
+def build_defs(configs: Path | None = None) -> dg.Definitions:
+    """Return the definitions of every study in a folder; reads the YAML files and nothing else.
+
+    A file that does not validate takes no other down: it becomes a job of its name that fails and says why.
+    """
+    folder = configs or Path(os.environ.get(CONFIGS_VARIABLE, DEFAULT_CONFIGS))
+    parts = [_shared()]
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            study = load_study(path)
+        except ConfigError as error:
+            name = re.sub(r"[^A-Za-z0-9_]", "_", path.stem)
+            parts.append(dg.Definitions(jobs=[broken_job(name, error)]))
+        else:
+            parts.append(study_definitions(study))
+    return dg.Definitions.merge(*parts)
+
+
+def study_definitions(study: Study) -> dg.Definitions:
+    """Return the lineage and the jobs of one study."""
+    with warnings.catch_warnings():
+        # Backfill policies are beta in this release of Dagster, which says so at every use.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        assets = study_assets(study)
+    return dg.Definitions(
+        assets=assets,
+        jobs=[*stage_jobs(study, assets), study_job(study), rebuild_job(study)],
+    )
+
+
+def _shared() -> dg.Definitions:
+    return dg.Definitions(
+        resources={"limits": LimitsResource(), "exclusive": ExclusiveResource()},
+        loggers={"console": human_console},
+    )

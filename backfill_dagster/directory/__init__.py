@@ -1,0 +1,1 @@
+"""Stage 2: what each DID's document says: the account's handle, its PDS and its signing key."""

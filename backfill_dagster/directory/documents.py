@@ -1,0 +1,148 @@
+"""Reads DID documents, which their accounts' owners write: nothing in them is taken on trust.
+
+Sources: AT Protocol DID specification, "DID Documents"; W3C DID Core 1.0, section 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from backfill_dagster.errors import BackfillError
+from backfill_dagster.network.addresses import BadEndpointError, Endpoint, parse_endpoint
+
+MAX_DOCUMENT_BYTES = 256 * 1024
+_MAX_HANDLE = 253
+_MAX_KEY = 1024
+_MAX_SHOWN = 100
+_MAX_REASON = 300
+
+
+class DirectoryState(StrEnum):
+    """What looking a DID up came to."""
+
+    RESOLVED = "resolved"
+    NOT_FOUND = "not_found"
+    TOMBSTONED = "tombstoned"
+    NO_PDS = "no_pds"
+    BAD_DOCUMENT = "bad_document"
+    UNREACHABLE = "unreachable"
+    REFUSED_ADDRESS = "refused_address"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+
+    @property
+    def settled(self) -> bool:
+        """Whether the directory has answered, so that only a change there could give another state."""
+        return self in _SETTLED
+
+
+_SETTLED = frozenset(
+    {
+        DirectoryState.RESOLVED,
+        DirectoryState.NOT_FOUND,
+        DirectoryState.TOMBSTONED,
+        DirectoryState.NO_PDS,
+        DirectoryState.BAD_DOCUMENT,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a document says of an account.
+
+    `pds_host` (`name[:port]`) and `pds_origin` are in the normal form of `parse_endpoint`. The signing key is
+    the verification method's type and its text in multibase, neither of them checked; both are None if there
+    is none.
+    """
+
+    did: str
+    handle: str | None
+    pds_origin: str
+    pds_host: str
+    key_type: str | None
+    key_multibase: str | None
+
+
+class LookupFailedError(BackfillError):
+    """A lookup that gave no identity: `state` is any but RESOLVED, `reason` says what was seen."""
+
+    def __init__(self, state: DirectoryState, reason: str) -> None:
+        reason = reason[:_MAX_REASON]
+        super().__init__(f"{state}: {reason}")
+        self.state = state
+        self.reason = reason
+
+
+def parse_document(did: str, body: bytes) -> Identity:
+    """Read the document of `did` from its JSON; raises LookupFailedError (BAD_DOCUMENT or NO_PDS).
+
+    A document without a signing key is an identity all the same: whether that matters is not known here.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _bad(f"is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise _bad("is not a JSON object")
+    if document.get("id") != did:
+        raise _bad(f"is of another DID: {_shown(document.get('id'))}")
+    endpoint = _pds(document)
+    key_type, key_multibase = _signing_key(document)
+    return Identity(did, _handle(document), endpoint.origin, endpoint.host, key_type, key_multibase)
+
+
+def _pds(document: dict[str, Any]) -> Endpoint:
+    services = _objects(document, "service")
+    for service in services:
+        if _names(service, "#atproto_pds") and service.get("type") == "AtprotoPersonalDataServer":
+            endpoint = service.get("serviceEndpoint")
+            if not isinstance(endpoint, str):
+                raise _bad(f"has a PDS endpoint that is not text: {_shown(endpoint)}")
+            try:
+                return parse_endpoint(endpoint)
+            except BadEndpointError as error:
+                raise _bad(f"has a PDS endpoint that is none: {error}") from None
+    raise LookupFailedError(DirectoryState.NO_PDS, "the document names no personal data server")
+
+
+def _handle(document: dict[str, Any]) -> str | None:
+    names = document.get("alsoKnownAs")
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and name.startswith("at://"):
+            handle = name.removeprefix("at://")
+            return handle if 0 < len(handle) <= _MAX_HANDLE else None
+    return None
+
+
+def _signing_key(document: dict[str, Any]) -> tuple[str | None, str | None]:
+    for method in _objects(document, "verificationMethod"):
+        if _names(method, "#atproto"):
+            kind, key = method.get("type"), method.get("publicKeyMultibase")
+            if isinstance(kind, str) and isinstance(key, str) and max(len(kind), len(key)) <= _MAX_KEY:
+                return kind, key
+            return None, None
+    return None, None
+
+
+def _objects(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    entries = document.get(name)
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _names(entry: dict[str, Any], fragment: str) -> bool:
+    # Ids are absolute (`did:...#atproto`) or relative (`#atproto`), depending on the server's age.
+    name = entry.get("id")
+    return isinstance(name, str) and name.endswith(fragment)
+
+
+def _bad(why: str) -> LookupFailedError:
+    return LookupFailedError(DirectoryState.BAD_DOCUMENT, f"the document {why}")
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:_MAX_SHOWN]

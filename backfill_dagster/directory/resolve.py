@@ -1,0 +1,209 @@
+"""Stage 2: the directory of a study, one row per DID, looked up at a bounded pace and kept for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import astuple, dataclass, field
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from backfill_dagster.directory.documents import DirectoryState
+from backfill_dagster.directory.resolver import DirectoryRow
+from backfill_dagster.errors import DirectoryUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime, timedelta
+
+    from backfill_dagster.directory.resolver import Resolver
+
+logger = logging.getLogger(__name__)
+
+# Every column of the directory, with its type and its meaning.
+DIRECTORY_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
+    "did": (pl.String(), "The account's DID: the key of this table."),
+    "handle": (pl.String(), "Handle that the DID document names; not checked against DNS."),
+    "pds": (pl.String(), "Origin of the account's PDS, `scheme://host[:port]`; null unless resolved."),
+    "pds_host": (
+        pl.String(),
+        "Host of the PDS, `host[:port]`, the key of its partition; null unless resolved.",
+    ),
+    "key_type": (pl.String(), "Type of the signing key's verification method, such as Multikey."),
+    "key_multibase": (pl.String(), "The signing key's text in multibase, as the document has it."),
+    "state": (pl.String(), f"What the lookup came to: {', '.join(DirectoryState)}."),
+    "reason": (pl.String(), "What was wrong, in words; null if nothing was."),
+    "resolved_at": (pl.Datetime("us", "UTC"), "When the answer, or the failure to get one, came."),
+}
+DIRECTORY_SCHEMA = pl.Schema({name: kind for name, (kind, _) in DIRECTORY_COLUMNS.items()})
+
+CONCURRENCY = 32
+# Lookups that must all fail to connect, before any other, for the directory to count as unreachable.
+UNREACHABLE_AFTER = 8
+# Failures without a success between them after which the rest is not asked for any more in this run.
+LOST_AFTER = 64
+CHECKPOINT_ROWS = 1024
+
+_SETTLED = [state.value for state in DirectoryState if state.settled]
+_NO_CONNECTION = frozenset({DirectoryState.UNREACHABLE, DirectoryState.REFUSED_ADDRESS})
+
+
+@dataclass(slots=True)
+class DirectoryProgress:
+    """How far a study's directory is; `done` counts what is known already, `states` what was looked up."""
+
+    total: int
+    done: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+
+
+async def resolve_directory(
+    dids: pl.Series | Sequence[str],
+    *,
+    resolver: Resolver,
+    known: pl.DataFrame | None = None,
+    max_age: timedelta,
+    now: datetime,
+    concurrency: int = CONCURRENCY,
+    on_progress: Callable[[DirectoryProgress], None] = lambda _: None,
+    checkpoint: Callable[[pl.DataFrame], None] = lambda _: None,
+) -> pl.DataFrame:
+    """Return the directory (DIRECTORY_SCHEMA) of these DIDs: one row each, in the order of the first mention.
+
+    Rows of `known`, an earlier directory, are taken over if they are younger than `max_age` and settled,
+    which a failure never is. A DID whose lookup fails keeps the row with which it was resolved before, with
+    its time, so that it is looked up again next time: an outage says nothing about an account, and no good
+    row gives way to one. What the directory does answer, be it a tombstone or a document gone bad, replaces
+    what was known.
+
+    `checkpoint` gets the rows that were looked up, in parts of at most CHECKPOINT_ROWS, as they come: stored
+    and handed back as `known`, they spare an interrupted study the same lookups.
+
+    Raises DirectoryUnreachableError if the PLC directory cannot be reached from the beginning. If it fails
+    later, the DIDs that remain get that failure as their state, unasked.
+    """
+    wanted = pl.Series("did", dids, dtype=pl.String).unique(maintain_order=True).to_frame()
+    known = (DIRECTORY_SCHEMA.to_frame() if known is None else known).select(DIRECTORY_SCHEMA.names())
+    fresh_enough = pl.col("state").is_in(_SETTLED) & (pl.col("resolved_at") > now - max_age)
+    reused = known.filter(fresh_enough).join(wanted, on="did", how="semi")
+    missing = wanted.join(reused, on="did", how="anti", maintain_order="left")["did"]
+    progress = DirectoryProgress(wanted.height, done=reused.height)
+    lookups = _Lookups(resolver, progress, on_progress, checkpoint)
+    looked_up = await lookups.run(missing, concurrency)
+    rows = pl.concat([reused, _without_regress(looked_up, known)])
+    return wanted.join(rows, on="did", how="left", maintain_order="left").select(DIRECTORY_SCHEMA.names())
+
+
+def _without_regress(looked_up: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    """Put the rows that resolved a DID before in the place of failures to look it up again."""
+    failed = looked_up.filter(~pl.col("state").is_in(_SETTLED)).select(
+        "did", failure=pl.format("looked up again in vain: {}: {}", "state", pl.col("reason").fill_null(""))
+    )
+    kept = (
+        known.filter(pl.col("state") == DirectoryState.RESOLVED.value)
+        .join(failed, on="did")
+        .with_columns(reason="failure")
+        .select(DIRECTORY_SCHEMA.names())
+    )
+    return pl.concat([looked_up.join(kept, on="did", how="anti"), kept])
+
+
+class _Lookups:
+    """One run's lookups: their rows so far, and how the PLC directory is doing."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        progress: DirectoryProgress,
+        on_progress: Callable[[DirectoryProgress], None],
+        checkpoint: Callable[[pl.DataFrame], None],
+    ) -> None:
+        self._resolver = resolver
+        self._progress = progress
+        self._on_progress = on_progress
+        self._checkpoint = checkpoint
+        self._rows: list[DirectoryRow] = []
+        self._parts = [DIRECTORY_SCHEMA.to_frame()]
+        self._plc_answered = False
+        self._plc_failures_in_a_row = 0
+        self._plc_lookups = 0
+        self._lost: DirectoryRow | None = None
+
+    async def run(self, dids: pl.Series, concurrency: int) -> pl.DataFrame:
+        """Look all of them up, `concurrency` at once; hosts of did:web, which may be slow, delay no others."""
+        at_plc = dids.str.starts_with("did:plc:")
+        plc, web = dids.filter(at_plc), dids.filter(~at_plc)
+        self._plc_lookups = len(plc)
+        # Tasks as many as work at once, not as many as there are DIDs.
+        workers = [
+            asyncio.create_task(work(source))
+            for work, group in ((self._ask_plc, plc), (self._ask_web, web))
+            for source in [iter(group)]
+            for _ in range(min(concurrency, len(group)))
+        ]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        self._seal()
+        return pl.concat(self._parts)
+
+    async def _ask_web(self, dids: Iterator[str]) -> None:
+        for did in dids:
+            self._add(await self._resolver.resolve(did))
+
+    async def _ask_plc(self, dids: Iterator[str]) -> None:
+        for did in dids:
+            if self._lost is not None:
+                self._add(_unasked(did, self._lost))
+                continue
+            row = await self._resolver.resolve(did)
+            self._add(row)
+            self._judge_plc(row)
+
+    def _judge_plc(self, row: DirectoryRow) -> None:
+        self._plc_answered |= row.state not in _NO_CONNECTION
+        if row.state.settled:
+            self._plc_failures_in_a_row = 0
+            return
+        self._plc_failures_in_a_row += 1
+        if not self._plc_answered and self._plc_failures_in_a_row >= min(
+            UNREACHABLE_AFTER, self._plc_lookups
+        ):
+            raise DirectoryUnreachableError(_unreachable(self._resolver.plc_url, row))
+        if self._plc_failures_in_a_row == LOST_AFTER:
+            logger.error("the PLC directory fails; what remains is not asked for: %s", row.reason)
+            self._lost = row
+
+    def _add(self, row: DirectoryRow) -> None:
+        self._rows.append(row)
+        self._progress.done += 1
+        self._progress.states[row.state.value] += 1
+        self._on_progress(self._progress)
+        if len(self._rows) >= CHECKPOINT_ROWS:
+            self._seal()
+
+    def _seal(self) -> None:
+        if not self._rows:
+            return
+        # Rows become a frame before they are many: a million objects weigh far more than a million rows.
+        part = pl.DataFrame([astuple(row) for row in self._rows], schema=DIRECTORY_SCHEMA, orient="row")
+        self._rows.clear()
+        self._parts.append(part)
+        self._checkpoint(part)
+
+
+def _unasked(did: str, lost: DirectoryRow) -> DirectoryRow:
+    reason = f"not asked, after {LOST_AFTER} failures in a row: {lost.reason}"
+    return DirectoryRow(did, None, None, None, None, None, lost.state, reason, lost.resolved_at)
+
+
+def _unreachable(plc_url: str, row: DirectoryRow) -> str:
+    advice = "check the network connection and backfill.network.plc_url"
+    if row.state is DirectoryState.REFUSED_ADDRESS:
+        advice = "if it is to be a private one, set backfill.network.allow_private_addresses: true"
+    return f"the PLC directory at {plc_url} cannot be reached ({row.reason}); {advice}"

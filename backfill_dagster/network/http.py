@@ -1,0 +1,392 @@
+"""The HTTP client: bounded, polite in its headers, and closed to addresses that the study does not allow.
+
+httpx speaks over aiohttp's connector here, whose cost per request does not grow with its pool and whose
+resolver can be ours. Redirects are followed in this module, so that each hop is judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Self
+
+import aiohttp
+import httpx
+from aiohttp.http_exceptions import HttpProcessingError
+from httpx_aiohttp import AiohttpTransport
+
+from backfill_dagster.errors import BackfillError, ConfigError
+from backfill_dagster.network.addresses import AddressPolicy, PolicyResolver, RefusedAddressError
+from backfill_dagster.network.content_encoding import (
+    BadEncodingError,
+    IncompleteEncodingError,
+    decoder_for,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+    from pathlib import Path
+    from types import TracebackType
+    from typing import BinaryIO
+
+    from backfill_dagster.config import Network
+    from backfill_dagster.network.addresses import Lookup
+
+MAX_REDIRECTS = 5
+MAX_ERROR_BODY = 64 * 1024
+_MAX_DETAIL = 300
+_WRITE_BUFFER = 1024 * 1024
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class RequestFault(StrEnum):
+    """Why there is no whole answer; an answer of any HTTP status is none of these."""
+
+    UNREACHABLE = "unreachable"
+    REFUSED_ADDRESS = "refused_address"
+    TIMED_OUT = "timed_out"
+    TRUNCATED = "truncated"
+    TOO_LARGE = "too_large"
+    BAD_REDIRECT = "bad_redirect"
+    BAD_ENCODING = "bad_encoding"
+    BAD_TLS = "bad_tls"
+
+
+class RequestFailedError(BackfillError):
+    """A request that brought no whole answer: `kind` says what went wrong, `detail` what was seen of it."""
+
+    def __init__(self, kind: RequestFault, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A small answer, decoded. `headers` ignore case; `url` is where the redirects, if any, led.
+
+    Of a body with a status other than 200, only the first 64 kB are kept.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """An answer whose body, if the status is 200, is in a file.
+
+    `bytes_received` counts the body on the wire, `bytes_written` the file; `error_body` is the beginning (64
+    kB) of the body of any other status, and then no file was written.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    bytes_received: int
+    bytes_written: int
+    error_body: bytes
+    seconds: float
+
+
+class HttpClient:
+    """Asks servers; an async context manager, of use on the event loop on which it was entered.
+
+    Times are in seconds: `connect_timeout` bounds the name's resolution, the connection and TLS together,
+    `read_timeout` the longest silence within an answer.
+    """
+
+    def __init__(
+        self,
+        policy: AddressPolicy,
+        *,
+        contact: str | None,
+        connect_timeout: float,
+        read_timeout: float,
+        ssl_context: ssl.SSLContext | None = None,
+        lookup: Lookup | None = None,
+    ) -> None:
+        self.policy = policy
+        self._user_agent = user_agent(contact)
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._ssl_context = ssl_context
+        self._lookup = lookup
+        self._client: httpx.AsyncClient | None = None
+
+    @classmethod
+    def from_settings(cls, network: Network) -> Self:
+        """Build the client that a study's `network` section describes."""
+        policy = AddressPolicy(allow_private=network.allow_private_addresses, connect_to=network.connect_to)
+        return cls(
+            policy,
+            contact=network.contact,
+            connect_timeout=network.connect_timeout_seconds,
+            read_timeout=network.read_timeout_seconds,
+        )
+
+    async def __aenter__(self) -> Self:
+        # SSL_CERT_FILE is heeded, for networks whose gateway has a certificate authority of its own.
+        context = self._ssl_context or httpx.create_ssl_context(trust_env=True)
+        connector = aiohttp.TCPConnector(
+            resolver=PolicyResolver(self.policy, self._lookup),
+            # Each connection is judged by addresses resolved for it. How many there may be, the host gates
+            # say.
+            use_dns_cache=False,
+            limit=0,
+            ssl=context,
+        )
+        session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
+        )
+        self._client = httpx.AsyncClient(
+            transport=AiohttpTransport(verify=context, trust_env=False, client=session),
+            trust_env=False,
+            follow_redirects=False,
+            headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
+            # A jar that takes nothing: servers get no identity from us, and cannot make it grow.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            timeout=httpx.Timeout(
+                self._read_timeout,
+                connect=self._connect_timeout,
+                # The transport hands this to aiohttp as the bound of resolving and connecting together.
+                pool=self._connect_timeout,
+            ),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def get(
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        max_bytes: int,
+        total_timeout: float | None = None,
+    ) -> Answer:
+        """Get a small answer into memory; in seconds, `total_timeout` bounds all of it.
+
+        Left out, it is the connect and the read time-out together. Raises RequestFailedError.
+        """
+        bound = total_timeout if total_timeout is not None else self._connect_timeout + self._read_timeout
+        async with _within(bound), self._open(url, params) as response:
+            if response.status_code == 200:
+                body = await _read(response, max_bytes)
+            else:
+                body, _ = await self._error_body(response)
+            return Answer(response.status_code, response.headers, body, str(response.url))
+
+    async def download(
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        to: Path,
+        max_bytes: int,
+        total_timeout: float,
+    ) -> Download:
+        """Stream the body of a 200 into the file `to`; no file is left behind by anything else.
+
+        `max_bytes` bounds the body on the wire and the file alike. Raises RequestFailedError.
+        """
+        started = time.monotonic()
+        async with _within(total_timeout), self._open(url, params) as response:
+            if response.status_code != 200:
+                error_body, received = await self._error_body(response)
+                written = 0
+            else:
+                error_body = b""
+                received, written = await _save(response, to, max_bytes)
+            return Download(
+                response.status_code,
+                response.headers,
+                received,
+                written,
+                error_body,
+                time.monotonic() - started,
+            )
+
+    @asynccontextmanager
+    async def _open(self, url: str, params: Mapping[str, str] | None) -> AsyncIterator[httpx.Response]:
+        """Send a GET, follow redirects, and hand over the response with its body yet unread."""
+        if self._client is None:
+            raise RuntimeError("the HTTP client is used outside of `async with`")
+        target = httpx.URL(url, params=dict(params)) if params else httpx.URL(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._send(self._client, target)
+            try:
+                if response.status_code not in _REDIRECTS:
+                    yield response
+                    return
+                target = _redirect_target(response)
+            finally:
+                await response.aclose()
+        raise RequestFailedError(RequestFault.BAD_REDIRECT, f"more than {MAX_REDIRECTS} redirects from {url}")
+
+    async def _send(self, client: httpx.AsyncClient, url: httpx.URL) -> httpx.Response:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            self.policy.check_literal(url.raw_host.decode("ascii"), port)
+            return await client.send(client.build_request("GET", url), stream=True)
+        except _NETWORK_ERRORS as error:
+            raise _failure(error, RequestFault.UNREACHABLE) from error
+
+    async def _error_body(self, response: httpx.Response) -> tuple[bytes, int]:
+        """Read the beginning of an error's body, as far as it can be had: the status says enough without."""
+        body = _Body(response, max_bytes=4 * MAX_ERROR_BODY)
+        kept = bytearray()
+        try:
+            async with asyncio.timeout(self._read_timeout), aclosing(body.pieces()) as pieces:
+                async for piece in pieces:
+                    kept += piece
+                    if len(kept) >= MAX_ERROR_BODY:
+                        break
+        except (RequestFailedError, TimeoutError):
+            pass
+        return bytes(kept[:MAX_ERROR_BODY]), body.received
+
+
+def user_agent(contact: str | None) -> str:
+    """Return the User-Agent: this package, its version, and whom to ask about its requests."""
+    name = f"backfill-dagster/{version('backfill-dagster')}"
+    if not contact:
+        return name
+    if not (contact.isascii() and contact.isprintable()) or "(" in contact or ")" in contact:
+        raise ConfigError(f"network.contact = {contact!r}: must be plain ASCII text without parentheses")
+    return f"{name} (+{contact})"
+
+
+class _Body:
+    """One response's body, decoded piece by piece; raises RequestFailedError at the first sign of trouble."""
+
+    def __init__(self, response: httpx.Response, max_bytes: int) -> None:
+        self._response = response
+        self._max_bytes = max_bytes
+        self.received = 0
+        self.decoded = 0
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield the decoded body; neither it nor what is on the wire may grow beyond `max_bytes`."""
+        promised = self._response.headers.get("content-length", "")
+        if promised.isdecimal() and len(promised) < 20:
+            self._check(int(promised))
+        try:
+            decoder = decoder_for(self._response.headers.get("content-encoding", ""))
+            async for chunk in self._response.aiter_raw():
+                self.received += len(chunk)
+                self._check(self.received)
+                for piece in decoder.decode(chunk):
+                    self.decoded += len(piece)
+                    self._check(self.decoded)
+                    yield piece
+            decoder.finish()
+        except BadEncodingError as error:
+            raise RequestFailedError(RequestFault.BAD_ENCODING, str(error)) from None
+        except IncompleteEncodingError as error:
+            raise RequestFailedError(RequestFault.TRUNCATED, str(error)) from None
+        except _NETWORK_ERRORS as error:
+            raise _failure(error, RequestFault.TRUNCATED) from error
+
+    def _check(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise RequestFailedError(
+                RequestFault.TOO_LARGE, f"the body is larger than {self._max_bytes:,} bytes"
+            )
+
+
+async def _read(response: httpx.Response, max_bytes: int) -> bytes:
+    body = bytearray()
+    async with aclosing(_Body(response, max_bytes).pieces()) as pieces:
+        async for piece in pieces:
+            body += piece
+    return bytes(body)
+
+
+async def _save(response: httpx.Response, to: Path, max_bytes: int) -> tuple[int, int]:
+    body = _Body(response, max_bytes)
+    async with aclosing(body.pieces()) as pieces:
+        with _scratch_file(to) as file:
+            async for piece in pieces:
+                file.write(piece)
+    return body.received, body.decoded
+
+
+@contextmanager
+def _scratch_file(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("wb", buffering=_WRITE_BUFFER) as file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise RequestFailedError(
+            RequestFault.TIMED_OUT, f"the answer was not complete after {seconds:g} s"
+        ) from None
+
+
+def _redirect_target(response: httpx.Response) -> httpx.URL:
+    def bad(why: str) -> RequestFailedError:
+        return RequestFailedError(RequestFault.BAD_REDIRECT, f"{response.url} redirects {why}"[:_MAX_DETAIL])
+
+    location = response.headers.get("location")
+    if not location:
+        raise bad("to nowhere")
+    try:
+        target = response.url.join(location)
+    except (httpx.InvalidURL, ValueError):
+        raise bad(f"to {location!r}, which is not a URL") from None
+    if target.scheme not in ("http", "https") or not target.raw_host or target.userinfo:
+        raise bad(f"to {location!r}")
+    if response.url.scheme == "https" and target.scheme != "https":
+        raise bad(f"from https to {location!r}")
+    return target
+
+
+# Whatever httpx and aiohttp raise for a server's or the network's fault; the resolver's refusal comes through
+# them.
+_NETWORK_ERRORS = (
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    aiohttp.ClientError,
+    HttpProcessingError,
+    OSError,
+    RefusedAddressError,
+)
+
+
+def _failure(error: BaseException, otherwise: RequestFault) -> RequestFailedError:
+    """Name what went wrong; `otherwise` is what to call a connection that merely broke."""
+    # httpx-aiohttp calls a lost connection a time-out: only the error beneath says what it was.
+    cause = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ else error
+    detail = " ".join((str(cause) or type(cause).__name__).split())[:_MAX_DETAIL]
+    if isinstance(cause, RefusedAddressError):
+        return RequestFailedError(RequestFault.REFUSED_ADDRESS, detail)
+    if isinstance(cause, (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch, ssl.SSLError)):
+        return RequestFailedError(RequestFault.BAD_TLS, detail)
+    if isinstance(cause, (TimeoutError, httpx.TimeoutException)):
+        return RequestFailedError(RequestFault.TIMED_OUT, detail)
+    return RequestFailedError(otherwise, detail)

@@ -1,0 +1,62 @@
+"""Checks of the finished study. They block: each can only fail by a defect of this package or a damaged file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import polars as pl
+
+from backfill_dagster.repos.snapshots import PENDING
+from backfill_dagster.tables.accounts import unreconciled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SHOWN_ACCOUNTS = 10
+
+
+def accounts_checks(accounts: dg.AssetKey) -> Sequence[dg.AssetCheckSpec]:
+    """Return the checks that stand on the table of accounts."""
+    return [
+        dg.AssetCheckSpec(
+            "records_reconcile",
+            asset=accounts,
+            blocking=True,
+            description="For every account, the records of its tree = those in the final files + those filtered + "
+            "those rejected.",
+        ),
+        dg.AssetCheckSpec(
+            "every_account_settled",
+            asset=accounts,
+            blocking=False,
+            description="Every account has been attempted.",
+        ),
+    ]
+
+
+def accounts_check_results(accounts: pl.DataFrame) -> list[dg.AssetCheckResult]:
+    """Evaluate the checks on the table of accounts."""
+    off = unreconciled(accounts)
+    pending = accounts.filter(pl.col("state") == PENDING)
+    return [
+        dg.AssetCheckResult(
+            check_name="records_reconcile",
+            passed=off.is_empty(),
+            metadata={
+                "accounts": off.height,
+                "first": off["did"].head(_SHOWN_ACCOUNTS).to_list(),
+                "what_to_do": "Materialize `records`, then every month of every table and `undated`, and then "
+                "`accounts` again; if it still fails, a stored file was changed or this is a defect.",
+            },
+        ),
+        dg.AssetCheckResult(
+            check_name="every_account_settled",
+            passed=pending.is_empty(),
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={
+                "accounts": pending.height,
+                "what_to_do": "Materialize the missing partitions of `repos`.",
+            },
+        ),
+    ]

@@ -1,0 +1,81 @@
+"""What a person at a terminal sees of a run: our own words, each failure once, and nothing of the machinery.
+
+The event log and the UI keep everything.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import dagster as dg
+
+
+class _HumanFormatter(logging.Formatter):
+    """A time, a message; a level only where it is not plain information."""
+
+    def __init__(self) -> None:
+        super().__init__(datefmt="%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        meta: dict[str, Any] = getattr(record, "dagster_meta", {})
+        message = str(meta.get("orig_message", record.getMessage()))
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
+        return f"{self.formatTime(record, self.datefmt)}  {level}{message}"
+
+
+class _HumanFilter(logging.Filter):
+    """Lets our messages through, and of Dagster's events only why a step failed, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        meta: dict[str, Any] = getattr(record, "dagster_meta", {})
+        event = meta.get("dagster_event")
+        if event is None:
+            return True
+        if event.event_type_value != "STEP_FAILURE":
+            return False
+        message = _reason(event)
+        if message in self._told:
+            return False
+        self._told.add(message)
+        meta["orig_message"] = message
+        return True
+
+
+def _reason(event: dg.DagsterEvent) -> str:
+    """Say what a failed step died of: the innermost cause, without its stack."""
+    failure = event.step_failure_data
+    if failure.user_failure_data is not None and failure.user_failure_data.description:
+        return str(failure.user_failure_data.description)
+    error = failure.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return str(error.message).strip() if error is not None else str(event.message)
+
+
+@dg.logger(
+    config_schema=dg.Field(
+        {"log_level": dg.Field(str, is_required=False, default_value="INFO")},
+        is_required=False,
+        default_value={},
+    ),
+    description="Readable messages on the terminal.",
+)
+def human_console(context: dg.InitLoggerContext) -> logging.Logger:
+    """Return the logger that writes to the terminal."""
+    logger = logging.Logger("backfill_dagster.console")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_HumanFormatter())
+    handler.addFilter(_FILTER)
+    logger.addHandler(handler)
+    logger.setLevel(context.logger_config["log_level"])
+    return logger
+
+
+# One for the process: a failure passes through a child run and its parent, and is told once.
+_FILTER = _HumanFilter()

@@ -1,0 +1,38 @@
+"""Errors of this package as failures of a Dagster step: one clear message, and no retry that cannot help."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from backfill_dagster.errors import BackfillError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def clear_failures() -> Iterator[None]:
+    """Turn a BackfillError, also one out of a group of tasks, into a `dagster.Failure` with its message."""
+    try:
+        yield
+    except BackfillError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    except BaseExceptionGroup as group:
+        known = _first_known(group)
+        if known is None:
+            raise
+        raise dg.Failure(description=str(known), allow_retries=False) from group
+
+
+def _first_known(group: BaseExceptionGroup[BaseException]) -> BackfillError | None:
+    for error in group.exceptions:
+        if isinstance(error, BackfillError):
+            return error
+        if isinstance(error, BaseExceptionGroup):
+            found = _first_known(error)
+            if found is not None:
+                return found
+    return None

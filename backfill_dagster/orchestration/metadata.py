@@ -1,0 +1,144 @@
+"""What the UI shows about a materialization: stage reports as Dagster metadata."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from backfill_dagster.dids.collect import CollectedDids
+    from backfill_dagster.repos.crawl import HostReport
+    from backfill_dagster.tables.build import PartitionReport
+
+Metadata = dict[str, Any]
+
+# Rows of a table that the UI shows in full; what is longer is cut, and says so by its count.
+_SHOWN_ROWS = 20
+
+
+def file_path(path: Path) -> dg.MetadataValue[Any]:
+    """Show where a file is."""
+    return dg.MetadataValue.path(str(path.absolute()))
+
+
+def counts_table(frame: pl.DataFrame) -> dg.MetadataValue[Any]:
+    """Show a small frame as a Markdown table."""
+    header = "| " + " | ".join(frame.columns) + " |"
+    rule = "|" + " --- |" * frame.width
+    rows = [
+        "| " + " | ".join("" if value is None else _cell(value) for value in row) + " |"
+        for row in frame.head(_SHOWN_ROWS).iter_rows()
+    ]
+    more = [f"\n… and {frame.height - _SHOWN_ROWS} more"] if frame.height > _SHOWN_ROWS else []
+    return dg.MetadataValue.md("\n".join([header, rule, *rows, *more]))
+
+
+def _cell(value: object) -> str:
+    # What servers and files said may hold anything; it must not become markup.
+    return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def source_metadata(collected: CollectedDids, path: Path) -> Metadata:
+    """Say how many inputs were given, kept and left out, and why."""
+    reasons = collected.rejects.group_by("reason").agg(inputs=pl.len()).sort("inputs", descending=True)
+    return {
+        "dagster/row_count": collected.dids.height,
+        "given": collected.given,
+        "left_out": collected.rejects.height,
+        "left_out_by_reason": counts_table(reasons),
+        "left_out_inputs": counts_table(collected.rejects),
+        "path": file_path(path),
+    }
+
+
+def directory_metadata(directory: pl.DataFrame, path: Path) -> Metadata:
+    """Say how many DIDs ended in which state, and how the accounts are spread over hosts."""
+    states = directory.group_by("state").agg(accounts=pl.len()).sort("accounts", descending=True)
+    hosts = (
+        directory.filter(pl.col("pds_host").is_not_null())
+        .group_by("pds_host")
+        .agg(accounts=pl.len())
+        .sort("accounts", "pds_host", descending=[True, False])
+    )
+    return {
+        "dagster/row_count": directory.height,
+        "accounts_by_state": counts_table(states),
+        "hosts": hosts.height,
+        "largest_hosts": counts_table(hosts),
+        "path": file_path(path),
+    }
+
+
+def host_metadata(report: HostReport, path: Path) -> Metadata:
+    """Say what the fetch of one host came to."""
+    return {
+        **{f"accounts_{state}": count for state, count in sorted(report.outcomes.items())},
+        **{f"failed_{reason}": count for reason, count in sorted(report.reasons.items())},
+        "dagster/row_count": report.records,
+        "accounts": sum(report.outcomes.values()),
+        "megabytes": round(report.bytes_received / 1e6, 3),
+        "seconds": round(report.seconds, 2),
+        "accounts_per_second": round(sum(report.outcomes.values()) / max(report.seconds, 1e-3), 2),
+        "packs": len(report.packs),
+        "path": file_path(path),
+    }
+
+
+def conversion_metadata(counts: Mapping[tuple[str | None, str, str | None], int], path: Path) -> Metadata:
+    """Say what became of one host's records."""
+    fates: dict[str, int] = {}
+    for (table, fate, reason), records in counts.items():
+        name = f"{fate}_{reason}" if reason else f"{fate}_{table}"
+        fates[name] = fates.get(name, 0) + records
+    kept = sum(records for (_, fate, _), records in counts.items() if fate == "kept")
+    return {
+        "dagster/row_count": kept,
+        "records_read": sum(counts.values()),
+        **dict(sorted(fates.items())),
+        "path": file_path(path),
+    }
+
+
+def month_metadata(report: PartitionReport, path: Path) -> Metadata:
+    """Say what one month of a table holds."""
+    return {
+        "dagster/row_count": report.rows,
+        "megabytes": round(report.bytes / 1e6, 3),
+        "files": report.parts,
+        "path": file_path(path),
+    }
+
+
+def accounts_metadata(accounts: pl.DataFrame, path: Path) -> Metadata:
+    """Say how the accounts ended and what became of their records."""
+    states = (
+        accounts.group_by("state", "reason")
+        .agg(accounts=pl.len())
+        .sort("accounts", "state", "reason", descending=[True, False, False], nulls_last=True)
+    )
+    totals = accounts.select(pl.col("^records_.*$").sum()).row(0, named=True)
+    return {
+        "dagster/row_count": accounts.height,
+        "accounts_by_state": counts_table(states),
+        **totals,
+        "undated": int(accounts["undated"].sum()),
+        "rejected_by_reason": counts_table(reason_totals(accounts, "rejected")),
+        "filtered_by_reason": counts_table(reason_totals(accounts, "filtered")),
+        "path": file_path(path),
+    }
+
+
+def reason_totals(accounts: pl.DataFrame, fate: str) -> pl.DataFrame:
+    """Sum the records of one fate (`filtered` or `rejected`) by reason, over all accounts."""
+    return (
+        accounts.select(pl.col(fate).explode().struct.unnest())
+        .drop_nulls("reason")
+        .group_by("reason")
+        .agg(pl.col("records").sum())
+        .sort("records", "reason", descending=[True, False])
+    )

@@ -1,0 +1,337 @@
+"""The stages of a backfill, each a function that reads and writes the study's storage; no Dagster is needed.
+
+    study = load_study(Path("configs/demo.yaml"))
+    collect_source(study)
+    resolve_accounts(study)
+    fetch_repos(study)
+    convert_records(study)
+    build_tables(study)
+
+A stage can be called again at any time: it does only what is missing, or writes the same again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import as_completed
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import polars as pl
+
+from backfill_dagster.connections import Connections, open_connections
+from backfill_dagster.dids.collect import CollectedDids, collect_dids
+from backfill_dagster.directory.resolve import resolve_directory
+from backfill_dagster.errors import StorageError
+from backfill_dagster.records.conversion import (
+    ConversionReport,
+    PackFiles,
+    convert_pack,
+    converted_fingerprint,
+    read_counts,
+)
+from backfill_dagster.records.date_quality import is_undated
+from backfill_dagster.records.settings import RecordSettings, StudyPeriod
+from backfill_dagster.records.tables import TABLES_OF_COLLECTION
+from backfill_dagster.repos.client import DownloadBounds
+from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport, Progress
+from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys, read_ledger, sweep_uncommitted_blocks
+from backfill_dagster.repos.proof import ProofSettings
+from backfill_dagster.repos.snapshots import accounts_to_fetch, snapshots
+from backfill_dagster.repos.verify import RepoLimits
+from backfill_dagster.storage import StudyStorage, partition_folder
+from backfill_dagster.tables.accounts import rows_from, summarise
+from backfill_dagster.tables.build import (
+    PartitionReport,
+    build_months,
+    build_undated,
+    remove_other_months,
+    scan_table,
+)
+from backfill_dagster.tables.months import study_months
+from backfill_dagster.workers import worker_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from backfill_dagster.config import Processing, Study
+    from backfill_dagster.network.limits import HostGates
+
+logger = logging.getLogger(__name__)
+
+SOURCE_KEY = "source_dids.parquet"
+SOURCE_REJECTS_KEY = "source_rejects.parquet"
+DIRECTORY_KEY = "directory.parquet"
+ACCOUNTS_KEY = "accounts.parquet"
+
+_Result = TypeVar("_Result")
+
+
+def study_tables(study: Study) -> list[str]:
+    """Return the names of the tables that the study's record types fill."""
+    return [table for kind in study.record_types for table in TABLES_OF_COLLECTION[kind]]
+
+
+def collect_source(study: Study) -> CollectedDids:
+    """Stage 1: read the source, keep each well-formed DID once, and store both what was kept and what was not."""
+    storage = StudyStorage(study.root)
+    collected = collect_dids(study.source)
+    storage.write(SOURCE_REJECTS_KEY, collected.rejects)
+    storage.write(SOURCE_KEY, collected.dids)
+    return collected
+
+
+def resolve_accounts(study: Study, gates: HostGates | None = None) -> pl.DataFrame:
+    """Stage 2: resolve every DID of the source to its handle, PDS and key; returns the directory.
+
+    Rows of accounts that left the source are kept, so that their stored data can still be accounted for.
+    """
+    storage = StudyStorage(study.root)
+    dids = storage.read(SOURCE_KEY)["did"]
+    known = storage.read(DIRECTORY_KEY) if storage.exists(DIRECTORY_KEY) else None
+
+    async def resolve(connections: Connections) -> pl.DataFrame:
+        return await resolve_directory(
+            dids,
+            resolver=connections.resolver,
+            known=known,
+            max_age=timedelta(hours=study.network.directory_max_age_hours),
+            now=datetime.now(UTC),
+        )
+
+    directory = _with_connections(study, gates, resolve)
+    if known is not None:
+        left = known.filter(~pl.col("did").is_in(dids.implode()))
+        directory = pl.concat([directory, left.select(directory.columns)])
+    storage.write(DIRECTORY_KEY, directory)
+    return directory
+
+
+def fetch_repos(
+    study: Study,
+    pds_hosts: Sequence[str] | None = None,
+    *,
+    processing: Processing | None = None,
+    gates: HostGates | None = None,
+    on_host: Callable[[HostReport], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> list[HostReport]:
+    """Stage 3: download, prove and store the repository of every account that is not settled yet.
+
+    Of all hosts of the directory, or of those named. Returns a report per host that there was work for.
+    """
+    storage = StudyStorage(study.root)
+    processing = processing or study.processing
+    waiting = _waiting_accounts(storage)
+    if pds_hosts is not None:
+        waiting = waiting.filter(pl.col("pds_host").is_in(list(pds_hosts)))
+    if waiting.is_empty():
+        return []
+    for host in waiting["pds_host"].unique():
+        sweep_uncommitted_blocks(storage, host)
+    columns = waiting.select("did", "pds", "pds_host", "key_type", "key_multibase")
+    accounts = [Account.from_directory(*row) for row in columns.iter_rows()]
+    workers = worker_pool(processing.workers)
+
+    async def crawl(connections: Connections) -> list[HostReport]:
+        with storage.scratch() as scratch:
+            crawl = Crawl(
+                root=study.root,
+                scratch=scratch,
+                http=connections.http,
+                gates=connections.gates,
+                resolver=connections.resolver,
+                workers=workers,
+                worker_count=processing.worker_count,
+                settings=_crawl_settings(study, processing),
+            )
+            return await crawl.run(accounts, on_host, on_progress)
+
+    return _with_connections(study, gates, crawl, processing)
+
+
+def convert_records(
+    study: Study,
+    pds_hosts: Sequence[str] | None = None,
+    *,
+    on_pack: Callable[[ConversionReport], None] = lambda _: None,
+) -> int:
+    """Stage 4: decode, type and classify the records of every stored pack that holds a snapshot.
+
+    Packs converted with the same settings before are passed over. Returns how many were converted.
+    """
+    storage = StudyStorage(study.root)
+    settings, fingerprint = record_settings(study), study.records_fingerprint
+    todo = _packs_to_convert(study, pds_hosts)
+    if not todo:
+        return 0
+    pool = worker_pool(study.processing.workers)
+    futures = [
+        pool.submit(convert_pack, study.root, _pack_files(storage, *pack), settings, fingerprint)
+        for pack in todo
+    ]
+    try:
+        for future in as_completed(futures):
+            on_pack(future.result())
+    finally:
+        for future in futures:
+            future.cancel()
+    return len(todo)
+
+
+def build_table(study: Study, table: str, months: Sequence[str] | None = None) -> list[PartitionReport]:
+    """Stage 5: write one table's months (all of the study's, or those named) from the converted snapshots."""
+    storage = StudyStorage(study.root)
+    chosen = study_months(study.time_range) if months is None else list(months)
+    return build_months(storage, table, chosen, shown_snapshots(study))
+
+
+def build_undated_rows(study: Study) -> dict[str, PartitionReport]:
+    """Stage 5: write the rows whose date cannot be believed, per table."""
+    storage, shown = StudyStorage(study.root), shown_snapshots(study)
+    return {table: build_undated(storage, table, shown) for table in study_tables(study)}
+
+
+def build_accounts(study: Study) -> pl.DataFrame:
+    """Stage 5: write the table of accounts, counting the records kept by reading the final files again."""
+    storage = StudyStorage(study.root)
+    directory, ledger = storage.read(DIRECTORY_KEY), read_ledger(storage)
+    current = snapshots(directory, ledger)
+    packs = current.select("pds_host", "pack").unique().sort("pds_host", "pack")
+    accounts = summarise(
+        storage.read(SOURCE_KEY),
+        directory,
+        ledger,
+        read_counts(storage, packs.iter_rows()),
+        count_kept(study),
+        hide_inactive=study.inactive_accounts == "hide",
+    )
+    storage.write(ACCOUNTS_KEY, accounts)
+    return accounts
+
+
+def build_tables(study: Study) -> pl.DataFrame:
+    """Stage 5, whole: every table, the undated rows and the accounts; what no longer belongs is removed."""
+    storage = StudyStorage(study.root)
+    tables = study_tables(study)
+    remove_other_months(storage, study_months(study.time_range), tables)
+    for table in tables:
+        build_table(study, table)
+    build_undated_rows(study)
+    return build_accounts(study)
+
+
+def count_kept(study: Study) -> pl.DataFrame:
+    """Count what the final files hold: `did, table, rows, undated, first, last`, by reading them."""
+    storage = StudyStorage(study.root)
+    undated = is_undated(pl.col("date_quality"))
+    believed = pl.col("created_at").filter(~undated)
+    counted = [
+        scan_table(storage, table)
+        .group_by("did")
+        .agg(
+            rows=pl.len(),
+            undated=undated.sum(),
+            first=believed.min(),
+            last=believed.max(),
+        )
+        .select("did", pl.lit(table).alias("table"), "rows", "undated", "first", "last")
+        for table in study_tables(study)
+    ]
+    return pl.concat(pl.collect_all(counted))
+
+
+def shown_snapshots(study: Study) -> pl.DataFrame:
+    """Return `did, pds_host, pack` of the snapshots whose records belong in the tables now."""
+    storage = StudyStorage(study.root)
+    return rows_from(
+        storage.read(SOURCE_KEY),
+        storage.read(DIRECTORY_KEY),
+        read_ledger(storage),
+        hide_inactive=study.inactive_accounts == "hide",
+    )
+
+
+def record_settings(study: Study) -> RecordSettings:
+    """Return what the study wants of the records."""
+    return RecordSettings(
+        record_types=frozenset(study.record_types),
+        period=StudyPeriod(study.time_range.start_date, study.time_range.end_date),
+        outside=study.time_range.outside,
+        keep_record_json=study.processing.record_json,
+    )
+
+
+def hosts_to_fetch(study: Study) -> list[str]:
+    """Return the hosts with accounts that are not settled."""
+    return sorted(_waiting_accounts(StudyStorage(study.root))["pds_host"].unique())
+
+
+def hosts_to_convert(study: Study) -> list[str]:
+    """Return the hosts with packs to be converted."""
+    return sorted({host for host, _, _ in _packs_to_convert(study, None)})
+
+
+def _waiting_accounts(storage: StudyStorage) -> pl.DataFrame:
+    """Return the directory's rows of accounts of the source that are not settled."""
+    directory = storage.read(DIRECTORY_KEY).join(
+        storage.read(SOURCE_KEY), on="did", how="semi", maintain_order="left"
+    )
+    return accounts_to_fetch(directory, read_ledger(storage))
+
+
+def _packs_to_convert(study: Study, pds_hosts: Sequence[str] | None) -> list[tuple[str, str, str]]:
+    """Return (PDS host, pack, key) of packs that hold a snapshot and are not converted with these settings."""
+    storage = StudyStorage(study.root)
+    current = snapshots(storage.read(DIRECTORY_KEY), read_ledger(storage))
+    wanted = set(current.select("pds_host", "pack").unique().iter_rows())
+    return [
+        (host, pack, key)
+        for host, pack, key in pack_keys(storage, pds_hosts)
+        if (host, pack) in wanted and converted_fingerprint(storage, host, pack) != study.records_fingerprint
+    ]
+
+
+def _pack_files(storage: StudyStorage, host: str, pack: str, key: str) -> PackFiles:
+    """Name a pack's files, and make sure that those it lists are there in their full size."""
+    listed = storage.scan([key], PACK_SCHEMA).select("blocks_files").head(1).collect()
+    blocks = []
+    for file in listed["blocks_files"].to_list()[0] or []:
+        blocks_key = f"repos/{partition_folder(host)}/{file['name']}"
+        if not storage.exists(blocks_key) or storage.size(blocks_key) != file["bytes"]:
+            raise StorageError(f"{storage.path(blocks_key)} is missing or damaged; fetch {host} again")
+        blocks.append(blocks_key)
+    return PackFiles(host, pack, key, tuple(blocks))
+
+
+def _crawl_settings(study: Study, processing: Processing) -> CrawlSettings:
+    network = study.network
+    max_bytes = network.max_repo_megabytes * 2**20
+    return CrawlSettings(
+        batch_size=processing.batch_size,
+        pack_bytes=processing.pack_megabytes * 2**20,
+        max_concurrent_pds=processing.max_concurrent_pds,
+        requests_in_flight=processing.requests_in_flight,
+        requests_per_second=processing.requests_per_second,
+        max_retries=processing.max_retries,
+        retry_base_seconds=network.retry_base_seconds,
+        max_park_seconds=network.max_park_minutes * 60,
+        bounds=DownloadBounds(max_bytes, network.repo_timeout_seconds),
+        proof=ProofSettings(
+            check_signature=processing.verify == "full", limits=RepoLimits(max_car_bytes=max_bytes)
+        ),
+    )
+
+
+def _with_connections(
+    study: Study,
+    gates: HostGates | None,
+    work: Callable[[Connections], Coroutine[None, None, _Result]],
+    processing: Processing | None = None,
+) -> _Result:
+    async def run() -> _Result:
+        async with open_connections(study, gates, processing or study.processing) as connections:
+            return await work(connections)
+
+    return asyncio.run(run())

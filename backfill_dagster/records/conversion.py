@@ -1,0 +1,125 @@
+"""Turns packs into typed records on disk: the stage between verified repositories and the tables.
+
+A pack never changes, so its conversion is a function of the pack and of the study's record settings; it is done
+once and done again only if those settings change. `counts` is written last and is the commit: it says what became
+of every record of every account of the pack, and which settings it was made with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from backfill_dagster.records.tables import COUNTS_SCHEMA, TABLES
+from backfill_dagster.records.transform import transform_records
+from backfill_dagster.storage import StudyStorage, partition_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from backfill_dagster.records.settings import RecordSettings
+
+_FINGERPRINT = "settings"
+
+
+@dataclass(frozen=True, slots=True)
+class PackFiles:
+    """One pack to convert: where its rows and its blocks are, as keys of the study's storage."""
+
+    pds_host: str
+    pack: str
+    key: str
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What became of a pack's records, summed over its accounts: (table, fate, reason) and how many."""
+
+    pds_host: str
+    pack: str
+    counts: tuple[tuple[str | None, str, str | None, int], ...]
+
+
+def convert_pack(root: Path, pack: PackFiles, settings: RecordSettings, fingerprint: str) -> ConversionReport:
+    """Decode, type and classify every record of one pack, one blocks file in memory at a time."""
+    storage = StudyStorage(root)
+    accounts = (
+        storage.read(pack.key)
+        .filter(pl.col("outcome") == "complete")
+        .select("did", "pds", "repo_rev", "fetched_at")
+    )
+    counts: list[pl.DataFrame] = []
+    for number, key in enumerate(pack.blocks):
+        transformed = transform_records(storage.read(key).to_arrow(), accounts, settings)
+        for table in TABLES:
+            rows = transformed.tables.get(table)
+            target = records_key(pack.pds_host, table, pack.pack, number)
+            if rows is None or rows.is_empty():
+                storage.remove(target)
+            else:
+                storage.write(target, rows)
+        rejects = records_key(pack.pds_host, "rejects", pack.pack, number)
+        if transformed.rejects.is_empty():
+            storage.remove(rejects)
+        else:
+            storage.write(rejects, transformed.rejects)
+        counts.append(transformed.counts)
+    total = _sum_counts(counts)
+    storage.write(_counts_key(pack.pds_host, pack.pack), total, metadata={_FINGERPRINT: fingerprint})
+    summed = total.group_by("table", "fate", "reason").agg(pl.col("records").sum()).sort(pl.all())
+    return ConversionReport(pack.pds_host, pack.pack, tuple(summed.iter_rows()))
+
+
+def records_key(pds_host: str, kind: str, pack: str, number: int) -> str:
+    """Return where the rows of one table (or `rejects`) of a pack's n-th blocks file are stored."""
+    return f"records/{partition_folder(pds_host)}/{kind}/{pack}-{number}.parquet"
+
+
+def converted_fingerprint(storage: StudyStorage, pds_host: str, pack: str) -> str | None:
+    """Return the settings that a pack's stored conversion was made with; None if there is none."""
+    key = _counts_key(pds_host, pack)
+    if not storage.exists(key):
+        return None
+    return pl.read_parquet_metadata(storage.path(key)).get(_FINGERPRINT)
+
+
+def read_counts(storage: StudyStorage, packs: Iterable[tuple[str, str]]) -> pl.DataFrame:
+    """Return the counts (COUNTS_SCHEMA and `pack`) of these packs, given as (PDS host, pack)."""
+    frames = [
+        storage.scan([_counts_key(host, pack)], COUNTS_SCHEMA).with_columns(pack=pl.lit(pack))
+        for host, pack in packs
+        if storage.exists(_counts_key(host, pack))
+    ]
+    if not frames:
+        return pl.DataFrame(schema={**COUNTS_SCHEMA, "pack": pl.String()})
+    return pl.concat(pl.collect_all(frames))
+
+
+def converted_keys(
+    storage: StudyStorage, kind: str, packs: Iterable[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Return (pack, key) of the stored rows of one table (or `rejects`) of these packs, in their order."""
+    by_host: dict[str, list[str]] = {}
+    for host, pack in packs:
+        by_host.setdefault(host, []).append(pack)
+    found = []
+    for host, wanted in by_host.items():
+        keys: dict[str, list[str]] = {}
+        for key in storage.keys(f"records/{partition_folder(host)}/{kind}"):
+            keys.setdefault(key.rpartition("/")[2].partition("-")[0], []).append(key)
+        found += [(pack, key) for pack in wanted for key in keys.get(pack, ())]
+    return found
+
+
+def _counts_key(pds_host: str, pack: str) -> str:
+    return f"records/{partition_folder(pds_host)}/counts/{pack}.parquet"
+
+
+def _sum_counts(counts: list[pl.DataFrame]) -> pl.DataFrame:
+    whole = pl.concat([pl.DataFrame(schema=COUNTS_SCHEMA), *counts])
+    keys = [name for name in COUNTS_SCHEMA if name != "records"]
+    return whole.group_by(keys).agg(pl.col("records").sum()).select(COUNTS_SCHEMA.names()).sort(keys)

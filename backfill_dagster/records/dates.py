@@ -1,0 +1,56 @@
+"""The time of each record: what its client wrote, the instant it names, and what the study makes of it."""
+
+from typing import Any
+
+import polars as pl
+
+from backfill_dagster.records.date_quality import date_quality, is_undated
+from backfill_dagster.records.fields import text_series
+from backfill_dagster.records.issues import Problem, problem_of
+from backfill_dagster.records.period import is_in_period, sync_timestamp
+from backfill_dagster.records.record_keys import tid_time
+from backfill_dagster.records.settings import StudyPeriod
+from backfill_dagster.records.timestamps import read_datetimes
+
+_NOT_WRITTEN = [Problem.MISSING.value, Problem.NULL.value]
+
+
+def date_rows(rows: pl.DataFrame, records: list[dict[str, Any]], period: StudyPeriod) -> pl.DataFrame:
+    """Add the columns of time to rows that have `rkey` and `fetched_at`, one for each decoded record.
+
+    Adds `created_at_raw`, `created_at`, `rkey_time`, `date_quality`, `in_range`, `sync_timestamp`, and for further
+    use `created_at_problem` (a value of `Problem`, or null).
+    """
+    raw, problem = _read_created_at(records)
+    read = read_datetimes(raw)
+    created_at, undated = pl.col("created_at"), is_undated(pl.col("date_quality"))
+    return (
+        rows.with_columns(
+            created_at_raw=raw,
+            created_at=read["instant"],
+            created_at_problem=pl.coalesce(problem, read["problem"]),
+            rkey_time=tid_time(pl.col("rkey")),
+        )
+        .with_columns(
+            date_quality=date_quality(
+                created_at,
+                ~pl.col("created_at_problem").is_in(_NOT_WRITTEN).fill_null(value=False),
+                pl.col("rkey_time"),
+                pl.col("fetched_at"),
+            )
+        )
+        .with_columns(in_range=~undated & is_in_period(created_at, period))
+        .with_columns(sync_timestamp=pl.when(~undated).then(sync_timestamp(created_at, pl.col("in_range"))))
+    )
+
+
+def _read_created_at(records: list[dict[str, Any]]) -> tuple[pl.Series, pl.Series]:
+    """Take `createdAt` where it is a string; elsewhere say why it is none."""
+    values = [record.get("createdAt") for record in records]
+    problems: list[str | None] = [None] * len(records)
+    if set(map(type, values)) != {str}:
+        for row, value in enumerate(values):
+            if type(value) is not str:
+                problems[row] = problem_of(records[row], "createdAt", Problem.NOT_A_STRING).value
+                values[row] = None
+    return text_series(values), text_series(problems)

@@ -1,0 +1,68 @@
+"""Facets of posts: annotations of stretches of the text, each with features that link, mention or tag."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from backfill_dagster.records import syntax
+from backfill_dagster.records.fields import Map, Note, read_lists, texts_series
+from backfill_dagster.records.issues import Issues, Problem
+from backfill_dagster.records.record_json import json_series, to_json
+
+_DID = re.compile(syntax.DID)
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str
+
+
+def _is_did(value: object) -> bool:
+    return type(value) is str and len(value) <= syntax.MAX_DID_BYTES and _DID.fullmatch(value) is not None
+
+
+# Type of feature -> its column, its field, and what that must hold. The union is open: others are no problem.
+_FEATURES: dict[str, tuple[str, str, Callable[[object], bool]]] = {
+    "app.bsky.richtext.facet#link": ("facet_links", "uri", _is_text),
+    "app.bsky.richtext.facet#mention": ("facet_mentions", "did", _is_did),
+    "app.bsky.richtext.facet#tag": ("facet_tags", "tag", _is_text),
+}
+
+
+def read_facets(records: list[Map], issues: Issues) -> dict[str, pl.Series]:
+    """Read the columns of posts that come from the field `facets`."""
+    texts: list[bytes | None] = [None] * len(records)
+    columns: dict[str, list[list[str] | None]] = {
+        column: [None] * len(records) for column, _, _ in _FEATURES.values()
+    }
+    for row, facets in enumerate(read_lists(records, "facets", "facets", issues, required=False)):
+        if facets is None:
+            continue
+        texts[row] = to_json(facets)
+        for column, values in _read_features(facets, partial(issues.add, row)).items():
+            columns[column][row] = values
+    lists = {column: texts_series(values) for column, values in columns.items()}
+    return {"facets": json_series(texts), **lists}
+
+
+def _read_features(facets: list[Any], note: Note) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {column: [] for column, _, _ in _FEATURES.values()}
+    for facet in facets:
+        features = facet.get("features") if type(facet) is dict else None
+        if type(features) is not list:
+            note("facets", Problem.BAD_ELEMENT)
+            continue
+        for feature in features:
+            kind = feature.get("$type") if type(feature) is dict else None
+            if type(kind) is not str:
+                note("facets.features", Problem.BAD_ELEMENT)
+            elif kind in _FEATURES:
+                column, key, is_valid = _FEATURES[kind]
+                value = feature.get(key)
+                if is_valid(value):
+                    found[column].append(value)
+                else:
+                    note("facets.features", Problem.BAD_ELEMENT)
+    return found

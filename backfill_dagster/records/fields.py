@@ -1,0 +1,91 @@
+"""Fields of decoded records -> columns of what they must be, with every departure named.
+
+Every value's type is looked at here: Arrow would take a string for a list of letters, and bytes for text.
+A parent of None is absent, or was named already: its fields are null without being a problem.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from backfill_dagster.records.issues import Issues, Problem, problem_of
+
+Map = dict[str, Any]
+Parents = Sequence[Map | None]
+# Names a problem of the field at a path, in the row at hand.
+Note = Callable[[str, Problem], None]
+
+
+def text_series(values: Sequence[str | None]) -> pl.Series:
+    """Make a text column; anything else in it is a defect, and raises TypeError."""
+    return pl.Series(values, dtype=pl.String, strict=True)
+
+
+def texts_series(values: Sequence[Sequence[str | None] | None]) -> pl.Series:
+    """Make a list<str> column."""
+    return pl.Series(pa.array(values, pa.list_(pa.string())))
+
+
+def read_texts(
+    parents: Parents, key: str, path: str, issues: Issues, *, required: bool = True
+) -> list[str | None]:
+    """Read the string field `key` of each parent, which `path` names in issues."""
+    return _read(parents, key, path, issues, required, str, Problem.NOT_A_STRING)
+
+
+def read_maps(
+    parents: Parents, key: str, path: str, issues: Issues, *, required: bool = True
+) -> list[Map | None]:
+    """Read the map field `key` of each parent, which `path` names in issues."""
+    return _read(parents, key, path, issues, required, dict, Problem.NOT_A_MAP)
+
+
+def read_lists(
+    parents: Parents, key: str, path: str, issues: Issues, *, required: bool = True
+) -> list[list[Any] | None]:
+    """Read the list field `key` of each parent, which `path` names in issues, its elements as they are."""
+    return _read(parents, key, path, issues, required, list, Problem.NOT_A_LIST)
+
+
+def read_text_lists(records: Parents, key: str, issues: Issues) -> list[list[str] | None]:
+    """Read an optional list of strings of each record; elements that are none are left out, and named."""
+    lists = read_lists(records, key, key, issues, required=False)
+    for row, values in enumerate(lists):
+        if values and set(map(type, values)) != {str}:
+            issues.add(row, key, Problem.BAD_ELEMENT)
+            lists[row] = [value for value in values if type(value) is str]
+    return lists
+
+
+def read_text(parent: Map, key: str, path: str, note: Note) -> str | None:
+    """Read a required string field of one parent."""
+    value = parent.get(key)
+    if type(value) is str:
+        return value
+    note(path, problem_of(parent, key, Problem.NOT_A_STRING))
+    return None
+
+
+def read_map(parent: Map, key: str, path: str, note: Note) -> Map | None:
+    """Read a required map field of one parent."""
+    value = parent.get(key)
+    if type(value) is dict:
+        return value
+    note(path, problem_of(parent, key, Problem.NOT_A_MAP))
+    return None
+
+
+def _read(
+    parents: Parents, key: str, path: str, issues: Issues, required: bool, kind: type, otherwise: Problem
+) -> list[Any]:
+    values = [None if parent is None else parent.get(key) for parent in parents]
+    if set(map(type, values)) == {kind}:
+        return values
+    for row, (parent, value) in enumerate(zip(parents, values, strict=True)):
+        if type(value) is kind or parent is None or not (required or key in parent):
+            continue
+        issues.add(row, path, problem_of(parent, key, otherwise))
+        values[row] = None
+    return values

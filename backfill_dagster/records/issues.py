@@ -1,0 +1,64 @@
+"""What was wrong with a record that is kept all the same: `field:problem`, by row.
+
+A field that does not hold what its lexicon promises becomes null, or loses the elements that are not what they
+must be, and is named here; the record itself stays.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+
+class Problem(StrEnum):
+    """The closed set of what can be wrong with a field; an issue is `<path of the field>:<problem>`."""
+
+    MISSING = "missing"  # required by the lexicon
+    NULL = "null"  # present, and null, which no lexicon read here allows
+    NOT_A_STRING = "not_a_string"
+    NOT_A_LIST = "not_a_list"
+    NOT_A_MAP = "not_a_map"
+    NOT_A_BLOB = "not_a_blob"
+    BAD_ELEMENT = "bad_element"  # of a list: left out of the column
+    NOT_AN_AT_URI = "not_an_at_uri"
+    NO_DID = "no_did"  # an AT-URI whose authority is a handle
+    NOT_A_CID = "not_a_cid"
+    NOT_A_DID = "not_a_did"
+    DIFFERS = "differs"  # `$type` is not the collection that the record stands in
+    RESERVED_KEY = "reserved_key"  # a map key `$link` or `$bytes`, which JSON cannot tell from the real thing
+    UNPARSEABLE = "unparseable"
+    OUT_OF_RANGE = "out_of_range"  # an instant outside the years 1 to 9999
+    NO_ZONE = "no_zone"  # read as UTC
+    DATE_ONLY = "date_only"  # read as midnight UTC
+    NONSTANDARD = "nonstandard"  # one clear instant, not written as the protocol asks
+
+
+class Issues:
+    """The issues of one frame of records, gathered by row position."""
+
+    def __init__(self) -> None:
+        self._by_row: dict[int, list[str]] = {}
+
+    def add(self, row: int, path: str, problem: Problem) -> None:
+        """Name a problem of a row's field, once."""
+        issues = self._by_row.setdefault(row, [])
+        issue = f"{path}:{problem}"
+        if issue not in issues:
+            issues.append(issue)
+
+    def column(self, rows: int) -> pl.Series:
+        """All issues as list<str> of length `rows`; a row without any holds an empty list."""
+        nothing: list[str] = []
+        lists = [nothing] * rows
+        for row, issues in self._by_row.items():
+            lists[row] = issues
+        return pl.Series("issues", pa.array(lists, pa.list_(pa.string())))
+
+
+def problem_of(parent: Mapping[str, Any], key: str, otherwise: Problem) -> Problem:
+    """Say what is wrong with a field that is not what it must be: missing, null, or `otherwise`."""
+    if key not in parent:
+        return Problem.MISSING
+    return Problem.NULL if parent[key] is None else otherwise

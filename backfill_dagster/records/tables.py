@@ -1,0 +1,186 @@
+"""The record tables: which there are, which collection feeds them, and every column's type and meaning.
+
+The one description of the columns: schemas, documentation and the column schemas shown in Dagster follow it.
+"""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+# Raised whenever a column is added, removed or changes its type or meaning.
+SCHEMA_VERSION = 1
+
+POST = "app.bsky.feed.post"
+LIKE = "app.bsky.feed.like"
+REPOST = "app.bsky.feed.repost"
+FOLLOW = "app.bsky.graph.follow"
+BLOCK = "app.bsky.graph.block"
+
+TEXT = pl.String()
+TEXTS = pl.List(pl.String())
+INSTANT = pl.Datetime("us", "UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, its type, and what it means in one sentence."""
+
+    name: str
+    dtype: pl.DataType
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One record table, fed by one collection; its rows' `record_type` is the table's name in the singular."""
+
+    name: str
+    record_type: str
+    collection: str
+    description: str
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> pl.Schema:
+        """The table's columns in order, with their Polars types."""
+        return pl.Schema({column.name: column.dtype for column in self.columns})
+
+
+_IDENTITY = (
+    Column("did", TEXT, "DID of the account whose repository holds the record."),
+    Column("collection", TEXT, "NSID of the collection, from the record's key in the repository's tree."),
+    Column("rkey", TEXT, "Record key within the collection, from the repository's tree."),
+    Column("uri", TEXT, "AT-URI of the record, at://did/collection/rkey: unique in the table."),
+    Column("cid", TEXT, "CID (base32 text) of the record's exact bytes, checked against their hash."),
+    Column("repo_rev", TEXT, "Revision (TID) of the repository snapshot that the record was read from."),
+    Column("pds", TEXT, "Host that served the snapshot."),
+    Column("record_type", TEXT, "Kind of record: post, reply, like, repost, follow or block."),
+)
+
+_TIME = (
+    Column(
+        "created_at_raw",
+        TEXT,
+        "The record's createdAt exactly as its client wrote it; null if it is no string.",
+    ),
+    Column("created_at", INSTANT, "Instant that created_at_raw names, in UTC; null if it names none."),
+    Column(
+        "sync_timestamp",
+        INSTANT,
+        "created_at inside the study period, the study's normalised date outside it, null for an undated record.",
+    ),
+    Column("in_range", pl.Boolean(), "Whether created_at is believed and lies inside the study period."),
+    Column(
+        "rkey_time", INSTANT, "Time in the record key if it is a TID, chosen by the client: a hint, no proof."
+    ),
+    Column(
+        "date_quality",
+        TEXT,
+        "How far created_at is believed: consistent, differs_from_rkey or no_rkey_time; or, for an undated record, "
+        "missing, unparseable, before_network or future.",
+    ),
+    Column(
+        "issues",
+        TEXTS,
+        "Fields that do not hold what their lexicon promises, as field:problem; empty if none.",
+    ),
+)
+
+_RECORD = (
+    Column(
+        "record",
+        TEXT,
+        'The whole record as JSON, CID links as {"$link"} and byte strings as {"$bytes"}; null if not kept.',
+    ),
+)
+
+_POST = (
+    Column("text", TEXT, "The post's text."),
+    Column("langs", TEXTS, "Language tags that the client set, as written."),
+    Column("tags", TEXTS, "Hashtags beside the text, as written; those in the text are in facet_tags."),
+    Column(
+        "labels", TEXTS, "Values of the labels that the author put on the post, such as content warnings."
+    ),
+    Column("embed_type", TEXT, "NSID of the embed's type."),
+    Column("embed", TEXT, "The whole embed as JSON."),
+    Column("external_uri", TEXT, "Address of the external link card, also of one beside a quote."),
+    Column(
+        "media_types",
+        TEXTS,
+        "MIME type of each image or video of the embed, in order; null without an embed.",
+    ),
+    Column("alt_texts", TEXTS, "Alternative text of each image or video, parallel to media_types."),
+    Column("blob_cids", TEXTS, "CID of each image's or video's blob, parallel to media_types."),
+    Column("facets", TEXT, "All facets as JSON; their indexes count UTF-8 bytes of the text."),
+    Column("facet_links", TEXTS, "Addresses that facets link to, in order; null without facets."),
+    Column("facet_mentions", TEXTS, "DIDs that facets mention, in order; null without facets."),
+    Column("facet_tags", TEXTS, "Hashtags of facets, without the sign, in order; null without facets."),
+    Column("reply_parent_uri", TEXT, "AT-URI of the record replied to; null for a post that is no reply."),
+    Column("reply_parent_cid", TEXT, "CID of the record replied to."),
+    Column("reply_parent_did", TEXT, "DID in reply_parent_uri."),
+    Column("reply_root_uri", TEXT, "AT-URI of the record that the thread began with."),
+    Column("reply_root_cid", TEXT, "CID of the record that the thread began with."),
+    Column("reply_root_did", TEXT, "DID in reply_root_uri."),
+    Column(
+        "quoted_uri", TEXT, "AT-URI of the embedded record: a quoted post, or a list, feed or other record."
+    ),
+    Column("quoted_cid", TEXT, "CID of the embedded record."),
+    Column("quoted_did", TEXT, "DID in quoted_uri."),
+)
+
+_SUBJECT_RECORD = (
+    Column("subject_uri", TEXT, "AT-URI of the record that is liked or reposted."),
+    Column("subject_cid", TEXT, "CID of that record, as the client saw it."),
+    Column("subject_did", TEXT, "DID in subject_uri."),
+    Column("subject_collection", TEXT, "Collection in subject_uri: a post's, a feed's, a list's ..."),
+    Column(
+        "via_uri", TEXT, "AT-URI of the repost through which the subject was seen, if the client said so."
+    ),
+)
+
+_SUBJECT_ACCOUNT = (Column("subject_did", TEXT, "DID of the account that is followed or blocked."),)
+
+
+def _table(
+    name: str, record_type: str, collection: str, description: str, columns: tuple[Column, ...]
+) -> Table:
+    return Table(name, record_type, collection, description, (*_IDENTITY, *_TIME, *columns, *_RECORD))
+
+
+RECORD_TABLES: tuple[Table, ...] = (
+    _table("posts", "post", POST, "Posts that are no replies, one row per record.", _POST),
+    _table("replies", "reply", POST, "Posts with a reply field, one row per record.", _POST),
+    _table("likes", "like", LIKE, "Likes of posts, feeds and other records.", _SUBJECT_RECORD),
+    _table("reposts", "repost", REPOST, "Reposts of posts.", _SUBJECT_RECORD),
+    _table("follows", "follow", FOLLOW, "Follows of accounts.", _SUBJECT_ACCOUNT),
+    _table("blocks", "block", BLOCK, "Blocks of accounts.", _SUBJECT_ACCOUNT),
+)
+TABLES: tuple[str, ...] = tuple(table.name for table in RECORD_TABLES)
+TABLE_BY_NAME: dict[str, Table] = {table.name: table for table in RECORD_TABLES}
+
+COLLECTIONS: tuple[str, ...] = tuple(dict.fromkeys(table.collection for table in RECORD_TABLES))
+TABLES_OF_COLLECTION: dict[str, tuple[str, ...]] = {
+    collection: tuple(table.name for table in RECORD_TABLES if table.collection == collection)
+    for collection in COLLECTIONS
+}
+
+REJECTS = (
+    Column("did", TEXT, "DID of the account whose repository holds the record."),
+    Column("collection", TEXT, "First part of the record's key in the repository's tree."),
+    Column("rkey", TEXT, "Second part of the record's key in the repository's tree."),
+    Column("uri", TEXT, "AT-URI of the record, as far as its key makes one."),
+    Column("cid", TEXT, "CID (base32 text) of the record's bytes; null if it is none."),
+    Column("reason", TEXT, "Why no row could be made of the record, out of a closed set."),
+    Column("detail", TEXT, "What exactly was found."),
+)
+REJECTS_SCHEMA = pl.Schema({column.name: column.dtype for column in REJECTS})
+
+COUNTS = (
+    Column("did", TEXT, "DID of the account whose repository holds the records."),
+    Column("collection", TEXT, "NSID of their collection."),
+    Column("table", TEXT, "Table that they stand in or would stand in; null if that is not known."),
+    Column("fate", TEXT, "What became of them: kept, filtered or rejected."),
+    Column("reason", TEXT, "Why they were filtered or rejected; null for kept records."),
+    Column("records", pl.Int64(), "How many there are; the sum over an account is all records of its tree."),
+)
+COUNTS_SCHEMA = pl.Schema({column.name: column.dtype for column in COUNTS})

@@ -1,0 +1,168 @@
+"""One question to one PDS: an account's repository, or what has become of the account.
+
+A server's answers are told apart here: a state of the account (it is settled), a failure (it may pass), or a
+pause that the host asks for (429; it concerns the host, not the account).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backfill_dagster.network.http import HttpClient, RequestFailedError, RequestFault
+from backfill_dagster.repos.outcomes import FailureReason, Outcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backfill_dagster.network.limits import HostGate
+
+_STATES_BY_ERROR = {
+    "RepoNotFound": Outcome.NOT_FOUND,
+    "RepoTakendown": Outcome.TAKENDOWN,
+    "RepoSuspended": Outcome.SUSPENDED,
+    "RepoDeactivated": Outcome.DEACTIVATED,
+    "RepoDesynchronized": Outcome.DESYNCHRONIZED,
+    "RepoThrottled": Outcome.THROTTLED,
+    "RepoInactive": Outcome.INACTIVE,
+    "AccountTakedown": Outcome.TAKENDOWN,
+    "AccountDeactivated": Outcome.DEACTIVATED,
+}
+_STATES_BY_STATUS = {
+    state.value: state
+    for state in (
+        Outcome.TAKENDOWN,
+        Outcome.SUSPENDED,
+        Outcome.DELETED,
+        Outcome.DEACTIVATED,
+        Outcome.DESYNCHRONIZED,
+        Outcome.THROTTLED,
+    )
+}
+_FAILURES_BY_FAULT = {
+    RequestFault.UNREACHABLE: FailureReason.UNREACHABLE,
+    RequestFault.REFUSED_ADDRESS: FailureReason.REFUSED_ADDRESS,
+    RequestFault.TIMED_OUT: FailureReason.TIMED_OUT,
+    RequestFault.TRUNCATED: FailureReason.TRUNCATED,
+    RequestFault.TOO_LARGE: FailureReason.TOO_LARGE,
+    RequestFault.BAD_REDIRECT: FailureReason.BAD_REDIRECT,
+    RequestFault.BAD_ENCODING: FailureReason.BAD_ENCODING,
+    RequestFault.BAD_TLS: FailureReason.UNREACHABLE,
+}
+_MAX_STATUS_BYTES = 64 * 1024
+_MAX_DETAIL = 300
+
+
+@dataclass(frozen=True, slots=True)
+class RepoAnswer:
+    """What `getRepo` came to: a file on disk if `outcome` is complete (and not yet proven), else why not."""
+
+    outcome: Outcome
+    reason: FailureReason | None = None
+    detail: str | None = None
+    http_status: int | None = None
+    server_error: str | None = None
+    bytes_received: int = 0
+    seconds: float = 0.0
+    throttled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadBounds:
+    """The largest body in bytes, and the longest time for it in seconds."""
+
+    max_bytes: int
+    seconds: float
+
+
+async def get_repo(
+    http: HttpClient, gate: HostGate, origin: str, did: str, to: Path, bounds: DownloadBounds
+) -> RepoAnswer:
+    """Download `com.atproto.sync.getRepo` to a file, in the host's turn."""
+    try:
+        async with gate.request():
+            download = await http.download(
+                f"{origin}/xrpc/com.atproto.sync.getRepo",
+                params={"did": did},
+                to=to,
+                max_bytes=bounds.max_bytes,
+                total_timeout=bounds.seconds,
+            )
+    except RequestFailedError as error:
+        return RepoAnswer(
+            Outcome.FAILED, _FAILURES_BY_FAULT[error.kind], detail=str(error.detail)[:_MAX_DETAIL]
+        )
+    gate.observe(download.status, download.headers)
+    if download.status == 200:
+        return RepoAnswer(
+            Outcome.COMPLETE,
+            http_status=200,
+            bytes_received=download.bytes_received,
+            seconds=download.seconds,
+        )
+    answer = classify_error(download.status, download.error_body)
+    return RepoAnswer(
+        answer.outcome,
+        answer.reason,
+        answer.detail,
+        download.status,
+        answer.server_error,
+        download.bytes_received,
+        download.seconds,
+        throttled=download.status == 429,
+    )
+
+
+async def get_account_state(http: HttpClient, gate: HostGate, origin: str, did: str) -> Outcome | None:
+    """Ask `getRepoStatus` what it calls an account that is not active; None if it does not say.
+
+    `active` is believed before `status`: a server may give no status, or one that is not in the lexicon.
+    """
+    try:
+        async with gate.request():
+            answer = await http.get(
+                f"{origin}/xrpc/com.atproto.sync.getRepoStatus",
+                params={"did": did},
+                max_bytes=_MAX_STATUS_BYTES,
+            )
+    except RequestFailedError:
+        return None
+    gate.observe(answer.status, answer.headers)
+    body = _json_object(answer.body)
+    if answer.status != 200 or body.get("active") is not False:
+        return None
+    return _STATES_BY_STATUS.get(str(body.get("status")), Outcome.INACTIVE)
+
+
+def classify_error(status: int, body: bytes) -> RepoAnswer:
+    """Tell an account's state from a failure, in an answer other than 200.
+
+    XRPC names errors in `{"error", "message"}`; a missing repository can also come as a plain InvalidRequest.
+    """
+    answer = _json_object(body)
+    name, message = _text(answer, "error"), _text(answer, "message")
+    detail = " ".join((message or body[:_MAX_DETAIL].decode("utf-8", "replace")).split())[:_MAX_DETAIL]
+    if status == 429:
+        return RepoAnswer(Outcome.FAILED, FailureReason.RATE_LIMITED, detail, status, name)
+    if status >= 500:
+        return RepoAnswer(Outcome.FAILED, FailureReason.SERVER_ERROR, detail, status, name)
+    state = _STATES_BY_ERROR.get(name or "")
+    if state is None and name == "InvalidRequest" and (message or "").startswith("Could not find repo"):
+        state = Outcome.NOT_FOUND
+    if state is not None:
+        return RepoAnswer(state, None, detail, status, name)
+    return RepoAnswer(Outcome.FAILED, FailureReason.UNEXPECTED_ANSWER, detail, status, name)
+
+
+def _text(answer: dict[str, object], field: str) -> str | None:
+    value = answer.get(field)
+    return value[:_MAX_DETAIL] if isinstance(value, str) else None
+
+
+def _json_object(body: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

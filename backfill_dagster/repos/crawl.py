@@ -1,0 +1,450 @@
+"""The crawl: many hosts at once, each at its own pace, downloads joined to the workers by a bounded queue.
+
+A host is worked in rounds. A round asks for each of its open accounts once; what failed is asked for again in
+the next round, after a pause, until its tries are used up. Files that arrive are handed to the worker processes
+in packs; a pack is committed as soon as it is full, so that an interruption loses only packs under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, deque
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backfill_dagster.directory.documents import DirectoryState, LookupFailedError
+from backfill_dagster.directory.resolver import DirectoryRow, Resolver
+from backfill_dagster.network.backoff import full_jitter
+from backfill_dagster.repos.client import DownloadBounds, RepoAnswer, get_account_state, get_repo
+from backfill_dagster.repos.faults import RepoFault
+from backfill_dagster.repos.keys import SigningKey, SigningKeyError
+from backfill_dagster.repos.outcomes import HOST_FAILURES, FailureReason, Outcome, failure_of
+from backfill_dagster.repos.packs import Attempt
+from backfill_dagster.repos.proof import Delivery, PackReport, ProofSettings, prove_and_pack
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from backfill_dagster.network.http import HttpClient
+    from backfill_dagster.network.limits import HostGate, HostGates
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One account to fetch: its PDS's origin and host, and the key of its DID document as `did:key:...`.
+
+    The key is None if the document names none, or one of no curve that the protocol knows.
+    """
+
+    did: str
+    pds: str
+    pds_host: str
+    key: str | None
+
+    @classmethod
+    def from_directory(
+        cls, did: str, pds: str, pds_host: str, key_type: str | None, key_multibase: str | None
+    ) -> Account:
+        """Make an account of a resolved row of the directory."""
+        return cls(did, pds, pds_host, _did_key(key_type, key_multibase))
+
+
+@dataclass(frozen=True, slots=True)
+class CrawlSettings:
+    """The pace and bounds of a crawl; bytes and seconds."""
+
+    batch_size: int
+    pack_bytes: int
+    max_concurrent_pds: int
+    requests_in_flight: int
+    requests_per_second: float
+    max_retries: int
+    retry_base_seconds: float
+    max_park_seconds: float
+    bounds: DownloadBounds
+    proof: ProofSettings
+
+
+@dataclass(slots=True)
+class HostReport:
+    """What one host's crawl came to. `moved` are the accounts found to live elsewhere by now."""
+
+    pds_host: str
+    outcomes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    records: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+    packs: list[str] = field(default_factory=list)
+    moved: list[Account] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the host, rather than single accounts of it, is to be tried again."""
+        host_failures = sum(self.reasons[reason] for reason in HOST_FAILURES)
+        lasting = self.reasons[FailureReason.UNREACHABLE] + self.reasons[FailureReason.RATE_LIMITED]
+        return lasting > 0 or (host_failures > 0 and host_failures == sum(self.outcomes.values()))
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a crawl is, for whoever shows it."""
+
+    total: int
+    done: int = 0
+    bytes_received: int = 0
+    failed: int = 0
+    hosts_active: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class _Work:
+    """One account on its way: tries made, and what was learned of it meanwhile."""
+
+    account: Account
+    attempts: int = 0
+    refreshed: bool = False
+    previous_keys: tuple[str, ...] = ()
+    car: Path | None = None
+    answer: RepoAnswer | None = None
+    fetched_at: datetime | None = None
+
+
+class Crawl:
+    """Fetches accounts from their hosts; one instance per run, on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        scratch: Path,
+        http: HttpClient,
+        gates: HostGates,
+        resolver: Resolver,
+        workers: Executor,
+        worker_count: int,
+        settings: CrawlSettings,
+    ) -> None:
+        self.root = root
+        self.scratch = scratch
+        self.http = http
+        self.gates = gates
+        self.resolver = resolver
+        self.settings = settings
+        self._workers = workers
+        self._active_hosts = asyncio.Semaphore(settings.max_concurrent_pds)
+        # Two packs per worker keep it busy while bounding what waits on disk.
+        self._packs_under_way = asyncio.Semaphore(2 * worker_count)
+        self._files = 0
+
+    async def run(
+        self,
+        accounts: Iterable[Account],
+        on_host: Callable[[HostReport], None] = lambda _: None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> list[HostReport]:
+        """Fetch all accounts, the largest hosts first; accounts found to have moved are followed once."""
+        reports: list[HostReport] = []
+        waiting = list(accounts)
+        progress = Progress(total=len(waiting))
+        while waiting:
+            by_host: dict[str, list[Account]] = {}
+            for account in waiting:
+                by_host.setdefault(account.pds_host, []).append(account)
+            hosts = sorted(by_host.items(), key=lambda item: (-len(item[1]), item[0]))
+            round_reports: list[HostReport] = []
+            async with asyncio.TaskGroup() as tasks:
+                for host, members in hosts:
+                    crawl = HostCrawl(self, host, members, progress, on_progress)
+                    tasks.create_task(self._crawl_host(crawl, round_reports, on_host))
+            reports.extend(round_reports)
+            waiting = [account for report in round_reports for account in report.moved]
+        return reports
+
+    async def _crawl_host(
+        self, crawl: HostCrawl, reports: list[HostReport], on_host: Callable[[HostReport], None]
+    ) -> None:
+        async with self._active_hosts:
+            crawl.progress.hosts_active += 1
+            try:
+                report = await crawl.run()
+            finally:
+                crawl.progress.hosts_active -= 1
+        reports.append(report)
+        on_host(report)
+
+    @asynccontextmanager
+    async def without_host_slot(self) -> AsyncIterator[None]:
+        """Give the caller's place among the active hosts to another while it only waits."""
+        self._active_hosts.release()
+        try:
+            yield
+        finally:
+            await self._active_hosts.acquire()
+
+    async def pack(self, pds_host: str, deliveries: Sequence[Delivery]) -> PackReport:
+        """Have a worker prove and pack these deliveries; waits while the workers have enough to do."""
+        async with self._packs_under_way:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._workers, prove_and_pack, self.root, pds_host, tuple(deliveries), self.settings.proof
+            )
+
+    def scratch_file(self) -> Path:
+        """Return a fresh name in scratch; never made from anything that a server said."""
+        self._files += 1
+        return self.scratch / f"{self._files}.car"
+
+
+class HostCrawl:
+    """The accounts of one host, in rounds, within one place among the active hosts."""
+
+    def __init__(
+        self,
+        crawl: Crawl,
+        pds_host: str,
+        accounts: Sequence[Account],
+        progress: Progress,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.progress = progress
+        self._crawl = crawl
+        self._settings = crawl.settings
+        self._gate: HostGate = crawl.gates.gate(
+            pds_host, rate=crawl.settings.requests_per_second, in_flight=crawl.settings.requests_in_flight
+        )
+        self._report = HostReport(pds_host)
+        self._queue = deque(_Work(account) for account in accounts)
+        self._again: list[_Work] = []
+        self._batch: list[tuple[_Work, Delivery]] = []
+        self._batch_bytes = 0
+        self._packing: set[asyncio.Task[None]] = set()
+        self._unreachable_in_a_row = 0
+        self._on_progress = on_progress
+        self._parking = asyncio.Lock()
+
+    async def run(self) -> HostReport:
+        """Work until every account of the host is settled, has failed for good, or has moved."""
+        started = time.monotonic()
+        number = 0
+        while self._queue:
+            if number:
+                await self._pause(full_jitter(number, self._settings.retry_base_seconds, random.random))
+            number += 1
+            self._unreachable_in_a_row = 0
+            loops = min(self._settings.requests_in_flight, len(self._queue))
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(loops):
+                    tasks.create_task(self._fetch_until_empty())
+            await self._seal_batch()
+            while self._packing:
+                await asyncio.gather(*self._packing)
+                await self._seal_batch()
+            self._queue.extend(self._again)
+            self._again.clear()
+        self._report.seconds = time.monotonic() - started
+        return self._report
+
+    async def _fetch_until_empty(self) -> None:
+        while self._queue:
+            work = self._queue.popleft()
+            if work.car is not None:
+                # Only its keys were looked up again; the file is here already.
+                await self._deliver(work)
+            elif self._unreachable_in_a_row >= 2 * self._settings.requests_in_flight:
+                # The host is down: the rest of the round need not wait for a time-out each.
+                work.attempts += 1
+                work.answer = RepoAnswer(
+                    Outcome.FAILED, FailureReason.UNREACHABLE, "the host did not answer others"
+                )
+                await self._failed(work, FailureReason.UNREACHABLE)
+            else:
+                await self._fetch(work)
+
+    async def _fetch(self, work: _Work) -> None:
+        account = work.account
+        car = self._crawl.scratch_file()
+        parked = 0.0
+        while True:
+            parked += await self._wait_out_park()
+            work.fetched_at = datetime.now(UTC)
+            answer = await get_repo(
+                self._crawl.http, self._gate, account.pds, account.did, car, self._settings.bounds
+            )
+            if not answer.throttled or parked > self._settings.max_park_seconds:
+                break
+        work.answer = answer
+        work.attempts += 1
+        self.progress.bytes_received += answer.bytes_received
+        if answer.outcome is Outcome.COMPLETE:
+            self._unreachable_in_a_row = 0
+            work.car = car
+            await self._deliver(work)
+            return
+        car.unlink(missing_ok=True)
+        if answer.outcome is not Outcome.FAILED:
+            self._unreachable_in_a_row = 0
+            await self._account_state(work)
+            return
+        reason = answer.reason or FailureReason.UNEXPECTED_ANSWER
+        unreachable = reason in (FailureReason.UNREACHABLE, FailureReason.TIMED_OUT)
+        self._unreachable_in_a_row = self._unreachable_in_a_row + 1 if unreachable else 0
+        await self._failed(work, reason)
+
+    async def _account_state(self, work: _Work) -> None:
+        """Record what the server says of the account, unless the account lives elsewhere by now.
+
+        The old host of a migrated account calls it deactivated, so the DID is resolved afresh first.
+        """
+        account = work.account
+        row = await self._crawl.resolver.resolve(account.did)
+        if row.state is DirectoryState.RESOLVED and row.pds_host != account.pds_host:
+            self._report.moved.append(_account(row))
+            return
+        if row.state is DirectoryState.TOMBSTONED:
+            state: Outcome | None = Outcome.DELETED
+        else:
+            state = await get_account_state(self._crawl.http, self._gate, account.pds, account.did)
+        if work.answer is not None and state is not None:
+            work.answer = replace(work.answer, outcome=state)
+        await self._add(work, Delivery(self._attempt(work)))
+
+    async def _deliver(self, work: _Work) -> None:
+        account = work.account
+        if account.key is None and self._settings.proof.check_signature:
+            if work.car is not None:
+                work.car.unlink(missing_ok=True)
+            await self._add(work, Delivery(self._attempt(work, failure=FailureReason.NO_SIGNING_KEY)))
+            return
+        keys = () if account.key is None else (account.key,)
+        await self._add(work, Delivery(self._attempt(work), work.car, keys, work.previous_keys))
+
+    async def _failed(self, work: _Work, reason: FailureReason, detail: str | None = None) -> None:
+        """Put the account off to the next round, or record the failure when its tries are used up."""
+        if work.attempts <= self._settings.max_retries and reason not in _LASTING:
+            self._again.append(work)
+            return
+        await self._add(work, Delivery(self._attempt(work, failure=reason, detail=detail)))
+
+    async def _add(self, work: _Work, delivery: Delivery) -> None:
+        self._batch.append((work, delivery))
+        self._batch_bytes += delivery.car.stat().st_size if delivery.car else 0
+        if len(self._batch) >= self._settings.batch_size or self._batch_bytes >= self._settings.pack_bytes:
+            await self._seal_batch()
+
+    async def _seal_batch(self) -> None:
+        if not self._batch:
+            return
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        task = asyncio.create_task(self._pack(batch))
+        self._packing.add(task)
+        task.add_done_callback(self._packing.discard)
+        if len(self._packing) > 1:
+            # One pack is built while the next is fetched; more would only pile up on disk.
+            await asyncio.wait(self._packing, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _pack(self, batch: list[tuple[_Work, Delivery]]) -> None:
+        report = await self._crawl.pack(self._report.pds_host, [delivery for _, delivery in batch])
+        if report.pack is not None:
+            self._report.packs.append(report.pack)
+        for attempt in report.written:
+            self._count(attempt)
+        for work, delivery in batch:
+            fault = report.rejected.get(delivery.attempt.did)
+            if fault is not None:
+                await self._rejected(work, *fault)
+        self._on_progress(self.progress)
+
+    def _count(self, attempt: Attempt) -> None:
+        self.progress.done += 1
+        self.progress.failed += attempt.outcome is Outcome.FAILED
+        self._report.outcomes[attempt.outcome] += 1
+        self._report.records += attempt.records
+        self._report.bytes_received += attempt.bytes_received
+        if attempt.reason is not None:
+            self._report.reasons[attempt.reason] += 1
+
+    async def _rejected(self, work: _Work, fault: RepoFault, detail: str) -> None:
+        """Answer a file that did not hold: look the keys up again once, or fetch the repository again."""
+        account = work.account
+        if fault is RepoFault.BAD_SIGNATURE and not work.refreshed:
+            work.refreshed = True
+            row = await self._crawl.resolver.resolve(account.did)
+            if row.state is DirectoryState.RESOLVED and row.pds_host == account.pds_host:
+                work.account = _account(row)
+            work.previous_keys = await _earlier_keys(self._crawl.resolver, account.did)
+            self._again.append(work)
+            return
+        if work.car is not None:
+            work.car.unlink(missing_ok=True)
+            work.car = None
+        await self._failed(work, failure_of(fault), detail)
+
+    def _attempt(
+        self, work: _Work, failure: FailureReason | None = None, detail: str | None = None
+    ) -> Attempt:
+        answer = work.answer or RepoAnswer(Outcome.FAILED)
+        return Attempt(
+            did=work.account.did,
+            pds=work.account.pds,
+            outcome=answer.outcome if failure is None else Outcome.FAILED,
+            reason=failure,
+            detail=detail or answer.detail,
+            fetched_at=work.fetched_at or datetime.now(UTC),
+            attempts=work.attempts,
+            http_status=answer.http_status,
+            server_error=answer.server_error,
+            bytes_received=answer.bytes_received,
+            seconds=answer.seconds,
+        )
+
+    async def _wait_out_park(self) -> float:
+        """Wait, without a place among the active hosts, until the host may be asked again; seconds waited."""
+        waited = 0.0
+        async with self._parking:
+            while (seconds := self._gate.parked_for()) > 0:
+                logger.warning("%s asked for a pause: waiting %.0f s", self._report.pds_host, seconds)
+                await self._pause(seconds)
+                waited += seconds
+        return waited
+
+    async def _pause(self, seconds: float) -> None:
+        async with self._crawl.without_host_slot():
+            await asyncio.sleep(seconds)
+
+
+def _account(row: DirectoryRow) -> Account:
+    return Account.from_directory(row.did, row.pds or "", row.pds_host or "", row.key_type, row.key_multibase)
+
+
+async def _earlier_keys(resolver: Resolver, did: str) -> tuple[str, ...]:
+    """Return the keys of the account's audit log that can be read; none if the log cannot."""
+    try:
+        methods = await resolver.audit_keys(did)
+    except LookupFailedError as error:
+        logger.warning("%s: earlier keys cannot be had: %s", did, error)
+        return ()
+    keys = (_did_key(*method) for method in methods)
+    return tuple(key for key in keys if key is not None)
+
+
+def _did_key(key_type: str | None, key_multibase: str | None) -> str | None:
+    if key_type is None or key_multibase is None:
+        return None
+    try:
+        return SigningKey.from_verification_method(key_type, key_multibase).did_key
+    except SigningKeyError:
+        return None
+
+
+# What another try cannot change within one run.
+_LASTING = frozenset({FailureReason.REFUSED_ADDRESS, FailureReason.TOO_LARGE, FailureReason.UNSUPPORTED_CAR})

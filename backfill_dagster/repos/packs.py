@@ -1,0 +1,288 @@
+"""Packs: the unit of commit of a fetch, and the ledger of every attempt.
+
+A pack is one row per account attempted, and beside it one or more blocks files with every record of those of its
+accounts that are complete. The blocks files are published first and the pack last: a blocks file that no pack
+names is the left-over of an interrupted run. Names are made from the content's identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from backfill_dagster.storage import (
+    RowGroupWriter,
+    StoredFile,
+    StudyStorage,
+    partition_folder,
+    partition_host,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from backfill_dagster.repos.outcomes import FailureReason, Outcome
+
+ROW_GROUP_BYTES = 16 * 2**20
+BLOCKS_FILE_BYTES = 64 * 2**20
+
+BLOCKS_SCHEMA = pa.schema(
+    [
+        pa.field("did", pa.string(), nullable=False),
+        pa.field("collection", pa.string(), nullable=False),
+        pa.field("rkey", pa.string(), nullable=False),
+        pa.field("cid", pa.binary(), nullable=False),
+        pa.field("block", pa.large_binary(), nullable=False),
+    ]
+)
+
+PACK_SCHEMA = pl.Schema(
+    {
+        "did": pl.String(),
+        "pds": pl.String(),
+        "outcome": pl.String(),
+        "reason": pl.String(),
+        "detail": pl.String(),
+        "http_status": pl.Int32(),
+        "server_error": pl.String(),
+        "attempts": pl.Int32(),
+        "bytes_received": pl.Int64(),
+        "seconds": pl.Float64(),
+        "fetched_at": pl.Datetime("us", "UTC"),
+        "repo_rev": pl.String(),
+        "commit_cid": pl.String(),
+        "commit_block": pl.Binary(),
+        "signed_by": pl.String(),
+        "signing_key": pl.String(),
+        "records": pl.Int64(),
+        "blocks_files": pl.List(
+            pl.Struct({"name": pl.String(), "rows": pl.Int64(), "bytes": pl.Int64(), "sha256": pl.String()})
+        ),
+    }
+)
+
+# What a resumed run and the choice of snapshots read of a pack.
+LEDGER_SCHEMA = pl.Schema(
+    {
+        **{
+            name: PACK_SCHEMA[name]
+            for name in (
+                "did",
+                "pds",
+                "outcome",
+                "reason",
+                "detail",
+                "http_status",
+                "attempts",
+                "bytes_received",
+                "seconds",
+                "fetched_at",
+                "repo_rev",
+                "signed_by",
+                "records",
+            )
+        },
+        "pds_host": pl.String(),
+        "pack": pl.String(),
+    }
+)
+
+_PACK_NAME = re.compile(r"(?P<pack>[0-9a-f]{20})\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How the latest attempt on one account ended; one row of a pack. `seconds` are of the download."""
+
+    did: str
+    pds: str
+    outcome: Outcome
+    fetched_at: datetime
+    attempts: int = 1
+    reason: FailureReason | None = None
+    detail: str | None = None
+    http_status: int | None = None
+    server_error: str | None = None
+    bytes_received: int = 0
+    seconds: float = 0.0
+    repo_rev: str | None = None
+    commit_cid: str | None = None
+    commit_block: bytes | None = None
+    signed_by: str | None = None
+    signing_key: str | None = None
+    records: int = 0
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Records that wait to be written: parallel columns, and the sum of their blocks' bytes."""
+
+    dids: list[str] = field(default_factory=list)
+    collections: list[str] = field(default_factory=list)
+    rkeys: list[str] = field(default_factory=list)
+    cids: list[bytes] = field(default_factory=list)
+    blocks: list[bytes] = field(default_factory=list)
+    bytes: int = 0
+
+
+class PackWriter:
+    """Gathers proven repositories and writes them as one pack; holds at most one blocks file in memory."""
+
+    def __init__(self, storage: StudyStorage, pds_host: str, scratch: Path) -> None:
+        self._storage = storage
+        self._folder = f"repos/{partition_folder(pds_host)}"
+        self._scratch = scratch
+        self._pending = _Pending()
+        self._files: list[tuple[Path, int]] = []
+        self._attempts: list[Attempt] = []
+
+    def add_records(
+        self, did: str, rows: Iterable[tuple[Sequence[str], Sequence[str], Sequence[bytes], Sequence[bytes]]]
+    ) -> None:
+        """Add one repository's records, in slices of parallel columns: collections, rkeys, cids, blocks."""
+        for collections, rkeys, cids, blocks in rows:
+            pending = self._pending
+            pending.dids.extend([did] * len(rkeys))
+            pending.collections.extend(collections)
+            pending.rkeys.extend(rkeys)
+            pending.cids.extend(cids)
+            pending.blocks.extend(blocks)
+            pending.bytes += sum(map(len, blocks))
+            if pending.bytes >= BLOCKS_FILE_BYTES:
+                self._write_blocks()
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        """Add the row of one account."""
+        self._attempts.append(attempt)
+
+    def commit(self) -> str | None:
+        """Publish the blocks files and then the pack; return the pack's name, None if it has no rows."""
+        if not self._attempts:
+            return None
+        self._write_blocks()
+        self._attempts.sort(key=lambda attempt: attempt.did)
+        pack = _pack_name(self._attempts)
+        stored = [
+            self._storage.publish(path, f"{self._folder}/{blocks_file_name(pack, number)}", rows=rows)
+            for number, (path, rows) in enumerate(self._files)
+        ]
+        self._storage.write(f"{self._folder}/{pack}.parquet", _pack_frame(self._attempts, stored))
+        return pack
+
+    def _write_blocks(self) -> None:
+        if not self._pending.blocks:
+            return
+        table = _sorted_table(self._pending)
+        self._pending = _Pending()
+        path = self._scratch / f"blocks-{len(self._files)}.parquet"
+        writer = RowGroupWriter(path, BLOCKS_SCHEMA, dictionary=("did", "collection"))
+        for start, length in _row_groups(table["block"], ROW_GROUP_BYTES):
+            writer.write(table.slice(start, length))
+        writer.close()
+        self._files.append((path, table.num_rows))
+
+
+def blocks_file_name(pack: str, number: int) -> str:
+    """Return the name of a pack's n-th blocks file."""
+    return f"{pack}.blocks-{number}.parquet"
+
+
+def pack_keys(storage: StudyStorage, pds_hosts: Iterable[str] | None = None) -> list[tuple[str, str, str]]:
+    """Return (PDS host, pack, key) of every committed pack, sorted; of all hosts unless some are named."""
+    hosts = stored_hosts(storage) if pds_hosts is None else sorted(set(pds_hosts))
+    found = []
+    for host in hosts:
+        for key in storage.keys(f"repos/{partition_folder(host)}"):
+            match = _PACK_NAME.fullmatch(key.rpartition("/")[2])
+            if match:
+                found.append((host, match["pack"], key))
+    return found
+
+
+def stored_hosts(storage: StudyStorage) -> list[str]:
+    """Return the PDS hosts that have a folder of packs."""
+    return sorted(partition_host(folder) for folder in storage.folders("repos"))
+
+
+def read_ledger(storage: StudyStorage, pds_hosts: Iterable[str] | None = None) -> pl.DataFrame:
+    """Return every attempt ever recorded (LEDGER_SCHEMA), sorted by DID and time."""
+    frames = [
+        storage.scan([key], PACK_SCHEMA)
+        .select(name for name in LEDGER_SCHEMA if name in PACK_SCHEMA)
+        .with_columns(pds_host=pl.lit(host), pack=pl.lit(pack))
+        for host, pack, key in pack_keys(storage, pds_hosts)
+    ]
+    if not frames:
+        return pl.DataFrame(schema=LEDGER_SCHEMA)
+    return pl.concat(pl.collect_all(frames)).sort("did", "fetched_at", "pack")
+
+
+def sweep_uncommitted_blocks(storage: StudyStorage, pds_host: str) -> int:
+    """Delete blocks files that no pack names; return how many. Only while no other run writes this host."""
+    packs = {pack for _, pack, _ in pack_keys(storage, [pds_host])}
+    removed = 0
+    for key in storage.keys(f"repos/{partition_folder(pds_host)}", "*.blocks-*.parquet"):
+        if key.rpartition("/")[2].partition(".")[0] not in packs:
+            storage.remove(key)
+            removed += 1
+    return removed
+
+
+def _sorted_table(pending: _Pending) -> pa.Table:
+    columns = [pending.dids, pending.collections, pending.rkeys, pending.cids, pending.blocks]
+    table = pa.table(
+        [pa.array(column, type=kind.type) for column, kind in zip(columns, BLOCKS_SCHEMA, strict=True)],
+        schema=BLOCKS_SCHEMA,
+    )
+    # By collection first, so that a reader of one type skips the row groups of the others.
+    order = pc.sort_indices(
+        table, sort_keys=[("collection", "ascending"), ("did", "ascending"), ("rkey", "ascending")]
+    )
+    return table.take(order).combine_chunks()
+
+
+def _row_groups(blocks: pa.ChunkedArray, group_bytes: int) -> list[tuple[int, int]]:
+    """Cut rows into runs (start, length) of about so many bytes; a larger row stands alone."""
+    ends = pc.cumulative_sum(pc.cast(pc.binary_length(blocks), pa.int64()))
+    groups = pl.Series(pl.from_arrow(ends)).to_frame("end").select(group=(pl.col("end") - 1) // group_bytes)
+    lengths = groups.group_by("group", maintain_order=True).len()["len"].to_list()
+    starts = [0]
+    for length in lengths[:-1]:
+        starts.append(starts[-1] + length)
+    return list(zip(starts, lengths, strict=True))
+
+
+def _pack_name(attempts: Iterable[Attempt]) -> str:
+    identity = hashlib.sha256()
+    for attempt in attempts:
+        parts = (
+            attempt.did,
+            attempt.outcome,
+            attempt.reason,
+            attempt.commit_cid,
+            attempt.fetched_at.isoformat(),
+        )
+        identity.update(repr([str(part) for part in parts]).encode())
+    return identity.hexdigest()[:20]
+
+
+def _pack_frame(attempts: Sequence[Attempt], files: Sequence[StoredFile]) -> pl.DataFrame:
+    named = [
+        {
+            "name": stored.key.rpartition("/")[2],
+            "rows": stored.rows,
+            "bytes": stored.bytes,
+            "sha256": stored.sha256,
+        }
+        for stored in files
+    ]
+    rows = [{**asdict(attempt), "blocks_files": named} for attempt in attempts]
+    return pl.DataFrame(rows, schema=PACK_SCHEMA)

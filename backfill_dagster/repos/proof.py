@@ -1,0 +1,113 @@
+"""The work of one worker process on a fetch: prove downloaded files and write those that hold as one pack."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from backfill_dagster.repos.cid import cid_text
+from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
+from backfill_dagster.repos.keys import SigningKey
+from backfill_dagster.repos.packs import Attempt, PackWriter
+from backfill_dagster.repos.verify import RepoLimits, VerifiedRepo, verify_repo
+from backfill_dagster.storage import StudyStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Records handed to the pack at once: bounds what is copied out of the mapped file.
+_SLICE_RECORDS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What one account's attempt brought: a downloaded file to be proven, or none and a settled outcome.
+
+    `keys` and `previous_keys` are in the form `did:key:...`.
+    """
+
+    attempt: Attempt
+    car: Path | None = None
+    keys: tuple[str, ...] = ()
+    previous_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProofSettings:
+    """What counts as proof."""
+
+    check_signature: bool
+    limits: RepoLimits
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """The pack's name (None if nothing was written), its rows, and the files that did not hold, by DID."""
+
+    pack: str | None
+    written: tuple[Attempt, ...]
+    rejected: dict[str, tuple[RepoFault, str]]
+
+
+def prove_and_pack(
+    root: Path, pds_host: str, deliveries: tuple[Delivery, ...], settings: ProofSettings
+) -> PackReport:
+    """Verify each delivery's file, write a pack of all that hold and all without a file, and report the rest.
+
+    A file is deleted once its records are in the pack; that of a rejected delivery is kept for the caller.
+    """
+    storage = StudyStorage(root)
+    written: list[Attempt] = []
+    rejected: dict[str, tuple[RepoFault, str]] = {}
+    with storage.scratch() as scratch:
+        writer = PackWriter(storage, pds_host, scratch)
+        for delivery in deliveries:
+            attempt = delivery.attempt
+            if delivery.car is not None:
+                try:
+                    attempt = _prove(delivery, delivery.car, writer, settings)
+                except RepoRejectedError as error:
+                    rejected[attempt.did] = (error.fault, error.detail)
+                    continue
+            writer.add_attempt(attempt)
+            written.append(attempt)
+        pack = writer.commit()
+    for delivery in deliveries:
+        if delivery.car is not None and delivery.attempt.did not in rejected:
+            delivery.car.unlink(missing_ok=True)
+    return PackReport(pack, tuple(replace(attempt, commit_block=None) for attempt in written), rejected)
+
+
+def _prove(delivery: Delivery, car: Path, writer: PackWriter, settings: ProofSettings) -> Attempt:
+    if car.stat().st_size == 0:
+        raise RepoRejectedError(RepoFault.EMPTY_BODY, "the server sent no byte")
+    with car.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        repo = verify_repo(
+            content,
+            did=delivery.attempt.did,
+            keys=[SigningKey.from_did_key(key) for key in delivery.keys],
+            previous_keys=[SigningKey.from_did_key(key) for key in delivery.previous_keys],
+            check_signature=settings.check_signature,
+            limits=settings.limits,
+        )
+        writer.add_records(repo.did, _slices(repo, content))
+    return replace(
+        delivery.attempt,
+        repo_rev=repo.rev,
+        commit_cid=cid_text(repo.commit_cid),
+        commit_block=repo.commit_block,
+        signed_by=repo.signed_by,
+        signing_key=repo.signing_key,
+        records=len(repo.rkeys),
+    )
+
+
+def _slices(
+    repo: VerifiedRepo, content: mmap.mmap
+) -> Iterator[tuple[list[str], list[str], list[bytes], list[bytes]]]:
+    for start in range(0, len(repo.rkeys), _SLICE_RECORDS):
+        stop = start + _SLICE_RECORDS
+        blocks = [content[begin:end] for begin, end in repo.spans[start:stop]]
+        yield repo.collections[start:stop], repo.rkeys[start:stop], repo.cids[start:stop], blocks

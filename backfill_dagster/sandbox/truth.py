@@ -1,0 +1,172 @@
+"""What a crawler of the sandbox must find: every account's end and every record, as they were written.
+
+All of it comes from the side that writes. Nothing here decodes a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from backfill_dagster.sandbox.dag_cbor import as_json, cid_text
+from backfill_dagster.sandbox.documents import endpoint
+from backfill_dagster.sandbox.population import Account, Population, Role
+from backfill_dagster.sandbox.repo import Repos, record_block, repo_rev
+from backfill_dagster.sandbox.written import BLOCK, FOLLOW, LIKE, POST, REPOST, Defect, Written, instant_of
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+# Roles of accounts that the directory or their own host cannot lead a crawler to.
+_DIRECTORY_STATES = {
+    Role.TOMBSTONED: "tombstoned",
+    Role.UNKNOWN_TO_PLC: "not_found",
+    Role.DID_WEB_GONE: "not_found",
+    Role.DOCUMENT_WITHOUT_PDS: "no_pds",
+    Role.DOCUMENT_OF_ANOTHER: "bad_document",
+}
+_OUTCOMES = {
+    Role.DEACTIVATED: "deactivated",
+    Role.TAKENDOWN: "takendown",
+    Role.SUSPENDED: "suspended",
+    Role.NOT_FOUND: "not_found",
+}
+_TABLES = {LIKE: "likes", REPOST: "reposts", FOLLOW: "follows", BLOCK: "blocks"}
+
+
+@dataclass(frozen=True, slots=True)
+class AccountTruth:
+    """How one account ends when nothing goes wrong on the way.
+
+    `directory_state` is `resolved`, `not_found`, `tombstoned`, `no_pds` or `bad_document`. `outcome` is that of
+    a fetch: `complete`, or what the server says about the account; None for one that leads to no server.
+    `pds`, `handle` and `signing_key` (did:key) are what a usable DID document says; `repo_rev` and `signed_by`
+    (`current` or `previous`) are what a complete repository shows.
+    """
+
+    did: str
+    role: Role
+    directory_state: str
+    outcome: str | None
+    pds: str | None
+    former_pds: str | None
+    handle: str | None
+    signing_key: str | None
+    repo_rev: str | None
+    signed_by: str | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its repository can be had, whole and authentic."""
+        return self.outcome == "complete"
+
+    @property
+    def state(self) -> str:
+        """The outcome of its fetch or, where there was nothing to fetch, the directory's word."""
+        return self.outcome or self.directory_state
+
+
+@dataclass(frozen=True, slots=True)
+class RecordTruth:
+    """One record of a complete account.
+
+    `value` is plain JSON data with `$link` and `$bytes`, None for a record with a defect. `created_at` is the
+    instant of its `createdAt`, None if that names none.
+    """
+
+    did: str
+    collection: str
+    rkey: str
+    cid: str
+    value: dict[str, Any] | None
+    created_at: datetime | None
+    defect: Defect | None
+
+    @property
+    def uri(self) -> str:
+        """Its `at://` URI; of no use for a record with a bad key."""
+        return f"at://{self.did}/{self.collection}/{self.rkey}"
+
+    @property
+    def created_at_raw(self) -> Any:
+        """What its client wrote, of whatever type; None if it wrote nothing or null."""
+        return None if self.value is None else self.value.get("createdAt")
+
+    @property
+    def is_undecodable(self) -> bool:
+        """Whether its block is not DAG-CBOR."""
+        return self.defect is Defect.UNDECODABLE
+
+    @property
+    def table(self) -> str | None:
+        """The table it belongs into; None for other lexicons and for records with a defect."""
+        if self.value is None:
+            return None
+        if self.collection == POST:
+            return "replies" if "reply" in self.value else "posts"
+        return _TABLES.get(self.collection)
+
+
+class Truth:
+    """What is true of one population. Records are generated when they are asked for, and a few kept."""
+
+    def __init__(self, population: Population, repos: Repos) -> None:
+        self._population = population
+        self._repos = repos
+        self._records = lru_cache(maxsize=256)(self._generate)
+
+    def accounts(self) -> list[AccountTruth]:
+        """List all accounts, in the order of the population."""
+        return [_account_truth(account) for account in self._population.accounts]
+
+    def account(self, did: str) -> AccountTruth:
+        """Say how one account ends. Raises KeyError for a DID of no account."""
+        return _account_truth(self._population.by_did[did])
+
+    def records(self, did: str) -> list[RecordTruth]:
+        """List the records of an account in the order of their keys; none for one that is not complete."""
+        return list(self._records(did))
+
+    def commit_cid(self, did: str) -> str:
+        """Name the commit of an account's repository. Writes the whole repository."""
+        return cid_text(self._repos.build(self._population.by_did[did]).commit)
+
+    def _generate(self, did: str) -> tuple[RecordTruth, ...]:
+        account = self._population.by_did[did]
+        if not _account_truth(account).is_complete:
+            return ()
+        records = [_record_truth(did, written) for written in self._repos.records(account)]
+        return tuple(sorted(records, key=lambda record: f"{record.collection}/{record.rkey}".encode()))
+
+
+def _account_truth(account: Account) -> AccountTruth:
+    directory_state = _DIRECTORY_STATES.get(account.role, "resolved")
+    is_resolved = directory_state == "resolved"
+    outcome = _OUTCOMES.get(account.role, "complete") if is_resolved else None
+    is_complete = outcome == "complete"
+    former = account.former_host
+    return AccountTruth(
+        did=account.did,
+        role=account.role,
+        directory_state=directory_state,
+        outcome=outcome,
+        pds=endpoint(account.host) if is_resolved else None,
+        former_pds=None if former is None else endpoint(former),
+        handle=account.handle if is_resolved else None,
+        signing_key=f"did:key:{account.current_key.multikey}" if is_resolved else None,
+        repo_rev=repo_rev(account) if is_complete else None,
+        signed_by=("previous" if account.role is Role.PREVIOUS_KEY else "current") if is_complete else None,
+    )
+
+
+def _record_truth(did: str, written: Written) -> RecordTruth:
+    return RecordTruth(
+        did=did,
+        collection=written.collection,
+        rkey=written.rkey,
+        cid=cid_text(record_block(written).cid),
+        value=as_json(written.value) if written.defect is None else None,
+        created_at=None if written.created is None else instant_of(written.created),
+        defect=written.defect,
+    )

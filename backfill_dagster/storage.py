@@ -1,0 +1,205 @@
+"""A study's files: Parquet on a local disk, each written whole or not at all.
+
+Every file is written under a temporary name in the study's scratch folder and then renamed, so that a reader sees
+the old content or the new and a crash leaves at most scratch behind. Keys are relative paths with `/` between
+their parts; each part is made here, and a name from the network passes `partition_folder` first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from backfill_dagster.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+COMPRESSION_LEVEL = 1
+_SCRATCH = ".scratch"
+_PARTITION = "pds="
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """What was written: its key, its rows, its size in bytes and its SHA-256 in hex."""
+
+    key: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def partition_folder(pds_host: str) -> str:
+    """Return the folder of one PDS; a host (with its port) cannot leave it, whatever it is called."""
+    return _PARTITION + quote(pds_host, safe="")
+
+
+def partition_host(folder: str) -> str:
+    """Return the PDS host whose folder this is: the inverse of `partition_folder`."""
+    return unquote(folder.removeprefix(_PARTITION))
+
+
+class StudyStorage:
+    """The folder `<storage.path>/<name>/` of one study."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, key: str) -> Path:
+        """Return where the file of this key lies; refuses a key that leaves the study's folder."""
+        parts = key.split("/")
+        if any(part in ("", ".", "..") for part in parts):
+            raise StorageError(f"{key!r} is not a path below {self.root}")
+        return self.root.joinpath(*parts)
+
+    def exists(self, key: str) -> bool:
+        """Tell whether the file of this key is there."""
+        return self.path(key).is_file()
+
+    def size(self, key: str) -> int:
+        """Return the size of a stored file in bytes."""
+        return self.path(key).stat().st_size
+
+    def keys(self, prefix: str, pattern: str = "*.parquet") -> list[str]:
+        """Return the sorted keys of the files below a prefix whose names match a pattern."""
+        folder = self.path(prefix)
+        if not folder.is_dir():
+            return []
+        found = (path.relative_to(self.root).as_posix() for path in folder.rglob(pattern) if path.is_file())
+        return sorted(found)
+
+    def folders(self, prefix: str) -> list[str]:
+        """Return the sorted names of the folders right below a prefix."""
+        folder = self.path(prefix)
+        if not folder.is_dir():
+            return []
+        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+    def read(self, key: str) -> pl.DataFrame:
+        """Read one file whole."""
+        try:
+            return pl.read_parquet(self.path(key), glob=False)
+        except FileNotFoundError:
+            raise StorageError(f"{self.path(key)} is missing; materialize the asset that writes it") from None
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise StorageError(f"{self.path(key)} cannot be read: {error}") from error
+
+    def scan(self, keys: Iterable[str], schema: Mapping[str, pl.DataType] | pl.Schema) -> pl.LazyFrame:
+        """Return a lazy frame over files of one schema; columns that older files lack come as null."""
+        paths = [self.path(key) for key in keys]
+        if not paths:
+            return pl.LazyFrame(schema=pl.Schema(schema))
+        return pl.scan_parquet(
+            paths, glob=False, schema=pl.Schema(schema), missing_columns="insert", extra_columns="ignore"
+        )
+
+    def write(self, key: str, frame: pl.DataFrame, metadata: Mapping[str, str] | None = None) -> StoredFile:
+        """Write one frame as one file, replacing what was there."""
+        with self.scratch() as folder:
+            local = folder / "frame.parquet"
+            try:
+                frame.write_parquet(
+                    local,
+                    compression="zstd",
+                    compression_level=COMPRESSION_LEVEL,
+                    metadata={"schema_version": SCHEMA_VERSION, **(metadata or {})},
+                )
+            except (OSError, pl.exceptions.PolarsError) as error:
+                raise StorageError(f"{self.path(key)} cannot be written: {error}") from error
+            return self.publish(local, key, rows=frame.height)
+
+    def publish(self, local: Path, key: str, *, rows: int) -> StoredFile:
+        """Move a finished scratch file to its key in one step."""
+        target = self.path(key)
+        try:
+            with local.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                size = file.tell()
+                os.fsync(file.fileno())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            local.replace(target)
+        except OSError as error:
+            raise StorageError(f"{target} cannot be written: {error}") from error
+        return StoredFile(key=key, rows=rows, bytes=size, sha256=digest)
+
+    def remove(self, key: str) -> None:
+        """Delete one file, and the folder that it leaves empty."""
+        path = self.path(key)
+        path.unlink(missing_ok=True)
+        if path.parent != self.root and path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Lend a folder on the same file system, gone when the block ends."""
+        parent = self.root / _SCRATCH
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            with _locked(parent, fcntl.LOCK_SH):
+                folder = Path(tempfile.mkdtemp(dir=parent))
+                owner = os.open(folder, os.O_RDONLY)
+                fcntl.flock(owner, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StorageError(f"{parent} cannot be written: {error}") from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(owner)
+
+    def sweep_scratch(self) -> None:
+        """Delete scratch whose owner is gone: a lent folder stays locked for as long as its process lives."""
+        parent = self.root / _SCRATCH
+        if not parent.is_dir():
+            return
+        with _locked(parent, fcntl.LOCK_EX):
+            for folder in parent.iterdir():
+                with suppress(BlockingIOError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class RowGroupWriter:
+    """Writes one Parquet file row group by row group, so that memory is bounded by the group, not the file."""
+
+    def __init__(self, path: Path, schema: pa.Schema, dictionary: Sequence[str]) -> None:
+        with_version = schema.with_metadata({"schema_version": SCHEMA_VERSION})
+        self._writer = pq.ParquetWriter(
+            path,
+            with_version,
+            compression="zstd",
+            compression_level=COMPRESSION_LEVEL,
+            use_dictionary=list(dictionary),
+        )
+
+    def write(self, group: pa.Table) -> None:
+        """Append one row group."""
+        self._writer.write_table(group, row_group_size=max(1, group.num_rows))
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.close()

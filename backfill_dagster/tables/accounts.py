@@ -1,0 +1,196 @@
+"""The table of accounts: one row each, with its one final state and what became of every one of its records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from backfill_dagster.records.tables import TABLES
+from backfill_dagster.repos.outcomes import Outcome
+from backfill_dagster.repos.snapshots import (
+    TOMBSTONED,
+    account_states,
+    current_hosts,
+    latest_attempts,
+    snapshots,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# States of an account that its owner or an operator has withdrawn; a failure to reach it is none of these.
+INACTIVE_STATES = frozenset(
+    {
+        Outcome.DEACTIVATED.value,
+        Outcome.TAKENDOWN.value,
+        Outcome.SUSPENDED.value,
+        Outcome.INACTIVE.value,
+        Outcome.NOT_FOUND.value,
+        Outcome.DELETED.value,
+        TOMBSTONED,
+    }
+)
+
+_REASON_COUNTS = pl.List(pl.Struct({"reason": pl.String(), "records": pl.Int64()}))
+
+# Every column of accounts.parquet, with its type and its meaning.
+ACCOUNT_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
+    "did": (pl.String(), "The account's DID: the key of this table."),
+    "handle": (
+        pl.String(),
+        "Handle named by the DID document when it was resolved; not checked against DNS.",
+    ),
+    "pds": (pl.String(), "Origin of the PDS that the DID document names."),
+    "pds_host": (pl.String(), "Host (and port) of the PDS where the account lives by the latest word on it."),
+    "state": (pl.String(), "The one state that the account ended in."),
+    "reason": (pl.String(), "Why, for a state that needs a reason: a failure, or a directory state."),
+    "detail": (pl.String(), "What the server or the check said, in its words."),
+    "in_source": (pl.Boolean(), "Whether the study's source lists the account now."),
+    "shown": (pl.Boolean(), "Whether the account's rows stand in the tables."),
+    "repo_rev": (pl.String(), "Revision (TID) of the snapshot; null if there is no snapshot."),
+    "snapshot_host": (pl.String(), "PDS that the snapshot came from."),
+    "snapshot_fetched_at": (pl.Datetime("us", "UTC"), "When the snapshot was fetched."),
+    "signed_by": (
+        pl.String(),
+        "Which key signed the snapshot's commit: current, previous, or null if unchecked.",
+    ),
+    "attempts": (pl.Int32(), "Tries of the latest fetch."),
+    "http_status": (pl.Int32(), "HTTP status of the latest answer."),
+    "bytes_received": (pl.Int64(), "Bytes received for the latest fetch."),
+    "records_fetched": (pl.Int64(), "Records in the snapshot's tree, counted by walking it."),
+    "records_kept": (pl.Int64(), "Records that stand in the tables, counted by reading the final files."),
+    "records_filtered": (pl.Int64(), "Records left out by the study's own choice."),
+    "records_rejected": (pl.Int64(), "Records that cannot be decoded or have no usable key."),
+    "filtered": (_REASON_COUNTS, "Records left out, by reason."),
+    "rejected": (_REASON_COUNTS, "Records rejected, by reason."),
+    **{table: (pl.Int64(), f"Rows in `{table}`, undated ones included.") for table in TABLES},
+    "undated": (pl.Int64(), "Of the records kept, those without a date that can be believed."),
+    "first_created_at": (pl.Datetime("us", "UTC"), "Earliest believed creation time among the records kept."),
+    "last_created_at": (pl.Datetime("us", "UTC"), "Latest believed creation time among the records kept."),
+}
+
+ACCOUNTS_SCHEMA = pl.Schema({name: kind for name, (kind, _) in ACCOUNT_COLUMNS.items()})
+
+HIDDEN_INACTIVE = "account_inactive"
+HIDDEN_LEFT_SOURCE = "account_left_source"
+
+
+def visible_accounts(
+    source: pl.DataFrame, directory: pl.DataFrame, ledger: pl.DataFrame, *, hide_inactive: bool
+) -> pl.DataFrame:
+    """Return `did, in_source, inactive, shown` for every account with a directory row."""
+    states = account_states(directory, ledger)
+    inactive = pl.col("state").is_in(sorted(INACTIVE_STATES))
+    return states.select(
+        "did",
+        in_source=pl.col("did").is_in(source["did"].implode()),
+        inactive=inactive & hide_inactive,
+    ).with_columns(shown=pl.col("in_source") & ~pl.col("inactive"))
+
+
+def rows_from(
+    source: pl.DataFrame, directory: pl.DataFrame, ledger: pl.DataFrame, *, hide_inactive: bool
+) -> pl.DataFrame:
+    """Return `did, pds_host, pack` of the snapshots whose records stand in the tables."""
+    shown = visible_accounts(source, directory, ledger, hide_inactive=hide_inactive).filter("shown")
+    return snapshots(directory, ledger).join(shown, on="did", how="semi").select("did", "pds_host", "pack")
+
+
+def summarise(
+    source: pl.DataFrame,
+    directory: pl.DataFrame,
+    ledger: pl.DataFrame,
+    counts: pl.DataFrame,
+    kept: pl.DataFrame,
+    *,
+    hide_inactive: bool,
+) -> pl.DataFrame:
+    """Return the table of accounts (ACCOUNTS_SCHEMA), sorted by DID.
+
+    `counts` is the conversions' account of the snapshots' packs; `kept` is what the final files really hold:
+    `did, table, rows, undated, first, last`.
+    """
+    visible = visible_accounts(source, directory, ledger, hide_inactive=hide_inactive)
+    snapshot = snapshots(directory, ledger)
+    fates = _fates(counts.join(snapshot.select("did", "pack"), on=["did", "pack"], how="semi"), visible)
+    frame = (
+        directory.select("did", "handle", "pds")
+        .join(account_states(directory, ledger), on="did", how="left")
+        .join(visible.drop("inactive"), on="did", how="left")
+        .join(current_hosts(directory, ledger).rename({"current_host": "pds_host"}), on="did", how="left")
+        .join(
+            snapshot.select(
+                "did",
+                "repo_rev",
+                "signed_by",
+                snapshot_host="pds_host",
+                snapshot_fetched_at="fetched_at",
+                records_fetched="records",
+            ),
+            on="did",
+            how="left",
+        )
+        .join(
+            latest_attempts(ledger).select("did", "attempts", "http_status", "bytes_received"),
+            on="did",
+            how="left",
+        )
+        .join(fates, on="did", how="left")
+        .join(_kept(kept), on="did", how="left")
+    )
+    numbers = ["records_fetched", "records_kept", "records_filtered", "records_rejected", "undated", *TABLES]
+    return (
+        frame.with_columns(pl.col(*numbers).fill_null(0))
+        .select(ACCOUNTS_SCHEMA.names())
+        .cast(ACCOUNTS_SCHEMA)
+        .sort("did")
+    )
+
+
+def unreconciled(accounts: pl.DataFrame) -> pl.DataFrame:
+    """Return the accounts for which fetched = kept + filtered + rejected does not hold."""
+    total = pl.col("records_kept") + pl.col("records_filtered") + pl.col("records_rejected")
+    return accounts.filter(pl.col("records_fetched") != total)
+
+
+def _fates(counts: pl.DataFrame, visible: pl.DataFrame) -> pl.DataFrame:
+    """Sum the conversions' counts per account; what was kept there but is not shown counts as filtered."""
+    hidden = visible.filter(~pl.col("shown")).select(
+        "did",
+        hidden=pl.when("in_source").then(pl.lit(HIDDEN_INACTIVE)).otherwise(pl.lit(HIDDEN_LEFT_SOURCE)),
+    )
+    told = counts.join(hidden, on="did", how="left").with_columns(
+        reason=pl.when((pl.col("fate") == "kept") & pl.col("hidden").is_not_null())
+        .then("hidden")
+        .otherwise("reason"),
+        fate=pl.when((pl.col("fate") == "kept") & pl.col("hidden").is_not_null())
+        .then(pl.lit("filtered"))
+        .otherwise("fate"),
+    )
+    by_reason = (
+        told.group_by("did", "fate", "reason").agg(pl.col("records").sum()).sort("did", "fate", "reason")
+    )
+    sums = [
+        by_reason.filter(pl.col("fate") == fate)
+        .group_by("did")
+        .agg(
+            pl.col("records").sum().alias(f"records_{fate}"),
+            pl.struct("reason", "records").alias(fate),
+        )
+        for fate in ("filtered", "rejected")
+    ]
+    return sums[0].join(sums[1], on="did", how="full", coalesce=True)
+
+
+def _kept(kept: pl.DataFrame) -> pl.DataFrame:
+    by_table = [
+        pl.col("rows").filter(pl.col("table") == table).sum().cast(pl.Int64).alias(table) for table in TABLES
+    ]
+    return kept.group_by("did").agg(
+        pl.col("rows").sum().cast(pl.Int64).alias("records_kept"),
+        *by_table,
+        pl.col("undated").sum().cast(pl.Int64),
+        pl.col("first").min().alias("first_created_at"),
+        pl.col("last").max().alias("last_created_at"),
+    )
