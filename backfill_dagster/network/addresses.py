@@ -102,7 +102,8 @@ def parse_endpoint(text: str) -> Endpoint:
         raise bad("does not name a valid host")
     if url.port is not None and not 1 <= url.port <= 65535:
         raise bad("has no valid port")
-    return Endpoint(url.scheme, name, url.port)
+    # httpx leaves a default port in place if the scheme is in capitals.
+    return Endpoint(url.scheme, name, None if url.port == _DEFAULT_PORTS[url.scheme] else url.port)
 
 
 def is_host_name(text: str) -> bool:

@@ -40,24 +40,26 @@ class Gzip:
     """One gzip member after another (RFC 1952)."""
 
     def __init__(self) -> None:
-        self._member = zlib.decompressobj(_AUTO_GZIP)
-        self._begun = False
+        self._member: zlib._Decompress | None = None
+        self._padding = b""
 
     def decode(self, chunk: bytes) -> Iterator[bytes]:
         """Yield what the chunk decodes to, in pieces; raises BadEncodingError."""
         while chunk:
-            if self._member.eof:
-                # Zeros after a member are padding, which some servers leave.
-                chunk = chunk.lstrip(b"\0")
-                self._member, self._begun = zlib.decompressobj(_AUTO_GZIP), False
-                continue
-            self._begun = True
+            if self._member is None:
+                chunk = chunk.lstrip(self._padding)
+                if not chunk:
+                    return
+                self._member = zlib.decompressobj(_AUTO_GZIP)
             yield from _inflate(self._member, chunk)
             chunk = self._member.unused_data
+            if self._member.eof:
+                # Zeros after a member are padding, which some servers leave.
+                self._member, self._padding = None, b"\0"
 
     def finish(self) -> None:
         """Raise IncompleteEncodingError if a member has begun and not ended."""
-        if self._begun and not self._member.eof:
+        if self._member is not None:
             raise IncompleteEncodingError("the gzip stream is cut short")
 
 
@@ -77,9 +79,9 @@ class Deflate:
             zlib_header = self._head[0] & 0x0F == 8 and int.from_bytes(self._head[:2]) % 31 == 0
             self._stream = zlib.decompressobj(_ZLIB if zlib_header else _RAW_DEFLATE)
             chunk = self._head
-        if self._stream.eof:
-            raise BadEncodingError("there are bytes after the deflate stream")
         yield from _inflate(self._stream, chunk)
+        if self._stream.unused_data:
+            raise BadEncodingError("there are bytes after the deflate stream")
 
     def finish(self) -> None:
         """Raise IncompleteEncodingError if the stream has begun and not ended."""

@@ -110,6 +110,7 @@ def _repos(study: Study, directory: dg.AssetsDefinition) -> dg.AssetsDefinition:
         partitions_def=pds_partitions(study),
         backfill_policy=_SINGLE_RUN,
         output_required=False,
+        dagster_type=dg.Nothing,
         code_version=study.processing.verify,
         description="The repositories of the accounts of each PDS: downloaded politely, proven whole and authentic, "
         "and stored with every record's exact bytes. Accounts that are settled already are passed over.",
@@ -185,6 +186,7 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
         partitions_def=pds_partitions(study),
         backfill_policy=_SINGLE_RUN,
         output_required=False,
+        dagster_type=dg.Nothing,
         code_version=study.records_fingerprint,
         description="Every record of each PDS's repositories: decoded, typed, dated, and either kept, filtered or "
         "rejected with the reason.",
@@ -221,6 +223,7 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
         partitions_def=month_partitions(study.time_range),
         backfill_policy=_SINGLE_RUN,
         output_required=False,
+        dagster_type=dg.Nothing,
         code_version=study.records_fingerprint,
         description=f"{table.description} By month of the record's true creation.",
         metadata={"dagster/column_schema": _column_schema(table.columns)},
@@ -279,7 +282,7 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
         description="Each account with its one final state, and what became of every one of its records.",
         metadata={"dagster/column_schema": dg.TableSchema(columns=columns)},
     )
-    def accounts() -> dg.MaterializeResult[None]:
+    def accounts() -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it only bare
         with clear_failures():
             frame = pipeline.build_accounts(study)
         return dg.MaterializeResult(

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+
+if TYPE_CHECKING:
+    from backfill_dagster.config import Study
 
 
 class _HumanFormatter(logging.Formatter):
@@ -75,6 +78,12 @@ def human_console(context: dg.InitLoggerContext) -> logging.Logger:
     logger.addHandler(handler)
     logger.setLevel(context.logger_config["log_level"])
     return logger
+
+
+def console_config(study: Study | None) -> dict[str, Any]:
+    """Return the run configuration that puts this logger on the terminal; Dagster takes its own without it."""
+    level = "INFO" if study is None else study.monitoring.log_level
+    return {"loggers": {"console": {"config": {"log_level": level}}}}
 
 
 # One for the process: a failure passes through a child run and its parent, and is told once.

@@ -5,11 +5,14 @@ four ops; each op executes a stage's own asset job as a child run in the same pr
 one range of partitions. Runs, partitions, checks and metadata then look as if the UI had launched each stage.
 """
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
 from backfill_dagster import pipeline
 from backfill_dagster.config import Study
 from backfill_dagster.errors import ConfigError
+from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.partitions import (
     covering_range,
     month_partitions,
@@ -20,6 +23,9 @@ from backfill_dagster.orchestration.resources import ExclusiveResource
 from backfill_dagster.orchestration.summary import study_summary
 from backfill_dagster.repos.packs import stored_hosts
 from backfill_dagster.storage import StudyStorage
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 STUDY_TAG = "backfill_dagster/study"
 PARENT_TAG = "backfill_dagster/parent_run"
@@ -32,7 +38,7 @@ _ALIVE = [
 ]
 
 
-def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> list[dg.UnresolvedAssetJobDefinition]:
+def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "list[UnresolvedAssetJobDefinition]":
     """Return the asset job of each stage; every one also runs by itself, from the UI or the command line."""
     by_name = {asset.key.path[-1]: asset for asset in assets}
     stages = {
@@ -47,6 +53,7 @@ def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> list[dg.Unres
             _stage_job(study, stage),
             selection=[by_name[name] for name in names],
             executor_def=dg.in_process_executor,
+            config=console_config(study),
             tags={STUDY_TAG: study.name},
             description=f"{_STAGE_DESCRIPTIONS[stage]} Called by `{study.name}`; runs by itself too.",
         )
@@ -91,6 +98,7 @@ def study_job(study: Study) -> dg.JobDefinition:
         description=study.description
         or f"Runs the whole study `{study.name}`: source, directory, fetch, records, tables, accounts.",
         executor_def=dg.in_process_executor,
+        config=console_config(study),
         tags={STUDY_TAG: study.name},
     )
     def whole_study() -> None:
@@ -112,7 +120,9 @@ def broken_job(name: str, error: ConfigError) -> dg.JobDefinition:
     def config() -> None:
         raise dg.Failure(description=str(error), allow_retries=False)
 
-    @dg.job(name=name, description=str(error), executor_def=dg.in_process_executor)
+    @dg.job(
+        name=name, description=str(error), executor_def=dg.in_process_executor, config=console_config(None)
+    )
     def broken() -> None:
         config()
 
@@ -139,6 +149,7 @@ def _rebuild(study: Study, name: str) -> dg.JobDefinition:
         name=name,
         description=f"Rebuilds the records and tables of `{study.name}` from what is stored; fetches nothing.",
         executor_def=dg.in_process_executor,
+        config=console_config(study),
         tags={STUDY_TAG: study.name},
     )
     def rebuild() -> None:
@@ -197,10 +208,12 @@ def _run_stage(
     context: dg.OpExecutionContext, study: Study, stage: str, span: tuple[str, str] | None = None
 ) -> None:
     """Execute a stage's asset job as a child run; what it raises, this raises."""
+    context.log.info(_STAGE_DESCRIPTIONS[stage])
     partitions = {_RANGE_START: span[0], _RANGE_END: span[1]} if span else {}
     assert context.repository_def is not None  # noqa: S101  a job of a code location always has one
     context.repository_def.get_job(_stage_job(study, stage)).execute_in_process(
         instance=context.instance,
+        run_config=console_config(study),
         tags={
             **partitions,
             PARENT_TAG: context.run_id,

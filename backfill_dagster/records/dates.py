@@ -8,7 +8,7 @@ from backfill_dagster.records.date_quality import date_quality, is_undated
 from backfill_dagster.records.fields import text_series
 from backfill_dagster.records.issues import Problem, problem_of
 from backfill_dagster.records.period import is_in_period, sync_timestamp
-from backfill_dagster.records.record_keys import tid_time
+from backfill_dagster.records.record_keys import tid_times
 from backfill_dagster.records.settings import StudyPeriod
 from backfill_dagster.records.timestamps import read_datetimes
 
@@ -29,7 +29,7 @@ def date_rows(rows: pl.DataFrame, records: list[dict[str, Any]], period: StudyPe
             created_at_raw=raw,
             created_at=read["instant"],
             created_at_problem=pl.coalesce(problem, read["problem"]),
-            rkey_time=tid_time(pl.col("rkey")),
+            rkey_time=tid_times(rows["rkey"]),
         )
         .with_columns(
             date_quality=date_quality(

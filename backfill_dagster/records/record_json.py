@@ -11,7 +11,6 @@ from typing import Any
 import cbrrr
 import orjson
 import polars as pl
-import pyarrow as pa
 
 from backfill_dagster.records.blocks import Link
 from backfill_dagster.repos.cid import cid_text
@@ -37,7 +36,7 @@ def to_json(value: Any) -> bytes:
 
 def json_series(values: Sequence[bytes | None]) -> pl.Series:
     """Make a text column of JSON as `to_json` writes it."""
-    return pl.Series(pa.array(values, pa.string()))
+    return pl.Series(values, dtype=pl.Binary).cast(pl.String)
 
 
 def _tagged(value: object) -> dict[str, str]:

@@ -21,18 +21,19 @@ def is_record_key(rkey: pl.Expr) -> pl.Expr:
     return (matches & ~rkey.is_in(syntax.NO_RECORD_KEYS)).fill_null(value=False)
 
 
-def tid_time(rkey: pl.Expr) -> pl.Expr:
+def tid_times(rkeys: pl.Series) -> pl.Series:
     """Read the time in TIDs as datetime[us, UTC]; null for a key that is no TID.
 
     A TID is a number in base32-sortable (digits `2-7a-z`): microseconds since 1970, then 10 bits of clock id.
     """
-    is_tid = rkey.str.contains(syntax.whole(syntax.TID)).fill_null(value=False)
+    is_tid = rkeys.str.contains(syntax.whole(syntax.TID)).fill_null(value=False)
     # Thirteen bytes for every row: what is no TID is replaced by one first.
-    text = pl.when(is_tid).then(rkey).otherwise(pl.lit(_NO_TID))
-    characters = text.cast(pl.Binary).bin.reinterpret(dtype=pl.Array(pl.UInt8, 13))
+    texts = pl.select(pl.when(is_tid).then(rkeys).otherwise(pl.lit(_NO_TID))).to_series()
+    characters = texts.cast(pl.Binary).bin.reinterpret(dtype=pl.Array(pl.UInt8, len(_NO_TID)))
     microseconds: pl.Expr = pl.lit(0, pl.Int64)
     for place in range(_TIME_CHARACTERS):
-        character = characters.arr.get(place).cast(pl.Int64)
+        character = pl.col("characters").arr.get(place).cast(pl.Int64)
         digit = character - pl.when(character >= ord("a")).then(ord("a") - 6).otherwise(ord("2"))
         microseconds = microseconds * 32 + digit
-    return pl.when(is_tid).then(microseconds.cast(pl.Datetime("us", "UTC")))
+    time = pl.when(is_tid).then(microseconds.cast(pl.Datetime("us", "UTC")))
+    return pl.DataFrame({"characters": characters}).select(time).to_series()

@@ -50,10 +50,11 @@ def parse_commit(block: bytes) -> Commit:
         raise _bad_commit("it has no DID")
     if not isinstance(signature, bytes):
         raise _bad_commit("it is not signed")
-    if not _is_link(data):
+    if not isinstance(data, CID) or not _links_to_dag_cbor(data):
         raise _bad_commit("it has no link to a tree")
     # Commits of before 2023-08 leave `prev` out; nothing here follows it.
-    if fields.get("prev") is not None and not _is_link(fields["prev"]):
+    before = fields.get("prev")
+    if before is not None and not (isinstance(before, CID) and _links_to_dag_cbor(before)):
         raise _bad_commit("its link to the commit before is none")
     if encode_dag_cbor(fields) != block:
         raise _bad_commit("it is not in canonical encoding")
@@ -67,12 +68,8 @@ def parse_commit(block: bytes) -> Commit:
     )
 
 
-def _is_link(value: object) -> bool:
-    return (
-        isinstance(value, CID)
-        and len(value.cid_bytes) == CID_BYTES
-        and value.cid_bytes.startswith(DAG_CBOR_PREFIX)
-    )
+def _links_to_dag_cbor(cid: CID) -> bool:
+    return len(cid.cid_bytes) == CID_BYTES and cid.cid_bytes.startswith(DAG_CBOR_PREFIX)
 
 
 def _revision(rev: object, version: int) -> str | None:

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backfill_dagster.directory.documents import DirectoryState, LookupFailedError
-from backfill_dagster.directory.resolver import DirectoryRow, Resolver
 from backfill_dagster.network.backoff import full_jitter
 from backfill_dagster.repos.client import DownloadBounds, RepoAnswer, get_account_state, get_repo
 from backfill_dagster.repos.faults import RepoFault
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from backfill_dagster.directory.resolver import DirectoryRow, Resolver
     from backfill_dagster.network.http import HttpClient
     from backfill_dagster.network.limits import HostGate, HostGates
 

@@ -173,7 +173,7 @@ def _legacy_blobs() -> list[Written]:
 
 def _floats() -> list[Written]:
     book = _Notebook()
-    book.add(POST, text="floats", score=0.5, small=-0.0, large=1.5e300, third=1 / 3)
+    book.add(POST, text="floats", score=0.5, zero=0.0, large=1.5e300, third=1 / 3)
     image = {
         "alt": "",
         "image": {"$type": "blob", "ref": blob_cid(bytes(32)), "mimeType": "image/png", "size": 9},
@@ -181,6 +181,8 @@ def _floats() -> list[Written]:
     image["aspectRatio"] = {"width": 1.5, "height": 1.0}
     book.add(POST, text="a float in an embed", embed={"$type": "app.bsky.embed.images", "images": [image]})
     book.add(LIKE, subject=_SUBJECT, weight=2.0)
+    # Decoders that write JSON themselves refuse a float, and others take this byte string for a link.
+    book.add(POST, text="a float beside a byte string", score=0.25, digest=bytes(cid_of(b"\xa0")))
     return book.records
 
 
