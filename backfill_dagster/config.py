@@ -346,6 +346,8 @@ class Study(Section):
             raise ValueError("must begin with a letter and hold only a-z, 0-9 and _, at most 41 of them")
         if value in RESERVED_NAMES:
             raise ValueError("is a word that Dagster keeps for itself")
+        if "_stage_" in value:
+            raise ValueError("must not contain `_stage_`: it stands in the names of a study's jobs")
         if value.endswith(RESERVED_SUFFIXES):
             raise ValueError(
                 f"must not end in {' or '.join(RESERVED_SUFFIXES)}: those are names of a study's jobs"

@@ -138,11 +138,13 @@ class StudyStorage:
         return StoredFile(key=key, rows=rows, bytes=size, sha256=digest)
 
     def remove(self, key: str) -> None:
-        """Delete one file, and the folder that it leaves empty."""
+        """Delete one file, and the folders that it leaves empty."""
         path = self.path(key)
         path.unlink(missing_ok=True)
-        if path.parent != self.root and path.parent.is_dir() and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        for folder in path.parents:
+            if folder == self.root or not folder.is_dir() or any(folder.iterdir()):
+                return
+            folder.rmdir()
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

@@ -7,12 +7,13 @@ resolver can be ours. Redirects are followed in this module, so that each hop is
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import ssl
 import time
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Self
 
@@ -43,6 +44,8 @@ MAX_ERROR_BODY = 64 * 1024
 _MAX_DETAIL = 300
 _WRITE_BUFFER = 1024 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# A host by its characters; whether it is a good one, the resolver and the address policy decide.
+_HOST = re.compile(rb"[A-Za-z0-9._:-]+")
 
 
 class RequestFault(StrEnum):
@@ -114,12 +117,19 @@ class HttpClient:
         lookup: Lookup | None = None,
     ) -> None:
         self.policy = policy
-        self._user_agent = user_agent(contact)
+        self._headers = {
+            "User-Agent": user_agent(contact),
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+        }
+        # The transport hands `pool` to aiohttp as the bound of resolving and connecting together.
+        timeouts = httpx.Timeout(read_timeout, connect=connect_timeout, pool=connect_timeout)
+        self._timeouts = {"timeout": timeouts.as_dict()}
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._ssl_context = ssl_context
         self._lookup = lookup
-        self._client: httpx.AsyncClient | None = None
+        self._transport: AiohttpTransport | None = None
 
     @classmethod
     def from_settings(cls, network: Network) -> Self:
@@ -146,20 +156,7 @@ class HttpClient:
         session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
-        self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(verify=context, trust_env=False, client=session),
-            trust_env=False,
-            follow_redirects=False,
-            headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
-            # A jar that takes nothing: servers get no identity from us, and cannot make it grow.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            timeout=httpx.Timeout(
-                self._read_timeout,
-                connect=self._connect_timeout,
-                # The transport hands this to aiohttp as the bound of resolving and connecting together.
-                pool=self._connect_timeout,
-            ),
-        )
+        self._transport = AiohttpTransport(verify=context, trust_env=False, client=session)
         return self
 
     async def __aexit__(
@@ -168,9 +165,9 @@ class HttpClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        if self._transport is not None:
+            await self._transport.aclose()
+            self._transport = None
 
     async def get(
         self,
@@ -185,9 +182,9 @@ class HttpClient:
         Left out, it is the connect and the read time-out together. Raises RequestFailedError.
         """
         bound = total_timeout if total_timeout is not None else self._connect_timeout + self._read_timeout
-        async with _within(bound), self._open(url, params) as response:
+        async with _Deadline(bound, self._read_timeout) as deadline, self._open(url, params) as response:
             if response.status_code == 200:
-                body = await _read(response, max_bytes)
+                body = await _read(_Body(response, max_bytes, deadline))
             else:
                 body, _ = await self._error_body(response)
             return Answer(response.status_code, response.headers, body, str(response.url))
@@ -206,13 +203,16 @@ class HttpClient:
         `max_bytes` bounds the body on the wire and the file alike. Raises RequestFailedError.
         """
         started = time.monotonic()
-        async with _within(total_timeout), self._open(url, params) as response:
+        async with (
+            _Deadline(total_timeout, self._read_timeout) as deadline,
+            self._open(url, params) as response,
+        ):
             if response.status_code != 200:
                 error_body, received = await self._error_body(response)
                 written = 0
             else:
                 error_body = b""
-                received, written = await _save(response, to, max_bytes)
+                received, written = await _save(_Body(response, max_bytes, deadline), to)
             return Download(
                 response.status_code,
                 response.headers,
@@ -225,11 +225,11 @@ class HttpClient:
     @asynccontextmanager
     async def _open(self, url: str, params: Mapping[str, str] | None) -> AsyncIterator[httpx.Response]:
         """Send a GET, follow redirects, and hand over the response with its body yet unread."""
-        if self._client is None:
+        if self._transport is None:
             raise RuntimeError("the HTTP client is used outside of `async with`")
         target = httpx.URL(url, params=dict(params)) if params else httpx.URL(url)
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._send(self._client, target)
+            response = await self._send(self._transport, target)
             try:
                 if response.status_code not in _REDIRECTS:
                     yield response
@@ -239,27 +239,32 @@ class HttpClient:
                 await response.aclose()
         raise RequestFailedError(RequestFault.BAD_REDIRECT, f"more than {MAX_REDIRECTS} redirects from {url}")
 
-    async def _send(self, client: httpx.AsyncClient, url: httpx.URL) -> httpx.Response:
+    async def _send(self, transport: AiohttpTransport, url: httpx.URL) -> httpx.Response:
+        # Straight to the transport: httpx.AsyncClient would bring cookies, proxies and redirects of its own.
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             self.policy.check_literal(url.raw_host.decode("ascii"), port)
-            return await client.send(client.build_request("GET", url), stream=True)
+            request = httpx.Request("GET", url, headers=self._headers, extensions=self._timeouts)
+            return await transport.handle_async_request(request)
         except _NETWORK_ERRORS as error:
             raise _failure(error, RequestFault.UNREACHABLE) from error
 
     async def _error_body(self, response: httpx.Response) -> tuple[bytes, int]:
         """Read the beginning of an error's body, as far as it can be had: the status says enough without."""
-        body = _Body(response, max_bytes=4 * MAX_ERROR_BODY)
         kept = bytearray()
+        received = 0
         try:
-            async with asyncio.timeout(self._read_timeout), aclosing(body.pieces()) as pieces:
-                async for piece in pieces:
-                    kept += piece
-                    if len(kept) >= MAX_ERROR_BODY:
-                        break
-        except (RequestFailedError, TimeoutError):
+            async with _Deadline(self._read_timeout, self._read_timeout) as deadline:
+                body = _Body(response, 4 * MAX_ERROR_BODY, deadline)
+                async with aclosing(body.pieces()) as pieces:
+                    async for piece in pieces:
+                        received = body.received
+                        kept += piece
+                        if len(kept) >= MAX_ERROR_BODY:
+                            break
+        except RequestFailedError:
             pass
-        return bytes(kept[:MAX_ERROR_BODY]), body.received
+        return bytes(kept[:MAX_ERROR_BODY]), received
 
 
 def user_agent(contact: str | None) -> str:
@@ -275,20 +280,20 @@ def user_agent(contact: str | None) -> str:
 class _Body:
     """One response's body, decoded piece by piece; raises RequestFailedError at the first sign of trouble."""
 
-    def __init__(self, response: httpx.Response, max_bytes: int) -> None:
+    def __init__(self, response: httpx.Response, max_bytes: int, deadline: _Deadline) -> None:
         self._response = response
         self._max_bytes = max_bytes
+        self._deadline = deadline
         self.received = 0
         self.decoded = 0
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Yield the decoded body; neither it nor what is on the wire may grow beyond `max_bytes`."""
-        promised = self._response.headers.get("content-length", "")
-        if promised.isdecimal() and len(promised) < 20:
-            self._check(int(promised))
         try:
             decoder = decoder_for(self._response.headers.get("content-encoding", ""))
+            self._deadline.note_progress()
             async for chunk in self._response.aiter_raw():
+                self._deadline.note_progress()
                 self.received += len(chunk)
                 self._check(self.received)
                 for piece in decoder.decode(chunk):
@@ -303,6 +308,12 @@ class _Body:
         except _NETWORK_ERRORS as error:
             raise _failure(error, RequestFault.TRUNCATED) from error
 
+    def check_promise(self) -> None:
+        """Raise at once if the head of the response says that the body will be too large."""
+        promised = self._response.headers.get("content-length", "")
+        if promised.isdecimal() and len(promised) < 20:
+            self._check(int(promised))
+
     def _check(self, size: int) -> None:
         if size > self._max_bytes:
             raise RequestFailedError(
@@ -310,16 +321,17 @@ class _Body:
             )
 
 
-async def _read(response: httpx.Response, max_bytes: int) -> bytes:
-    body = bytearray()
-    async with aclosing(_Body(response, max_bytes).pieces()) as pieces:
+async def _read(body: _Body) -> bytes:
+    content = bytearray()
+    body.check_promise()
+    async with aclosing(body.pieces()) as pieces:
         async for piece in pieces:
-            body += piece
-    return bytes(body)
+            content += piece
+    return bytes(content)
 
 
-async def _save(response: httpx.Response, to: Path, max_bytes: int) -> tuple[int, int]:
-    body = _Body(response, max_bytes)
+async def _save(body: _Body, to: Path) -> tuple[int, int]:
+    body.check_promise()
     async with aclosing(body.pieces()) as pieces:
         with _scratch_file(to) as file:
             async for piece in pieces:
@@ -337,15 +349,47 @@ def _scratch_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-@asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise RequestFailedError(
-            RequestFault.TIMED_OUT, f"the answer was not complete after {seconds:g} s"
-        ) from None
+class _Deadline:
+    """Ends a request that takes longer than `total` seconds, or whose body stands still for `silence` seconds.
+
+    aiohttp watches over silence too, but waits for ever on a body whose connection it closed for bad framing.
+    """
+
+    def __init__(self, total: float, silence: float) -> None:
+        self._total = total
+        self._silence = silence
+        self._clock = asyncio.get_running_loop().time
+        self._end = self._clock() + total
+        self._scope = asyncio.timeout_at(self._end)
+        self._noted_at = -math.inf
+
+    async def __aenter__(self) -> Self:
+        await self._scope.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._scope.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            said = (
+                f"the answer was not complete after {self._total:g} s"
+                if self._clock() >= self._end
+                else f"nothing came for {self._silence:g} s"
+            )
+            raise RequestFailedError(RequestFault.TIMED_OUT, said) from None
+
+    def note_progress(self) -> None:
+        """Say that bytes have come, or that they are waited for from now on."""
+        now = self._clock()
+        # Setting a timer costs more than reading a chunk: it is only moved when much of its time is over.
+        if now - self._noted_at > self._silence / 4:
+            self._noted_at = now
+            self._scope.reschedule(min(self._end, now + 1.25 * self._silence))
 
 
 def _redirect_target(response: httpx.Response) -> httpx.URL:
@@ -359,7 +403,7 @@ def _redirect_target(response: httpx.Response) -> httpx.URL:
         target = response.url.join(location)
     except (httpx.InvalidURL, ValueError):
         raise bad(f"to {location!r}, which is not a URL") from None
-    if target.scheme not in ("http", "https") or not target.raw_host or target.userinfo:
+    if target.scheme not in ("http", "https") or not _HOST.fullmatch(target.raw_host) or target.userinfo:
         raise bad(f"to {location!r}")
     if response.url.scheme == "https" and target.scheme != "https":
         raise bad(f"from https to {location!r}")

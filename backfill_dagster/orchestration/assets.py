@@ -31,6 +31,8 @@ from backfill_dagster.orchestration.run_settings import FetchSettings, fetch_set
 from backfill_dagster.records.conversion import ConversionReport
 from backfill_dagster.records.tables import TABLE_BY_NAME, Column
 from backfill_dagster.repos.crawl import HostReport
+from backfill_dagster.repos.packs import read_ledger
+from backfill_dagster.repos.snapshots import latest_attempts
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import ACCOUNT_COLUMNS
 from backfill_dagster.tables.build import remove_other_months
@@ -163,10 +165,11 @@ def _host_event(
     context: dg.AssetExecutionContext, study: Study, report: HostReport
 ) -> dg.AssetMaterialization:
     folder = study.root / "repos" / partition_folder(report.pds_host)
+    attempts = latest_attempts(read_ledger(StudyStorage(study.root), [report.pds_host]))
     return dg.AssetMaterialization(
         asset_key=context.asset_key,
         partition=report.pds_host,
-        metadata=host_metadata(report, folder),
+        metadata=host_metadata(attempts, report, folder),
     )
 
 

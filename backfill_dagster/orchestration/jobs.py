@@ -234,4 +234,4 @@ def _report(context: dg.OpExecutionContext, study: Study, failed_hosts: list[str
 
 
 def _stage_job(study: Study, stage: str) -> str:
-    return f"{study.name}__{stage}"
+    return f"{study.name}_stage_{stage}"

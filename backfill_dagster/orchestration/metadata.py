@@ -74,17 +74,20 @@ def directory_metadata(directory: pl.DataFrame, path: Path) -> Metadata:
     }
 
 
-def host_metadata(report: HostReport, path: Path) -> Metadata:
-    """Say what the fetch of one host came to."""
+def host_metadata(attempts: pl.DataFrame, report: HostReport, path: Path) -> Metadata:
+    """Say how the accounts of one host stand (their latest attempts), and what this run added to that."""
+    states = attempts.group_by("outcome").len().sort("outcome")
+    failures = attempts.drop_nulls("reason").group_by("reason").len().sort("reason")
+    fetched = sum(report.outcomes.values())
     return {
-        **{f"accounts_{state}": count for state, count in sorted(report.outcomes.items())},
-        **{f"failed_{reason}": count for reason, count in sorted(report.reasons.items())},
-        "dagster/row_count": report.records,
-        "accounts": sum(report.outcomes.values()),
-        "megabytes": round(report.bytes_received / 1e6, 3),
-        "seconds": round(report.seconds, 2),
-        "accounts_per_second": round(sum(report.outcomes.values()) / max(report.seconds, 1e-3), 2),
-        "packs": len(report.packs),
+        "dagster/row_count": int(attempts["records"].sum()),
+        "accounts": attempts.height,
+        **{f"accounts_{state}": number for state, number in states.iter_rows()},
+        **{f"failed_{reason}": number for reason, number in failures.iter_rows()},
+        "attempted_in_this_run": fetched,
+        "megabytes_in_this_run": round(report.bytes_received / 1e6, 3),
+        "seconds_in_this_run": round(report.seconds, 2),
+        "accounts_per_second": round(fetched / report.seconds, 2) if report.seconds else 0.0,
         "path": file_path(path),
     }
 

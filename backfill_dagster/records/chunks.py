@@ -6,21 +6,18 @@ from itertools import compress
 
 import polars as pl
 
-from backfill_dagster.records.accounting import record_uri
 from backfill_dagster.records.blocks import (
     Failure,
     Record,
     decode_blocks,
     has_reserved_key,
-    may_hold_links,
-    may_hold_reserved_keys,
 )
 from backfill_dagster.records.date_quality import is_undated
 from backfill_dagster.records.dates import date_rows
 from backfill_dagster.records.fields import text_series
 from backfill_dagster.records.issues import Issues, Problem, problem_of
 from backfill_dagster.records.posts import is_reply, read_posts
-from backfill_dagster.records.record_json import json_series, to_json
+from backfill_dagster.records.record_json import records_as_json
 from backfill_dagster.records.settings import RecordSettings
 from backfill_dagster.records.subjects import read_subject_accounts, read_subject_records
 from backfill_dagster.records.tables import (
@@ -68,13 +65,13 @@ def chunks(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
 
 
 def transform_chunk(rows: pl.DataFrame, collection: str, settings: RecordSettings) -> TransformedChunk:
-    """Make table rows of records of one collection: their keys, raw `cid`, `block` and account's columns."""
-    may_link = rows.select(may_hold_links(pl.col("block"))).to_series()
-    records, failures = decode_blocks(rows["block"].to_list(), may_link.to_list())
+    """Make table rows of records of one collection, which have a usable key.
+
+    `rows`: the input's columns, their account's, `uri`, `rkey_time`, `may_link` and `may_reserve`.
+    """
+    records, failures = decode_blocks(rows["block"].to_list(), rows["may_link"].to_list())
     rejected, rows = _part(rows, failures)
-    rows = rows.select(
-        pl.exclude("block"), _table(records, collection), may_reserve=may_hold_reserved_keys(pl.col("block"))
-    )
+    rows = rows.with_columns(_table(records, collection))
     rows = date_rows(rows, records, settings.period)
 
     out_of_range = rows.clear()
@@ -90,8 +87,10 @@ def transform_chunk(rows: pl.DataFrame, collection: str, settings: RecordSetting
 
 def _part(rows: pl.DataFrame, failures: list[Failure]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Part the rows whose blocks could not be decoded from the others."""
-    positions = [failure.position for failure in failures]
-    failed = pl.int_range(rows.height, dtype=pl.UInt32, eager=True).is_in(positions)
+    if not failures:
+        return rows.clear(), rows
+    positions = {failure.position for failure in failures}
+    failed = pl.Series([position in positions for position in range(rows.height)])
     rejected = rows.filter(failed).with_columns(
         reason=text_series([failure.reason.value for failure in failures]),
         detail=text_series([failure.detail for failure in failures]),
@@ -119,9 +118,8 @@ def _fill(
         issues.add(row, "createdAt", Problem(rows["created_at_problem"][row]))
     columns = _READERS[collection](records, issues)
     return rows.with_columns(
-        record_uri(),
         cid=text_series([cid_text(cid) for cid in rows["cid"].to_list()]),
-        record=json_series([to_json(record) if settings.keep_record_json else None for record in records]),
+        record=records_as_json(records) if settings.keep_record_json else pl.lit(None, pl.String),
         issues=issues.column(len(records)),
         **columns,
     )
@@ -138,5 +136,7 @@ def _check_type(records: list[Record], collection: str, issues: Issues) -> None:
 
 
 def _lay_out(rows: pl.DataFrame, table: Table) -> pl.DataFrame:
-    own = rows.filter(pl.col("table") == table.name).with_columns(record_type=pl.lit(table.record_type))
-    return own.select(table.schema.names()).match_to_schema(table.schema)
+    if len(TABLES_OF_COLLECTION[table.collection]) > 1:
+        rows = rows.filter(pl.col("table") == table.name)
+    rows = rows.with_columns(record_type=pl.lit(table.record_type))
+    return rows.select(table.schema.names()).match_to_schema(table.schema)

@@ -8,7 +8,6 @@ from backfill_dagster.records.date_quality import date_quality, is_undated
 from backfill_dagster.records.fields import text_series
 from backfill_dagster.records.issues import Problem, problem_of
 from backfill_dagster.records.period import is_in_period, sync_timestamp
-from backfill_dagster.records.record_keys import tid_times
 from backfill_dagster.records.settings import StudyPeriod
 from backfill_dagster.records.timestamps import read_datetimes
 
@@ -16,9 +15,9 @@ _NOT_WRITTEN = [Problem.MISSING.value, Problem.NULL.value]
 
 
 def date_rows(rows: pl.DataFrame, records: list[dict[str, Any]], period: StudyPeriod) -> pl.DataFrame:
-    """Add the columns of time to rows that have `rkey` and `fetched_at`, one for each decoded record.
+    """Add the columns of time to rows that have `rkey_time` and `fetched_at`, one for each decoded record.
 
-    Adds `created_at_raw`, `created_at`, `rkey_time`, `date_quality`, `in_range`, `sync_timestamp`, and for further
+    Adds `created_at_raw`, `created_at`, `date_quality`, `in_range`, `sync_timestamp`, and for further
     use `created_at_problem` (a value of `Problem`, or null).
     """
     raw, problem = _read_created_at(records)
@@ -29,7 +28,6 @@ def date_rows(rows: pl.DataFrame, records: list[dict[str, Any]], period: StudyPe
             created_at_raw=raw,
             created_at=read["instant"],
             created_at_problem=pl.coalesce(problem, read["problem"]),
-            rkey_time=tid_times(rows["rkey"]),
         )
         .with_columns(
             date_quality=date_quality(

@@ -51,16 +51,14 @@ def read_embeds(records: list[Map], issues: Issues) -> dict[str, pl.Series]:
         None if value is None else _read_embed(value, partial(issues.add, row))
         for row, value in enumerate(read_maps(records, "embed", "embed", issues, required=False))
     ]
-    quoted = read_references(
-        [None if embed is None else embed.quoted for embed in embeds], "embed.record", issues
-    )
+    quoted = read_references([embed.quoted if embed else None for embed in embeds], "embed.record", issues)
     return {
-        "embed_type": text_series([None if embed is None else embed.type for embed in embeds]),
-        "embed": json_series([None if embed is None else embed.json for embed in embeds]),
-        "external_uri": text_series([None if embed is None else embed.external_uri for embed in embeds]),
-        "media_types": texts_series([None if embed is None else embed.media_types for embed in embeds]),
-        "alt_texts": texts_series([None if embed is None else embed.alt_texts for embed in embeds]),
-        "blob_cids": texts_series([None if embed is None else embed.blob_cids for embed in embeds]),
+        "embed_type": text_series([embed.type if embed else None for embed in embeds]),
+        "embed": json_series([embed.json if embed else None for embed in embeds]),
+        "external_uri": text_series([embed.external_uri if embed else None for embed in embeds]),
+        "media_types": texts_series([embed.media_types if embed else None for embed in embeds]),
+        "alt_texts": texts_series([embed.alt_texts if embed else None for embed in embeds]),
+        "blob_cids": texts_series([embed.blob_cids if embed else None for embed in embeds]),
         "quoted_uri": quoted.uri,
         "quoted_cid": quoted.cid,
         "quoted_did": quoted.did,

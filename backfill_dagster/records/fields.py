@@ -5,6 +5,7 @@ A parent of None is absent, or was named already: its fields are null without be
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -16,6 +17,8 @@ Map = dict[str, Any]
 Parents = Sequence[Map | None]
 # Names a problem of the field at a path, in the row at hand.
 Note = Callable[[str, Problem], None]
+
+_ABSENT = object()
 
 
 def text_series(values: Sequence[str | None]) -> pl.Series:
@@ -52,8 +55,10 @@ def read_lists(
 def read_text_lists(records: Parents, key: str, issues: Issues) -> list[list[str] | None]:
     """Read an optional list of strings of each record; elements that are none are left out, and named."""
     lists = read_lists(records, key, key, issues, required=False)
+    if set(map(type, chain.from_iterable(filter(None, lists)))) <= {str}:
+        return lists
     for row, values in enumerate(lists):
-        if values and set(map(type, values)) != {str}:
+        if values is not None and any(type(value) is not str for value in values):
             issues.add(row, key, Problem.BAD_ELEMENT)
             lists[row] = [value for value in values if type(value) is str]
     return lists
@@ -80,12 +85,16 @@ def read_map(parent: Map, key: str, path: str, note: Note) -> Map | None:
 def _read(
     parents: Parents, key: str, path: str, issues: Issues, required: bool, kind: type, otherwise: Problem
 ) -> list[Any]:
-    values = [None if parent is None else parent.get(key) for parent in parents]
+    if parents.count(None) == len(parents):
+        return [None] * len(parents)
+    values: list[Any] = [None if parent is None else parent.get(key, _ABSENT) for parent in parents]
     if set(map(type, values)) == {kind}:
         return values
-    for row, (parent, value) in enumerate(zip(parents, values, strict=True)):
-        if type(value) is kind or parent is None or not (required or key in parent):
+    for row, value in enumerate(values):
+        if type(value) is kind:
             continue
-        issues.add(row, path, problem_of(parent, key, otherwise))
         values[row] = None
+        parent = parents[row]
+        if parent is not None and (required or value is not _ABSENT):
+            issues.add(row, path, problem_of(parent, key, otherwise))
     return values

@@ -12,8 +12,12 @@ import cbrrr
 import orjson
 import polars as pl
 
-from backfill_dagster.records.blocks import Link
+from backfill_dagster.records.blocks import Link, Record
 from backfill_dagster.repos.cid import cid_text
+
+# JSON escapes line breaks within strings, so that a bare one stands between two records only.
+_BREAK_TEXT = "\n"
+_BREAK = orjson.Fragment(_BREAK_TEXT)
 
 
 def link_text(link: Link) -> str:
@@ -32,6 +36,19 @@ def to_json(value: Any) -> bytes:
         # Negative integers of CBOR reach past the 64 bits that orjson writes.
         text = json.dumps(value, default=_tagged, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode()
+
+
+def records_as_json(records: Sequence[Record]) -> pl.Series:
+    """Write many records as a text column, in one go: that is twice as fast as one by one."""
+    if not records:
+        return pl.Series(dtype=pl.String)
+    items: list[Any] = [_BREAK] * (2 * len(records) - 1)
+    items[::2] = records
+    try:
+        text = orjson.dumps(items, default=_tagged)[1:-1]
+    except orjson.JSONEncodeError:
+        return json_series([to_json(record) for record in records])
+    return pl.Series([text], dtype=pl.Binary).cast(pl.String).str.split(f",{_BREAK_TEXT},").explode()
 
 
 def json_series(values: Sequence[bytes | None]) -> pl.Series:

@@ -36,12 +36,14 @@ def read_references(parents: Parents, path: str, issues: Issues) -> References:
     uri = read_uris(parents, path, issues)
     cid = _read_identifiers(parents, "cid", f"{path}.cid", _CID, issues)
     # at: // authority / collection / rkey
-    parts = uri.str.splitn("/", 5).struct.unnest()
-    authority = pl.col("field_2")
-    did = parts.select(pl.when(authority.str.starts_with("did:")).then(authority)).to_series()
-    for row in (uri.is_not_null() & did.is_null()).arg_true():
-        issues.add(row, f"{path}.uri", Problem.NO_DID)
-    return References(uri=uri, cid=cid, did=did, collection=parts["field_3"])
+    parts = pl.col("uri").str.splitn("/", 5).struct
+    target = pl.DataFrame({"uri": uri}).select(did=parts.field("field_2"), collection=parts.field("field_3"))
+    is_handle = ~target["did"].str.starts_with("did:")
+    if is_handle.any():
+        for row in is_handle.arg_true():
+            issues.add(row, f"{path}.uri", Problem.NO_DID)
+        target = target.with_columns(did=pl.when(~is_handle).then(pl.col("did")))
+    return References(uri=uri, cid=cid, did=target["did"], collection=target["collection"])
 
 
 def read_uris(parents: Parents, path: str, issues: Issues) -> pl.Series:
@@ -60,8 +62,12 @@ def _read_identifiers(
     values = text_series(read_texts(parents, key, path, issues))
     if values.null_count() == len(values):
         return values
-    matches = values.str.contains(identifier.pattern) & (values.str.len_bytes() <= identifier.max_bytes)
-    others = (~matches).arg_true()
+    text = pl.col("text")
+    matches = text.str.contains(identifier.pattern) & (text.str.len_bytes() <= identifier.max_bytes)
+    is_other = pl.DataFrame({"text": values}).select(~matches).to_series()
+    if not is_other.any():
+        return values
+    others = is_other.arg_true()
     for row in others:
         issues.add(row, path, identifier.otherwise)
-    return values.scatter(others, None) if len(others) else values
+    return values.scatter(others, None)

@@ -9,11 +9,11 @@ import polars as pl
 import pyarrow as pa
 
 from backfill_dagster.errors import ReconciliationError
-from backfill_dagster.records.accounting import add_counts, count, list_rejects, only_table
-from backfill_dagster.records.blocks import MAX_RECORD_BYTES
+from backfill_dagster.records.accounting import add_counts, count, list_rejects, only_table, record_uri
+from backfill_dagster.records.blocks import MAX_RECORD_BYTES, may_hold_links, may_hold_reserved_keys
 from backfill_dagster.records.chunks import chunks, transform_chunk
 from backfill_dagster.records.outcomes import Fate, FilterReason, RejectReason
-from backfill_dagster.records.record_keys import is_collection, is_record_key
+from backfill_dagster.records.record_keys import is_collection, is_record_key, tid_times
 from backfill_dagster.records.settings import RecordSettings
 from backfill_dagster.records.tables import COLLECTIONS, RECORD_TABLES
 from backfill_dagster.repos.cid import CID_BYTES, DAG_CBOR_PREFIX, RAW_PREFIX
@@ -48,16 +48,17 @@ def transform_records(
     rejected = [rows.filter(~is_unwanted)]
     tables = {table.name: [table.schema.to_frame()] for table in RECORD_TABLES}
 
-    undecided = rows.filter(pl.col("reason").is_null())
+    undecided = _look_at_whole_column(rows.filter(pl.col("reason").is_null()))
     with _collector_paused():
         for collection in COLLECTIONS:
             for chunk in chunks(undecided.filter(pl.col("collection") == collection)):
                 done = transform_chunk(chunk, collection, settings)
                 for name, frame in done.tables.items():
                     tables[name].append(frame)
-                rejected.append(done.rejected)
-                reason = pl.lit(FilterReason.OUT_OF_RANGE.value)
-                counts.append(count(done.out_of_range, pl.col("table"), Fate.FILTERED, reason))
+                rejected.append(done.rejected.select(rows.columns))
+                if done.out_of_range.height:
+                    reason = pl.lit(FilterReason.OUT_OF_RANGE.value)
+                    counts.append(count(done.out_of_range, pl.col("table"), Fate.FILTERED, reason))
 
     kept = {name: pl.concat(frames) for name, frames in tables.items()}
     counts += [count(frame, pl.lit(name), Fate.KEPT, pl.lit(None)) for name, frame in kept.items()]
@@ -106,6 +107,16 @@ def _settle_by_key(rows: pl.DataFrame, settings: RecordSettings) -> pl.DataFrame
         .when(size > MAX_RECORD_BYTES)
         .then(pl.lit(RejectReason.TOO_LARGE.value)),
         detail=pl.when(size > MAX_RECORD_BYTES).then(pl.format("{} bytes", size)),
+    )
+
+
+def _look_at_whole_column(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add what needs no decoded record: at once, because a step over a column costs more than its rows do."""
+    return rows.with_columns(
+        record_uri(),
+        rkey_time=tid_times(rows["rkey"]),
+        may_link=may_hold_links(pl.col("block")),
+        may_reserve=may_hold_reserved_keys(pl.col("block")),
     )
 
 

@@ -11,7 +11,7 @@ from cbrrr import CID, decode_dag_cbor, encode_dag_cbor
 
 from backfill_dagster.repos.cid import CID_BYTES, DAG_CBOR_PREFIX
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
-from backfill_dagster.repos.syntax import parse_tid
+from backfill_dagster.repos.tid import parse_tid
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def parse_commit(block: bytes) -> Commit:
         raise _bad_commit("it is not signed")
     if not isinstance(data, CID) or not _links_to_dag_cbor(data):
         raise _bad_commit("it has no link to a tree")
-    # Commits of before 2023-08 leave `prev` out; nothing here follows it.
+    # Early commits left `prev` out; nothing here follows it.
     before = fields.get("prev")
     if before is not None and not (isinstance(before, CID) and _links_to_dag_cbor(before)):
         raise _bad_commit("its link to the commit before is none")

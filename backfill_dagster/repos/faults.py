@@ -21,6 +21,9 @@ class RepoFault(StrEnum):
     TOO_LARGE = "too_large"  # larger, in some dimension, than the limits allow
 
 
+_MAX_DETAIL = 300
+
+
 class RepoRejectedError(BackfillError):
     """A repository that was not accepted; it costs this account's attempt and nothing else.
 
@@ -28,10 +31,10 @@ class RepoRejectedError(BackfillError):
     """
 
     def __init__(self, fault: RepoFault, detail: str) -> None:
-        # Both go to `args`, so that the error survives the way back from a worker process.
-        super().__init__(fault, detail)
         self.fault = fault
-        self.detail = detail
+        self.detail = detail[:_MAX_DETAIL]
+        # Both go to `args`, so that the error survives the way back from a worker process.
+        super().__init__(self.fault, self.detail)
 
     def __str__(self) -> str:
         return f"{self.fault}: {self.detail}"

@@ -15,6 +15,7 @@ class RepoLimits:
 
     max_car_bytes: int = 2 * 2**30
     max_blocks: int = 20_000_000
+    # Small, because the commit's decoder reserves room for an array as long as it claims to be.
     max_commit_bytes: int = 8 * 2**10
     max_node_bytes: int = 2 * 2**20
     max_node_entries: int = 4096

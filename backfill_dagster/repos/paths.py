@@ -9,7 +9,6 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
-from backfill_dagster.repos.syntax import is_nsid, is_record_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,29 +22,28 @@ class Paths(NamedTuple):
 
 
 def split_paths(keys: Sequence[bytes]) -> Paths:
-    """Take the keys of a tree, strictly ascending, apart.
+    """Take the keys of a tree, strictly ascending, apart at their first slash.
 
-    Raises RepoRejectedError (bad_tree) for a key that is not a namespaced identifier and a record key.
+    Whether a path names a collection and a record key is not asked here: one that does not costs its own record,
+    which whoever reads the records rejects, and not the repository, whose tree is whole all the same. A key
+    without a slash is a collection with an empty record key.
+
+    Raises RepoRejectedError (bad_tree) for a key that is not UTF-8, which no path can be.
     """
     paths = Paths([], [])
     start = 0
     while start < len(keys):
         name, slash, _ = keys[start].partition(b"/")
-        collection = name.decode("ascii", "replace")
-        if not slash or not is_nsid(collection):
-            raise _bad_path(keys[start])
         # Keys with one beginning stand together, and "0" is the character after "/".
-        end = bisect_left(keys, name + b"0", start)
+        end = bisect_left(keys, name + b"0", start) if slash else start + 1
         skip = len(name) + 1
-        for key in keys[start:end]:
-            rkey = key[skip:].decode("ascii", "replace")
-            if not is_record_key(rkey):
-                raise _bad_path(key)
-            paths.rkeys.append(rkey)
+        try:
+            collection = name.decode()
+            paths.rkeys.extend([key[skip:].decode() for key in keys[start:end]])
+        except UnicodeDecodeError as error:
+            raise RepoRejectedError(
+                RepoFault.BAD_TREE, f"a key is not UTF-8: {error.object[:200]!r}"
+            ) from None
         paths.collections.extend([collection] * (end - start))
         start = end
     return paths
-
-
-def _bad_path(key: bytes) -> RepoRejectedError:
-    return RepoRejectedError(RepoFault.BAD_TREE, f"a key is not a repository path: {key[:200]!r}")

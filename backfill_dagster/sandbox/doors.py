@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _ADDRESS = "127.0.0.1"
 _PIECE = 64 * 1024
 _BACKLOG = 1024
+# aiohttp takes 0 for no limit.
+_GRACE_SECONDS = 0.01
 _DID_IN_PATH = re.compile(r"/(did:[^/]+)")
 
 
@@ -53,7 +55,8 @@ class Door:
         """Listen."""
         if self._runner is not None:
             return
-        runner = web.ServerRunner(web.Server(self._serve, access_log=None), shutdown_timeout=0)
+        server = web.Server(self._serve, access_log=None, handler_cancellation=True)
+        runner = web.ServerRunner(server, shutdown_timeout=_GRACE_SECONDS)
         await runner.setup()
         await web.SockSite(runner, self._socket, backlog=_BACKLOG).start()
         self._runner = runner
@@ -61,9 +64,13 @@ class Door:
     async def shut(self) -> None:
         """Cut all connections and refuse new ones."""
         runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
-            self._socket = _bind(self._port)
+        if runner is None:
+            return
+        for connection in runner.server.connections if runner.server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
+        await runner.cleanup()
+        self._socket = _bind(self._port)
 
     def release(self) -> None:
         """Give the port up."""

@@ -154,6 +154,10 @@ class _Servers:
 
     async def _shut(self) -> None:
         await asyncio.gather(*(door.shut() for door in self._doors.values()))
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
 
 _lock = threading.Lock()

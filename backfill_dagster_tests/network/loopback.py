@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from backfill_dagster.network.addresses import AddressPolicy, Lookup
 from backfill_dagster.network.http import HttpClient
+
+if TYPE_CHECKING:
+    import ssl
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Talk = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]

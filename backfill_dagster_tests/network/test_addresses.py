@@ -34,7 +34,7 @@ from backfill_dagster.network.addresses import (
         (f"https://{'a' * 63}.example", f"https://{'a' * 63}.example", f"{'a' * 63}.example"),
     ],
 )
-def test_endpoint_is_normalised(text, origin, host):
+def test_endpoint_is_normalised(text: str, origin: str, host: str) -> None:
     endpoint = parse_endpoint(text)
 
     assert endpoint.origin == origin
@@ -86,14 +86,14 @@ def test_endpoint_is_normalised(text, origin, host):
         "https://" + "a" * 100_000,
     ],
 )
-def test_what_is_no_endpoint_is_refused(text):
+def test_what_is_no_endpoint_is_refused(text: str) -> None:
     with pytest.raises(BadEndpointError) as caught:
         parse_endpoint(text)
     assert len(str(caught.value)) < 500
 
 
 @given(st.text(max_size=40) | st.text(alphabet=string.printable, max_size=40).map("https://".__add__))
-def test_an_endpoint_is_in_normal_form_or_refused(text):
+def test_an_endpoint_is_in_normal_form_or_refused(text: str) -> None:
     try:
         endpoint = parse_endpoint(text)
     except BadEndpointError:
@@ -104,10 +104,26 @@ def test_an_endpoint_is_in_normal_form_or_refused(text):
     assert len(endpoint.name) <= 253
 
 
-PUBLIC = ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00:1450::1", "64:ff9b::808:808"]
+PUBLIC = [
+    "1.1.1.1",
+    "8.8.8.8",
+    "172.32.0.1",
+    "100.128.0.1",
+    "2606:4700::1111",
+    "2a00:1450::1",
+    "64:ff9b::808:808",
+]
 PRIVATE = [
     *("0.0.0.0", "10.1.2.3", "127.0.0.1", "127.255.255.254", "169.254.169.254", "172.16.0.1", "192.168.1.1"),
-    *("100.64.0.1", "100.100.100.200", "192.0.0.192", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1"),
+    *(
+        "100.64.0.1",
+        "100.100.100.200",
+        "192.0.0.192",
+        "192.0.2.1",
+        "198.18.0.1",
+        "198.51.100.1",
+        "203.0.113.1",
+    ),
     *("168.63.129.16", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255", "192.88.99.1"),
     *("::", "::1", "fe80::1", "fe80::1%2", "fc00::1", "fd00:ec2::254", "fec0::1", "ff02::1", "2001:db8::1"),
     *("::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "2002:7f00:1::", "2001:0:7f00:1::", "3fff::1"),
@@ -116,42 +132,44 @@ PRIVATE = [
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_public_addresses_are_allowed(address):
+def test_public_addresses_are_allowed(address: str) -> None:
     AddressPolicy().check(address)
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_other_addresses_are_refused_unless_allowed(address):
+def test_other_addresses_are_refused_unless_allowed(address: str) -> None:
     with pytest.raises(RefusedAddressError):
         AddressPolicy().check(address)
     AddressPolicy(allow_private=True).check(address)
 
 
 @given(st.ip_addresses(v=4))
-def test_nothing_that_python_calls_private_is_public(address):
+def test_nothing_that_python_calls_private_is_public(address: IPv4Address) -> None:
     assert not (is_public(address) and (address.is_private or address.is_multicast or address.is_reserved))
 
 
 @given(st.ip_addresses(v=4))
-def test_a_translated_address_is_judged_by_the_one_within(address):
+def test_a_translated_address_is_judged_by_the_one_within(address: IPv4Address) -> None:
     translated = ip_address((0x64FF9B << 96) | int(address))
 
-    assert is_public(translated) == is_public(IPv4Address(address))
+    assert is_public(translated) == is_public(address)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "2130706433", "127.1", "0x7f000001", "017700000001", "10.0.0.1."])
-def test_an_address_in_a_url_is_refused_in_any_spelling(host):
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "::1", "2130706433", "127.1", "0x7f000001", "017700000001", "10.0.0.1."]
+)
+def test_an_address_in_a_url_is_refused_in_any_spelling(host: str) -> None:
     with pytest.raises(RefusedAddressError):
         AddressPolicy().check_literal(host, 80)
 
 
-def test_names_and_public_addresses_in_a_url_pass():
+def test_names_and_public_addresses_in_a_url_pass() -> None:
     policy = AddressPolicy()
     policy.check_literal("pds.example.com", 443)
     policy.check_literal("8.8.8.8", 443)
 
 
-def test_an_address_can_be_let_through_by_mapping_it_to_itself():
+def test_an_address_can_be_let_through_by_mapping_it_to_itself() -> None:
     policy = AddressPolicy(connect_to={"127.0.0.1:2583": "127.0.0.1:2583"})
 
     policy.check_literal("127.0.0.1", 2583)
@@ -159,12 +177,14 @@ def test_an_address_can_be_let_through_by_mapping_it_to_itself():
         policy.check_literal("127.0.0.1", 2584)
 
 
-def test_an_address_cannot_be_led_elsewhere():
+def test_an_address_cannot_be_led_elsewhere() -> None:
     with pytest.raises(ConfigError, match="host name"):
         AddressPolicy(connect_to={"127.0.0.1:80": "127.0.0.1:2583"})
 
 
-def resolve(policy: AddressPolicy, host: str, port: int, found: dict[str, list[str]]):
+def resolve(
+    policy: AddressPolicy, host: str, port: int, found: dict[str, list[str]]
+) -> list[tuple[str, int]]:
     async def lookup(name: str, port: int) -> list[str]:
         if name not in found:
             raise OSError("no such name")
@@ -174,24 +194,26 @@ def resolve(policy: AddressPolicy, host: str, port: int, found: dict[str, list[s
     return [(result["host"], result["port"]) for result in results]
 
 
-def test_only_allowed_addresses_of_a_name_are_connected_to():
+def test_only_allowed_addresses_of_a_name_are_connected_to() -> None:
     found = {"mixed.test": ["10.0.0.1", "8.8.8.8", "::1"]}
 
     assert resolve(AddressPolicy(), "mixed.test", 443, found) == [("8.8.8.8", 443)]
 
 
-def test_a_name_without_any_allowed_address_is_refused():
+def test_a_name_without_any_allowed_address_is_refused() -> None:
     with pytest.raises(RefusedAddressError, match=r"169\.254\.169\.254"):
         resolve(AddressPolicy(), "metadata.test", 80, {"metadata.test": ["169.254.169.254"]})
 
 
-def test_a_name_without_addresses_fails_as_one_that_does_not_exist():
+def test_a_name_without_addresses_fails_as_one_that_does_not_exist() -> None:
     with pytest.raises(OSError, match="no address"):
         resolve(AddressPolicy(), "empty.test", 80, {"empty.test": []})
 
 
-def test_connect_to_leads_a_host_and_port_elsewhere_whatever_the_address():
-    policy = AddressPolicy(connect_to={"PDS1.sandbox.test:80": "127.0.0.1:4001", "b.test:80": "backend.test:5"})
+def test_connect_to_leads_a_host_and_port_elsewhere_whatever_the_address() -> None:
+    policy = AddressPolicy(
+        connect_to={"PDS1.sandbox.test:80": "127.0.0.1:4001", "b.test:80": "backend.test:5"}
+    )
 
     assert resolve(policy, "pds1.sandbox.test", 80, {}) == [("127.0.0.1", 4001)]
     assert resolve(policy, "b.test", 80, {"backend.test": ["10.0.0.9"]}) == [("10.0.0.9", 5)]
@@ -199,7 +221,7 @@ def test_connect_to_leads_a_host_and_port_elsewhere_whatever_the_address():
         resolve(policy, "pds1.sandbox.test", 81, {"pds1.sandbox.test": ["127.0.0.1"]})
 
 
-def test_the_system_resolver_is_asked():
+def test_the_system_resolver_is_asked() -> None:
     assert "127.0.0.1" in asyncio.run(look_up("localhost", 80))
     with pytest.raises(socket.gaierror):
         asyncio.run(look_up("no-such-host.invalid", 80))

@@ -1,5 +1,6 @@
 import gzip
 import zlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ def raw_deflate(data: bytes) -> bytes:
     return stream.compress(data) + stream.flush()
 
 
-ENCODERS = {
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     "identity": bytes,
     "gzip": gzip.compress,
@@ -39,17 +40,17 @@ def decode(coding: str, body: bytes, step: int) -> bytes:
 
 
 @given(st.sampled_from(sorted(ENCODERS)), st.binary(max_size=3000), st.integers(1, 500))
-def test_a_body_comes_out_as_it_went_in(coding, data, step):
+def test_a_body_comes_out_as_it_went_in(coding: str, data: bytes, step: int) -> None:
     assert decode(coding, ENCODERS[coding](data), step) == data
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @pytest.mark.parametrize("size", [256 * 1024 - 1, 256 * 1024, 256 * 1024 + 1, 3_000_000])
-def test_a_body_that_grows_comes_out_whole_and_in_pieces(coding, size):
+def test_a_body_that_grows_comes_out_whole_and_in_pieces(coding: str, size: int) -> None:
     assert decode(coding, ENCODERS[coding](b"\0" * size), 1 << 16) == b"\0" * size
 
 
-def test_gzip_members_may_follow_each_other_with_padding():
+def test_gzip_members_may_follow_each_other_with_padding() -> None:
     body = gzip.compress(b"one ") + gzip.compress(b"two") + b"\0\0\0\0"
 
     assert decode("gzip", body, 7) == b"one two"
@@ -57,7 +58,7 @@ def test_gzip_members_may_follow_each_other_with_padding():
 
 
 @given(st.sampled_from(["gzip", "deflate", "Deflate"]), st.binary(min_size=1, max_size=300), st.data())
-def test_a_stream_that_is_cut_anywhere_is_told(coding, data, draw):
+def test_a_stream_that_is_cut_anywhere_is_told(coding: str, data: bytes, draw: st.DataObject) -> None:
     body = ENCODERS[coding](data)
     cut = draw.draw(st.integers(1, len(body) - 1))
 
@@ -74,13 +75,13 @@ def test_a_stream_that_is_cut_anywhere_is_told(coding, data, draw):
         ("deflate", zlib.compress(b"x") + b"garbage"),
     ],
 )
-def test_what_is_not_what_it_says_is_damaged(coding, body):
+def test_what_is_not_what_it_says_is_damaged(coding: str, body: bytes) -> None:
     with pytest.raises(BadEncodingError):
         decode(coding, body, 8)
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "chunked", "x" * 9000])
-def test_codings_that_nobody_asked_for_are_refused(coding):
+def test_codings_that_nobody_asked_for_are_refused(coding: str) -> None:
     with pytest.raises(BadEncodingError) as caught:
         decoder_for(coding)
     assert len(str(caught.value)) < 200

@@ -4,10 +4,11 @@ Deliberately shares nothing with the package under test, nor with its CBOR libra
 would otherwise prove itself right.
 """
 
+import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from coincurve import PrivateKey
 from cryptography.hazmat.primitives import hashes
@@ -204,7 +205,7 @@ class P256Signer:
         return r.to_bytes(32, "big") + min(s, P256_ORDER - s).to_bytes(32, "big")
 
 
-def commit(data: bytes, signer: Signer, **fields: object) -> bytes:
+def commit(data: bytes, signer: Signer, /, **fields: object) -> bytes:
     """A signed commit; a field set to `...` is left out, any other value replaces the usual one."""
     unsigned: dict[str, object] = {"did": DID, "version": 3, "data": Link(data), "rev": REV, "prev": None}
     unsigned = {name: value for name, value in (unsigned | fields).items() if value is not ...}
@@ -243,3 +244,23 @@ def car_of_tree(
     commit_block = commit(data, signer or K256Signer(), **fields)
     root = cid_of(commit_block)
     return car(root, {root: commit_block, **blocks})
+
+
+def link_of_text(text: str) -> Link:
+    """Read a CID as it is written in JSON."""
+    body = text.removeprefix("b").upper()
+    return Link(base64.b32decode(body + "=" * (-len(body) % 8)))
+
+
+def of_json(value: Any) -> object:
+    """Turn JSON of the protocol's data model into what `cbor` writes."""
+    match value:
+        case {"$link": str(text)}:
+            return link_of_text(text)
+        case {"$bytes": str(text)}:
+            return base64.b64decode(text + "=" * (-len(text) % 4))
+        case dict():
+            return {name: of_json(item) for name, item in value.items()}
+        case list():
+            return [of_json(item) for item in value]
+    return value

@@ -4,15 +4,17 @@ import http.client
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 
 from backfill_dagster.config import SandboxSettings
 from backfill_dagster.sandbox.network import SandboxNetwork
-from backfill_dagster.sandbox.population import Role
-from backfill_dagster.sandbox.truth import AccountTruth
+
+if TYPE_CHECKING:
+    from backfill_dagster.sandbox.population import Role
+    from backfill_dagster.sandbox.truth import AccountTruth
 
 SMALL = SandboxSettings(seed=1, accounts=60, hosts=5, records=60)
 

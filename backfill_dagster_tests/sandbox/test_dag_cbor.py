@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cbrrr
 import libipld
@@ -10,6 +9,9 @@ import orjson
 import pytest
 
 from backfill_dagster.sandbox.dag_cbor import Link, Raw, as_json, cid_of, cid_text, encode
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def from_json(value: Any) -> Any:

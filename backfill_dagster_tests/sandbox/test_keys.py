@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 from atproto_crypto.verify import verify_signature
 
 from backfill_dagster.sandbox.keys import Curve, K256Key, derive_key, did_key
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_public_keys_are_written_as_the_vectors_say(shared_dir: Path):

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import libipld
 import orjson
@@ -10,6 +9,9 @@ import pytest
 
 from backfill_dagster.sandbox.dag_cbor import Link, cid_of
 from backfill_dagster.sandbox.mst_writer import build_tree, layer_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def read_car(path: Path) -> tuple[Any, dict[bytes, Any]]:

@@ -6,8 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cbrrr
 import libipld
@@ -20,6 +19,9 @@ from backfill_dagster.sandbox.dag_cbor import cid_text
 from backfill_dagster.sandbox.population import Account, Population, Role
 from backfill_dagster.sandbox.repo import Repo, Repos
 from backfill_dagster.sandbox.truth import Truth
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SETTINGS = SandboxSettings(accounts=60, hosts=5, records=100)
 POPULATION = Population(SETTINGS)

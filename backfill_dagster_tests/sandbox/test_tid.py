@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backfill_dagster.sandbox.tid import tid
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ALPHABET = "234567abcdefghijklmnopqrstuvwxyz"
 

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from backfill_dagster.config import SandboxSettings
+from backfill_dagster.sandbox.faults import GET_REPO
+from backfill_dagster.sandbox.network import SandboxNetwork, process_sandbox
+from backfill_dagster.sandbox.population import Role
+
+from .conftest import SMALL, Ask, asker
+
+HEALTH = "/xrpc/_health"
+
+
+def test_names_are_stable_and_ports_are_not_chosen(network: SandboxNetwork):
+    assert network.plc_url == "http://plc.sandbox.test"
+    assert network.hosts == tuple(f"pds{number}.sandbox.test" for number in range(1, 6))
+    assert len(network.dids) == len(set(network.dids)) == 60
+    assert network.dids == SandboxNetwork(SMALL).dids
+    web = {did.removeprefix("did:web:") for did in network.dids if did.startswith("did:web:")}
+    assert set(network.connect_to) == {f"{host}:80" for host in ("plc.sandbox.test", *network.hosts, *web)}
+    assert all(address.startswith("127.0.0.1:") for address in network.connect_to.values())
+    assert len(set(network.connect_to.values())) == len(network.connect_to)
+
+
+def test_start_is_quick_and_stop_frees_everything():
+    threads = threading.active_count()
+    open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    started = time.perf_counter()
+    network = SandboxNetwork(SandboxSettings())
+    network.start()
+    network.start()
+    assert time.perf_counter() - started < 0.5
+    ask = asker(network)
+    assert ask("pds1.sandbox.test", HEALTH).status == 200
+    assert ask("pds1.sandbox.test", f"{GET_REPO}?did={network.dids[0]}").status in (200, 400)
+    network.stop()
+    network.stop()
+    with pytest.raises(RuntimeError, match="start"):
+        _ = network.connect_to
+    deadline = time.monotonic() + 5
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= threads
+    if open_files is not None:
+        assert len(os.listdir("/proc/self/fd")) <= open_files
+    with network:
+        assert asker(network)("pds1.sandbox.test", HEALTH).status == 200
+
+
+def test_the_log_says_what_was_asked(network: SandboxNetwork, ask: Ask):
+    account = next(found for found in network.truth.accounts() if found.role is Role.NORMAL)
+    assert account.pds is not None
+    host = account.pds.removeprefix("http://")
+    before = time.monotonic()
+    body = ask(host, f"{GET_REPO}?did={account.did}", User_Agent="a test").body
+    ask("plc.sandbox.test", f"/{account.did}")
+    ask(host, f"{GET_REPO}?did=notadid")
+    after = time.monotonic()
+
+    first, second, third = network.requests.all()
+    assert (first.host, first.method, first.path, first.did) == (host, "GET", GET_REPO, account.did)
+    assert (first.status, first.body_bytes, first.user_agent) == (200, len(body), "a test")
+    assert (second.host, second.did, second.status) == ("plc.sandbox.test", account.did, 200)
+    assert (third.did, third.status) == ("notadid", 400)
+    assert first.ended is not None
+    assert before <= first.started <= first.ended <= second.started <= third.started <= after
+    assert network.requests.count(did=account.did) == 2
+    assert network.requests.count(host=host) == 2
+    assert network.requests.count(path="getRepo", did=account.did) == 1
+    network.requests.clear()
+    assert network.requests.count() == 0
+
+
+def test_many_clients_at_once_get_what_each_asked_for(network: SandboxNetwork, ask: Ask):
+    complete = [found for found in network.truth.accounts() if found.is_complete]
+
+    def fetch(number: int) -> tuple[str, bytes]:
+        account = complete[number % len(complete)]
+        assert account.pds is not None
+        host = account.pds.removeprefix("http://")
+        return account.did, ask(host, f"{GET_REPO}?did={account.did}").body
+
+    with ThreadPoolExecutor(16) as threads:
+        fetched = list(threads.map(fetch, range(4 * len(complete))))
+    bodies: dict[str, set[bytes]] = {}
+    for did, body in fetched:
+        bodies.setdefault(did, set()).add(body)
+    assert len(bodies) == len(complete)
+    assert all(len(different) == 1 for different in bodies.values())
+    assert all(did.encode() in next(iter(different)) for did, different in bodies.items())
+
+
+def test_one_sandbox_per_process_and_settings():
+    with ThreadPoolExecutor(8) as threads:
+        found = set(threads.map(process_sandbox, [SMALL] * 32))
+    assert len(found) == 1
+    other = process_sandbox(SandboxSettings(seed=2, accounts=30, hosts=1, records=10))
+    assert other not in found
+    assert asker(other)("pds1.sandbox.test", HEALTH).status == 200
+
+
+def _fetch_in_child(settings: SandboxSettings, answers: multiprocessing.SimpleQueue[object]) -> None:
+    network = process_sandbox(settings)
+    answers.put((network.connect_to, asker(network)("pds1.sandbox.test", HEALTH).status))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_child_processes_get_a_sandbox_of_their_own(method: str):
+    ours = process_sandbox(SMALL)
+    before = ours.connect_to
+    context = multiprocessing.get_context(method)
+    answers = context.SimpleQueue()
+    child = context.Process(target=_fetch_in_child, args=(SMALL, answers))
+    child.start()
+    theirs, status = answers.get()
+    child.join(20)
+    assert child.exitcode == 0
+    assert status == 200
+    assert set(theirs) == set(before)
+    assert not set(theirs.values()) & set(before.values())
+    assert ours.connect_to == before
+    assert asker(ours)("pds1.sandbox.test", HEALTH).status == 200
+
+
+def test_the_interpreter_ends_promptly_whatever_is_under_way():
+    script = (
+        "import socket\n"
+        "from backfill_dagster.config import SandboxSettings\n"
+        "from backfill_dagster.sandbox.faults import Stall\n"
+        "from backfill_dagster.sandbox.network import process_sandbox\n"
+        "network = process_sandbox(SandboxSettings(accounts=30, records=20))\n"
+        "network.faults.set_host('pds1.sandbox.test', Stall())\n"
+        "address, port = network.connect_to['pds1.sandbox.test:80'].split(':')\n"
+        "open_connection = socket.create_connection((address, int(port)))\n"
+        "open_connection.sendall(b'GET /xrpc/_health HTTP/1.1\\r\\nHost: pds1.sandbox.test\\r\\n\\r\\n')\n"
+        "print('ready', flush=True)\n"
+    )
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert time.monotonic() - started < 10
+    assert (ended.stdout, ended.stderr) == ("ready\n", "")
+
+
+def test_the_command_serves_until_it_is_told_to_end():
+    command = [sys.executable, "-m", "backfill_dagster.sandbox", "--accounts", "30", "--records", "10"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        printed = ""
+        while not printed.endswith("\n}\n"):
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            printed += line
+        ready = json.loads(printed)
+        assert len(ready["dids"]) == 30
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert process.stderr.read() == ""
+
+
+def test_the_command_lists_the_accounts():
+    command = [sys.executable, "-m", "backfill_dagster.sandbox", "--dids", "--seed", "4"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert listed == SandboxNetwork(SandboxSettings(seed=4)).dids

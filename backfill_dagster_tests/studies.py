@@ -1,0 +1,49 @@
+"""Studies for tests: a YAML in a temporary folder, against the sandbox of this process."""
+
+import hashlib
+from pathlib import Path
+
+import yaml
+
+from backfill_dagster.config import SandboxSettings, Study, load_study
+from backfill_dagster.sandbox.network import SandboxNetwork, process_sandbox
+
+SANDBOX = SandboxSettings(seed=3, accounts=60, hosts=4, records=60)
+
+
+def sandbox_study(
+    folder: Path, name: str = "study", settings: SandboxSettings = SANDBOX, **parts: object
+) -> Study:
+    """Write a study of all accounts of a sandbox into a folder and load it."""
+    body: dict[str, object] = {
+        "name": name,
+        "source": {"type": "inline", "dids": list(sandbox(settings).dids)},
+        "storage": {"path": str(folder / "data")},
+        "processing": {"requests_per_second": 500, "workers": 2},
+        **parts,
+    }
+    network = body.get("network", {})
+    assert isinstance(network, dict)
+    body["network"] = {
+        "sandbox": settings.model_dump(),
+        "plc_requests_per_second": 1000,
+        "retry_base_seconds": 0.01,
+        **network,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"backfill": body}))
+    return load_study(path)
+
+
+def sandbox(settings: SandboxSettings = SANDBOX) -> SandboxNetwork:
+    """Return this process's sandbox."""
+    return process_sandbox(settings)
+
+
+def table_hashes(study: Study) -> dict[str, str]:
+    """Return the SHA-256 of every file that a user of the study reads."""
+    files = [*study.root.glob("tables/**/*.parquet"), *study.root.glob("undated/**/*.parquet")]
+    return {
+        str(path.relative_to(study.root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(files)
+    }

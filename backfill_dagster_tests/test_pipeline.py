@@ -1,0 +1,256 @@
+"""The stages together, against a network whose truth is known."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+
+from backfill_dagster import pipeline
+from backfill_dagster.config import Study
+from backfill_dagster.sandbox.faults import HostDown
+from backfill_dagster.sandbox.network import SandboxNetwork
+from backfill_dagster.sandbox.truth import RecordTruth
+from backfill_dagster.tables.accounts import unreconciled
+from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
+
+GET_REPO = "com.atproto.sync.getRepo"
+
+
+def run_all(study: Study) -> pl.DataFrame:
+    pipeline.collect_source(study)
+    pipeline.resolve_accounts(study)
+    pipeline.fetch_repos(study)
+    pipeline.convert_records(study)
+    return pipeline.build_tables(study)
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[SandboxNetwork]:
+    network = sandbox()
+    network.faults.clear()
+    yield network
+    network.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def collected(network: SandboxNetwork, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = sandbox_study(tmp_path_factory.mktemp("collected"))
+    run_all(study)
+    return study
+
+
+def read_table(study: Study, table: str) -> pl.DataFrame:
+    months = pl.read_parquet(study.root / f"tables/{table}/month=*/*.parquet", hive_partitioning=False)
+    return pl.concat([months, pl.read_parquet(study.root / f"undated/{table}/*.parquet")])
+
+
+def true_rows(network: SandboxNetwork, table: str) -> list[RecordTruth]:
+    return [
+        record
+        for did in network.dids
+        for record in network.truth.records(did)
+        if record.table == table and record.defect is None
+    ]
+
+
+TABLES = ["posts", "replies", "likes", "reposts", "follows", "blocks"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_equals_the_truth_row_by_row(
+    collected: Study, network: SandboxNetwork, table: str
+) -> None:
+    rows = {row["uri"]: row for row in read_table(collected, table).iter_rows(named=True)}
+    truth = {record.uri: record for record in true_rows(network, table)}
+    assert truth
+    assert rows.keys() == truth.keys()
+    for uri, record in truth.items():
+        row = rows[uri]
+        assert row["cid"] == record.cid
+        assert row["created_at"] == record.created_at, uri
+        assert orjson.loads(row["record"]) == record.value
+        raw = record.created_at_raw
+        assert row["created_at_raw"] == (raw if isinstance(raw, str) else None)
+        expected = expected_fields(record)
+        assert {name: row[name] for name in expected} == expected, uri
+
+
+def test_no_uri_stands_twice(collected: Study) -> None:
+    for table in TABLES:
+        assert not read_table(collected, table)["uri"].is_duplicated().any()
+
+
+def test_rows_stand_in_the_month_of_their_true_creation(collected: Study) -> None:
+    for table in TABLES:
+        for path in (collected.root / "tables" / table).glob("month=*/*.parquet"):
+            months = (
+                pl.read_parquet(path, hive_partitioning=False)["created_at"].dt.strftime("%Y-%m").unique()
+            )
+            assert set(months) <= {path.parent.name.removeprefix("month=")}
+
+
+def test_every_account_ends_in_its_true_state(collected: Study, network: SandboxNetwork) -> None:
+    accounts = pl.read_parquet(collected.root / "accounts.parquet")
+    found = {row["did"]: row for row in accounts.iter_rows(named=True)}
+    assert found.keys() == set(network.dids)
+    for truth in network.truth.accounts():
+        row = found[truth.did]
+        if truth.outcome is not None:
+            assert row["state"] == truth.outcome, truth.role
+        elif truth.directory_state == "tombstoned":
+            assert row["state"] == "tombstoned"
+        else:
+            assert (row["state"], row["reason"]) == ("unresolved", truth.directory_state)
+        if truth.is_complete:
+            assert (row["repo_rev"], row["signed_by"]) == (truth.repo_rev, truth.signed_by)
+            assert (row["handle"], row["pds"]) == (truth.handle, truth.pds)
+
+
+def test_fetched_is_kept_and_filtered_and_rejected(collected: Study, network: SandboxNetwork) -> None:
+    accounts = pl.read_parquet(collected.root / "accounts.parquet")
+    assert unreconciled(accounts).is_empty()
+    for row in accounts.iter_rows(named=True):
+        records = network.truth.records(row["did"])
+        assert row["records_fetched"] == len(records)
+        assert row["records_rejected"] == sum(record.defect is not None for record in records)
+        assert row["records_kept"] == sum(record.table is not None for record in records)
+
+
+def test_a_second_run_fetches_nothing_and_changes_no_byte(collected: Study, network: SandboxNetwork) -> None:
+    before = table_hashes(collected)
+    network.requests.clear()
+    run_all(collected)
+    assert network.requests.count(path=GET_REPO) == 0
+    assert table_hashes(collected) == before
+
+
+def test_a_rebuild_from_the_packs_alone_gives_the_same_tables(
+    collected: Study, network: SandboxNetwork, tmp_path: Path
+) -> None:
+    before = table_hashes(collected)
+    for key in sorted(collected.root.glob("records/**/*.parquet")):
+        key.unlink()
+    network.requests.clear()
+    pipeline.convert_records(collected)
+    pipeline.build_tables(collected)
+    assert network.requests.count() == 0
+    assert table_hashes(collected) == before
+
+
+def test_a_changed_period_and_type_list_gives_the_tables_of_a_fresh_run(
+    network: SandboxNetwork, tmp_path: Path
+) -> None:
+    changed = {
+        "record_types": ["app.bsky.feed.like", "app.bsky.graph.follow"],
+        "time_range": {"start_date": "2024-10-05", "end_date": "2024-11-20", "outside": "drop"},
+    }
+    first = tmp_path / "first"
+    fresh = tmp_path / "fresh"
+    first.mkdir()
+    fresh.mkdir()
+    run_all(sandbox_study(first))
+    network.requests.clear()
+    again = sandbox_study(first, **changed)
+    accounts = run_all(again)
+    assert network.requests.count(path=GET_REPO) == 0
+    new = sandbox_study(fresh, **changed)
+    run_all(new)
+    assert set(table_hashes(again)) == set(table_hashes(new))
+    for table in ("likes", "follows"):
+        both = [read_table(study, table).sort("uri") for study in (again, new)]
+        assert both[0].equals(both[1])
+        believed = pl.read_parquet(again.root / f"tables/{table}/month=*/*.parquet", hive_partitioning=False)
+        assert believed["in_range"].all()
+    assert unreconciled(accounts).is_empty()
+    assert not (again.root / "tables/posts").exists()
+
+
+def test_a_host_that_is_down_costs_only_itself(network: SandboxNetwork, tmp_path: Path) -> None:
+    study = sandbox_study(tmp_path, processing={"requests_per_second": 500, "max_retries": 1, "workers": 2})
+    down = network.hosts[0]
+    pipeline.collect_source(study)
+    pipeline.resolve_accounts(study)
+    network.faults.set_host(down, HostDown())
+    try:
+        reports = pipeline.fetch_repos(study)
+        pipeline.convert_records(study)
+        accounts = pipeline.build_tables(study)
+    finally:
+        network.faults.clear()
+    assert [report.pds_host for report in reports if report.failed] == [down]
+    failed = accounts.filter(pl.col("state") == "failed")
+    assert set(failed["pds_host"]) == {down}
+    assert set(failed["reason"]) == {"unreachable"}
+    others = accounts.filter((pl.col("state") == "complete") & (pl.col("pds_host") != down))
+    assert others.height > 20
+    assert unreconciled(accounts).is_empty()
+
+    network.requests.clear()
+    accounts = run_all(study)
+    asked = network.requests.all(path=GET_REPO)
+    assert {request.host for request in asked} == {down}
+    assert accounts.filter(pl.col("state") == "failed").is_empty()
+
+
+def test_accounts_that_left_the_source_leave_the_tables_and_are_flagged(tmp_path: Path) -> None:
+    study = sandbox_study(tmp_path)
+    before = run_all(study)
+    gone = before.filter(pl.col("records_kept") > 0)["did"][0]
+    remaining = [did for did in sandbox().dids if did != gone]
+    smaller = sandbox_study(tmp_path, source={"type": "inline", "dids": remaining})
+    after = run_all(smaller)
+    row = after.filter(pl.col("did") == gone).row(0, named=True)
+    assert (row["in_source"], row["shown"], row["records_kept"]) == (False, False, 0)
+    assert unreconciled(after).is_empty()
+    assert all(gone not in set(read_table(smaller, table)["did"]) for table in TABLES)
+
+
+def is_did(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("did:")
+
+
+def is_reference(value: object) -> bool:
+    return isinstance(value, dict) and str(value.get("uri")).startswith("at://did:") and "cid" in value
+
+
+def expected_fields(record: RecordTruth) -> dict[str, Any]:
+    """Say, straight from a record's JSON, what its row must hold; only for fields of the right type."""
+    value = record.value or {}
+    if record.collection in ("app.bsky.graph.follow", "app.bsky.graph.block"):
+        subject = value.get("subject")
+        return {"subject_did": subject} if is_did(subject) else {}
+    if record.collection in ("app.bsky.feed.like", "app.bsky.feed.repost"):
+        subject = value.get("subject")
+        if not is_reference(subject):
+            return {}
+        _, _, did, collection, _ = subject["uri"].split("/")
+        return {
+            "subject_uri": subject["uri"],
+            "subject_cid": subject.get("cid"),
+            "subject_did": did,
+            "subject_collection": collection,
+        }
+    fields: dict[str, Any] = {}
+    if isinstance(value.get("text"), str):
+        fields["text"] = value["text"]
+    langs = value.get("langs")
+    if isinstance(langs, list) and all(isinstance(lang, str) for lang in langs):
+        fields["langs"] = langs
+    reply = value.get("reply")
+    if isinstance(reply, dict) and is_reference(reply.get("parent")) and is_reference(reply.get("root")):
+        fields["reply_parent_uri"] = reply["parent"]["uri"]
+        fields["reply_root_cid"] = reply["root"]["cid"]
+        fields["reply_parent_did"] = reply["parent"]["uri"].split("/")[2]
+    embed = value.get("embed")
+    if isinstance(embed, dict) and isinstance(embed.get("$type"), str):
+        fields["embed_type"] = embed["$type"]
+        if embed["$type"] == "app.bsky.embed.record":
+            fields["quoted_uri"] = embed["record"]["uri"]
+        if embed["$type"] == "app.bsky.embed.external":
+            fields["external_uri"] = embed["external"]["uri"]
+        if embed["$type"] == "app.bsky.embed.images":
+            fields["alt_texts"] = [image.get("alt") for image in embed["images"]]
+    return fields
