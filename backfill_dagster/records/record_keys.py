@@ -17,8 +17,7 @@ def is_collection(collection: pl.Expr) -> pl.Expr:
 
 def is_record_key(rkey: pl.Expr) -> pl.Expr:
     """Tell which texts are record keys: 1-512 of `A-Za-z0-9.-_:~`, not `.` or `..`; null is none."""
-    matches = rkey.str.contains(syntax.whole(syntax.RECORD_KEY))
-    return (matches & ~rkey.is_in(syntax.NO_RECORD_KEYS)).fill_null(value=False)
+    return rkey.str.contains(syntax.whole(syntax.RECORD_KEY)).fill_null(value=False)
 
 
 def tid_times(rkeys: pl.Series) -> pl.Series:

@@ -1,7 +1,7 @@
 """Syntax of the identifiers that records carry, as regular expressions for Polars.
 
 Source: the AT Protocol's specifications of DIDs, handles, NSIDs, record keys, AT-URIs, CIDs and TIDs. The engine
-of Polars knows no look-around, so that some rules need a second condition: the constants below.
+of Polars knows no look-around, so that bounds of whole lengths stand apart, below.
 """
 
 DID = r"did:[a-z]+:[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]"
@@ -10,7 +10,11 @@ NSID = (
     r"[a-zA-Z](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+"
     r"\.[a-zA-Z][a-zA-Z0-9]{0,62}"
 )
-RECORD_KEY = r"[a-zA-Z0-9._:~-]{1,512}"
+# 1 to 512 of these characters, yet neither `.` nor `..`.
+RECORD_KEY = (
+    r"(?:[a-zA-Z0-9_:~-][a-zA-Z0-9._:~-]{0,511}|\.[a-zA-Z0-9_:~-][a-zA-Z0-9._:~-]{0,510}"
+    r"|\.\.[a-zA-Z0-9._:~-]{1,510})"
+)
 AT_URI = rf"at://(?:{DID}|{HANDLE})(?:/{NSID}(?:/{RECORD_KEY})?)?"
 # Any multibase, as text; the Qm... of version 0 is not allowed in records.
 CID = r"(?:[a-zA-PR-Z0-9+=][a-zA-Z0-9+=]|Q[a-ln-zA-Z0-9+=])[a-zA-Z0-9+=]{6,}"
@@ -20,8 +24,6 @@ MAX_DID_BYTES = 2048
 MAX_NSID_BYTES = 317
 MAX_AT_URI_BYTES = 8192
 MAX_CID_BYTES = 256
-# They match RECORD_KEY, yet are no record keys.
-NO_RECORD_KEYS = (".", "..")
 
 
 def whole(pattern: str) -> str:

@@ -40,8 +40,8 @@ _AFTER_CBOR_CIDS = DAG_CBOR_PREFIX[:-1] + bytes([DAG_CBOR_PREFIX[-1] + 1])
 class CarIndex:
     """The CAR's root, and where each sound block lies: CID to (start, end), in bytes from the start of the file.
 
-    Every block listed has the hash of its CID; `corrupt` holds the CIDs of those that have not. Only CIDs of the
-    form that repositories use are in either.
+    Every block listed has the hash of its CID; `corrupt` holds the CIDs of those that have not, even if there is a
+    sound one as well. Only CIDs of the form that repositories use are in either.
     """
 
     root: bytes
@@ -81,8 +81,7 @@ def index_car(car: CarBytes, *, max_bytes: int, max_blocks: int) -> CarIndex:
         raise RepoRejectedError(RepoFault.TOO_LARGE, f"the file has {len(car)} bytes of at most {max_bytes}")
     root, position = _read_header(car)
     spans, corrupt = _index_sections(car, position, max_blocks)
-    # A block may be there twice, sound and corrupt.
-    return CarIndex(root, spans, corrupt.difference(spans))
+    return CarIndex(root, spans, corrupt)
 
 
 def _read_header(car: CarBytes) -> tuple[bytes, int]:

@@ -56,6 +56,7 @@ def parse_commit(block: bytes) -> Commit:
     before = fields.get("prev")
     if before is not None and not (isinstance(before, CID) and _links_to_dag_cbor(before)):
         raise _bad_commit("its link to the commit before is none")
+    # The decoder refuses every other encoding; what was signed is made below on the strength of that.
     if encode_dag_cbor(fields) != block:
         raise _bad_commit("it is not in canonical encoding")
     return Commit(

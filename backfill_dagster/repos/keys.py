@@ -32,6 +32,7 @@ _ORDERS: dict[Curve, int] = {
 }
 _COMPRESSED_BYTES = 33
 _UNCOMPRESSED_BYTES = 65
+_UNCOMPRESSED_HEAD = 4
 _SCALAR_BYTES = 32
 # An uncompressed key has 89 characters. Decoding base58 takes quadratic time, so no more is tried.
 _MAX_MULTIBASE_LENGTH = 128
@@ -98,8 +99,7 @@ def verify_signature(key: SigningKey, message: bytes, signature: bytes) -> bool:
         return False
     r = int.from_bytes(signature[:_SCALAR_BYTES])
     s = int.from_bytes(signature[_SCALAR_BYTES:])
-    order = _ORDERS[key.curve]
-    if not (0 < r < order and 0 < s <= order // 2):
+    if s > _ORDERS[key.curve] // 2:
         return False
     der = encode_dss_signature(r, s)
     try:
@@ -125,10 +125,9 @@ def _base58_bytes(text: str) -> bytes:
 
 def _compressed_point(curve: Curve, point: bytes) -> bytes:
     """Check that a point is on its curve, and return it in compressed form."""
-    known_form = (len(point) == _COMPRESSED_BYTES and point[0] in (2, 3)) or (
-        len(point) == _UNCOMPRESSED_BYTES and point[0] == 4
-    )
-    if not known_form:
+    # Both libraries would take a third form of 65 bytes as well, the hybrid one.
+    uncompressed = len(point) == _UNCOMPRESSED_BYTES and point[0] == _UNCOMPRESSED_HEAD
+    if len(point) != _COMPRESSED_BYTES and not uncompressed:
         raise SigningKeyError(f"not a point in a known form: {point.hex()}")
     try:
         if curve == "k256":

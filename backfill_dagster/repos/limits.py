@@ -14,12 +14,12 @@ class RepoLimits:
     """
 
     max_car_bytes: int = 2 * 2**30
-    max_blocks: int = 20_000_000
+    max_blocks: int = 14_000_000
     # Small, because the commit's decoder reserves room for an array as long as it claims to be.
     max_commit_bytes: int = 8 * 2**10
     max_node_bytes: int = 2 * 2**20
     max_node_entries: int = 4096
-    max_nodes: int = 10_000_000
+    max_nodes: int = 4_000_000
     max_depth: int = 64  # layers
     max_records: int = 10_000_000
     # Sums over the records, each of which can refer to the same block, or share all but a byte of its path.

@@ -60,6 +60,8 @@ class Role(StrEnum):
 
 _PECULIAR = (*(role for role in Role if role is not Role.NORMAL), Role.DID_WEB)
 _DID_WEB_ROLES = frozenset({Role.DID_WEB, Role.DID_WEB_GONE})
+# In large populations one account in twenty is peculiar; did:web stays rare, for each needs a host of its own.
+_ELSEWHERE = tuple(role for role in _PECULIAR if role not in _DID_WEB_ROLES)
 _MOVED_ROLES = frozenset({Role.MIGRATED, Role.PREVIOUS_KEY})
 
 _WITHOUT_REPO = frozenset({Role.NOT_FOUND, Role.TOMBSTONED, Role.UNKNOWN_TO_PLC, Role.DID_WEB_GONE})
@@ -132,6 +134,15 @@ class Population:
         self.hosts = tuple(f"pds{number}.sandbox.test" for number in range(1, settings.hosts + 1))
         self.accounts = tuple(self._accounts())
         self.by_did = {account.did: account for account in self.accounts}
+        self._by_host: dict[str, list[Account]] = {host: [] for host in self.hosts}
+        for account in self.accounts:
+            for host in (account.host, account.former_host):
+                if host is not None and account.has_repo:
+                    self._by_host[host].append(account)
+
+    def on_host(self, host: str) -> list[Account]:
+        """List the accounts that a host has, or had, the repository of."""
+        return self._by_host[host]
 
     def _accounts(self) -> list[Account]:
         total, seed = self.settings.accounts, self.settings.seed
@@ -170,7 +181,7 @@ def _role(seed: int, index: int, total: int) -> Role:
     if index < stride * len(_PECULIAR):
         return _PECULIAR[index // stride] if index % stride == stride - 1 else Role.NORMAL
     chance = _chance(seed, "role", index) * 20
-    return _PECULIAR[int(chance * len(_PECULIAR))] if chance < 1 else Role.NORMAL
+    return _ELSEWHERE[int(chance * len(_ELSEWHERE))] if chance < 1 else Role.NORMAL
 
 
 def _did(seed: int, index: int, role: Role) -> str:

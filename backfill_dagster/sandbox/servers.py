@@ -181,11 +181,7 @@ class PersonalDataServer:
     def __init__(self, host: str, population: Population, exports: Exports, limit: RateLimit) -> None:
         self._exports = exports
         self._host = host
-        self._accounts = {
-            account.did: account
-            for account in population.accounts
-            if account.has_repo and host in (account.host, account.former_host)
-        }
+        self._accounts = {account.did: account for account in population.on_host(host)}
         self._window = _Window(limit)
         self._methods: dict[str, Callable[[Mapping[str, str]], Awaitable[Answer]]] = {
             "com.atproto.sync.getRepo": self._get_repo,

@@ -21,10 +21,10 @@ PDS = "https://pds.example.com"
 REV = "3n2uamxgnwc2e"
 FETCHED_AT = datetime(2025, 6, 1, tzinfo=UTC)
 
-# The time in TID is that of CREATED, to the millisecond.
+# TID is made of CREATED.
 CREATED = "2024-10-05T12:00:00.000Z"
 CREATED_AT = datetime(2024, 10, 5, 12, tzinfo=UTC)
-TID = "3l5rknuwi7222"
+TID = "3l5ra5iy62222"
 
 SCHEMA = pa.schema(
     [
@@ -46,7 +46,7 @@ def cid_of(block: bytes) -> bytes:
     return b"\x01\x71\x12\x20" + hashlib.sha256(block).digest()
 
 
-def row(
+def block_row(
     block: bytes,
     collection: str | None = POST,
     rkey: str | None = TID,
@@ -104,7 +104,7 @@ def only_row(result: TransformedRecords) -> dict[str, Any]:
 def row_of(value: dict[str, Any], collection: str = POST, rkey: str = TID) -> dict[str, Any]:
     """Give the row that one record becomes; unless it says otherwise, it is sound and dated."""
     record = {"$type": collection, "createdAt": CREATED, **value}
-    return only_row(transform([row(cbor(record), collection, rkey)]))
+    return only_row(transform([block_row(cbor(record), collection, rkey)]))
 
 
 def row_of_post(**fields: Any) -> dict[str, Any]:

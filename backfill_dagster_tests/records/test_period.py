@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
 
 import polars as pl
@@ -16,7 +17,7 @@ def at(*fields: int) -> datetime:
     return datetime(*fields, tzinfo=UTC)  # type: ignore[arg-type, misc]
 
 
-def column(created_at: list[datetime | None]) -> pl.DataFrame:
+def column(created_at: Sequence[datetime | None]) -> pl.DataFrame:
     return pl.DataFrame({"created_at": created_at}, schema={"created_at": pl.Datetime("us", "UTC")})
 
 
@@ -29,7 +30,7 @@ def normalised(created_at: datetime) -> datetime:
     return datetime(created_at.year, created_at.month + 1, 1, tzinfo=UTC)
 
 
-instants = st.datetimes(datetime(1, 1, 1), datetime(9999, 11, 30), timezones=st.just(UTC))
+instants = st.datetimes(datetime(1, 1, 1), datetime(9999, 11, 30), timezones=st.just(UTC))  # noqa: DTZ001
 
 
 @given(st.lists(instants, min_size=1, max_size=20), st.none() | instants, st.none() | instants)

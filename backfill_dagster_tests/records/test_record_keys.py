@@ -49,7 +49,7 @@ def is_nsid(text: str) -> bool:
     labels = text.split(".")
     letters = string.ascii_letters + string.digits
     return (
-        3 <= len(labels)
+        len(labels) >= 3
         and len(text) <= 317
         and all(1 <= len(label) <= 63 and set(label) <= set(letters + "-") for label in labels)
         and not any(label.startswith("-") or label.endswith("-") for label in labels)

@@ -124,6 +124,7 @@ def test_the_cases_below_start_from_a_commit_that_is_read() -> None:
         ordered_map(FIELDS) + b"\xf6",
         ordered_map(FIELDS)[:-1],
         ordered_map(FIELDS).replace(b"\x67version\x03", b"\x67version\x18\x03"),
+        ordered_map(FIELDS).replace(b"\x67version\x03", b"\x67version\xfb\x40\x08" + bytes(6)),
         ordered_map(FIELDS).replace(b"\x63rev", b"\x78\x03rev"),
         ordered_map(FIELDS).replace(b"\xa6", b"\xbf", 1) + b"\xff",
         ordered_map([*FIELDS, ("whatever", 1.5)][:0]) + b"\xf9\x3e\x00",

@@ -26,7 +26,7 @@ def from_json(value: Any) -> Any:
     return {key: from_json(item) for key, item in value.items()}
 
 
-def test_the_protocols_fixtures(shared_dir: Path):
+def test_the_protocols_fixtures(shared_dir: Path) -> None:
     fixtures = orjson.loads((shared_dir / "vectors/interop/data-model/data-model-fixtures.json").read_bytes())
     assert len(fixtures) == 3
     for fixture in fixtures:
@@ -37,7 +37,7 @@ def test_the_protocols_fixtures(shared_dir: Path):
         assert as_json(value) == fixture["json"]
 
 
-def test_records_of_official_servers_get_the_same_cids(shared_dir: Path):
+def test_records_of_official_servers_get_the_same_cids(shared_dir: Path) -> None:
     checked = 0
     for manifest in sorted((shared_dir / "cars").glob("*.manifest.json")):
         for record in orjson.loads(manifest.read_bytes())["records"]:
@@ -67,19 +67,19 @@ def test_records_of_official_servers_get_the_same_cids(shared_dir: Path):
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_two_other_codecs_agree(value: Any):
+def test_two_other_codecs_agree(value: Any) -> None:
     written = encode(value)
     assert written == libipld.encode_dag_cbor(value) == cbrrr.encode_dag_cbor(value)
     assert libipld.decode_dag_cbor(written) == value
 
 
-def test_links_and_byte_strings_are_told_apart():
+def test_links_and_byte_strings_are_told_apart() -> None:
     cid = cid_of(b"\xa0")
-    decoded = cbrrr.decode_dag_cbor(encode({"link": cid, "bytes": bytes(cid)}), atjson_mode=True)
+    decoded: Any = cbrrr.decode_dag_cbor(encode({"link": cid, "bytes": bytes(cid)}), atjson_mode=True)
     assert decoded == as_json({"link": cid, "bytes": bytes(cid)})
     assert set(decoded["link"]) == {"$link"}
     assert set(decoded["bytes"]) == {"$bytes"}
 
 
-def test_raw_bytes_stand_as_they_are():
+def test_raw_bytes_stand_as_they_are() -> None:
     assert encode([Raw(b"\xff"), 1]) == b"\x82\xff\x01"

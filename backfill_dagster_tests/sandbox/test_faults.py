@@ -51,14 +51,16 @@ def whole(ask: Ask, host: str, path: str) -> bytes:
 @pytest.mark.parametrize("status", [500, 502, 503])
 def test_server_error(
     network: SandboxNetwork, ask: Ask, account: AccountTruth, host: str, path: str, status: int
-):
+) -> None:
     network.faults.set_account(account.did, ServerError(status))
     reply = ask(host, path)
     assert reply.status == status
     assert reply.json["error"] == "InternalServerError"
 
 
-def test_too_many_requests(network: SandboxNetwork, ask: Ask, account: AccountTruth, host: str, path: str):
+def test_too_many_requests(
+    network: SandboxNetwork, ask: Ask, account: AccountTruth, host: str, path: str
+) -> None:
     network.faults.set_account(account.did, TooManyRequests(retry_after=7))
     reply = ask(host, path)
     assert reply.status == 429
@@ -86,7 +88,7 @@ def test_stall(
     path: str,
     whole: bytes,
     after_bytes: int,
-):
+) -> None:
     network.faults.set_account(account.did, Stall(after_bytes, 0.3))
     started = time.monotonic()
     assert ask(host, path).body == whole
@@ -104,7 +106,7 @@ def test_reset(
     path: str,
     whole: bytes,
     after_bytes: int,
-):
+) -> None:
     network.faults.set_account(account.did, ResetMidBody(after_bytes))
     with pytest.raises(ConnectionResetError):
         ask(host, path)
@@ -123,7 +125,7 @@ def test_truncation_is_sound_http(
     whole: bytes,
     at_byte: int,
     encoding: str,
-):
+) -> None:
     network.faults.set_account(account.did, Truncate(at_byte))
     reply = ask(host, path, Accept_Encoding=encoding)
     body = gzip.decompress(reply.body) if encoding == "gzip" else reply.body
@@ -132,7 +134,7 @@ def test_truncation_is_sound_http(
 
 def test_a_host_that_is_down_refuses_connections_and_comes_back_on_its_port(
     network: SandboxNetwork, ask: Ask, host: str, path: str, whole: bytes
-):
+) -> None:
     where = network.connect_to[f"{host}:80"]
     address, port = where.split(":")
     kept = http.client.HTTPConnection(address, int(port), timeout=5)
@@ -143,9 +145,8 @@ def test_a_host_that_is_down_refuses_connections_and_comes_back_on_its_port(
     with pytest.raises(ConnectionRefusedError):
         ask(host, path)
     # A connection that was open is cut as well.
-    with pytest.raises((ConnectionError, http.client.RemoteDisconnected)):
-        kept.request("GET", "/xrpc/_health", headers={"Host": host})
-        kept.getresponse()
+    with pytest.raises(ConnectionError):
+        _ask_again(kept, host)
     kept.close()
     others = [other for other in network.hosts if other != host]
     assert all(ask(other, "/xrpc/_health").status == 200 for other in others)
@@ -155,7 +156,12 @@ def test_a_host_that_is_down_refuses_connections_and_comes_back_on_its_port(
     assert ask(host, path).body == whole
 
 
-def test_going_down_cuts_an_answer_that_is_under_way(network: SandboxNetwork, host: str, path: str):
+def _ask_again(connection: http.client.HTTPConnection, host: str) -> None:
+    connection.request("GET", "/xrpc/_health", headers={"Host": host})
+    connection.getresponse()
+
+
+def test_going_down_cuts_an_answer_that_is_under_way(network: SandboxNetwork, host: str, path: str) -> None:
     network.faults.set_host(host, Stall(1000, 60))
     address, port = network.connect_to[f"{host}:80"].split(":")
     connection = http.client.HTTPConnection(address, int(port), timeout=5)
@@ -170,7 +176,7 @@ def test_going_down_cuts_an_answer_that_is_under_way(network: SandboxNetwork, ho
     assert time.monotonic() - started < 3
 
 
-def test_a_host_may_be_down_from_the_start():
+def test_a_host_may_be_down_from_the_start() -> None:
     faults = Faults()
     faults.set_host("pds2.sandbox.test", HostDown())
     with SandboxNetwork(SMALL, faults=faults) as network:
@@ -182,7 +188,7 @@ def test_a_host_may_be_down_from_the_start():
         assert ask("pds2.sandbox.test", "/xrpc/_health").status == 200
 
 
-def test_the_directory_can_fail_too(network: SandboxNetwork, ask: Ask, account: AccountTruth):
+def test_the_directory_can_fail_too(network: SandboxNetwork, ask: Ask, account: AccountTruth) -> None:
     network.faults.set_host("plc.sandbox.test", HostDown())
     with pytest.raises(ConnectionRefusedError):
         ask("plc.sandbox.test", f"/{account.did}")
@@ -192,7 +198,7 @@ def test_the_directory_can_fail_too(network: SandboxNetwork, ask: Ask, account: 
 
 def test_a_fault_meets_what_it_is_meant_for(
     network: SandboxNetwork, ask: Ask, account: AccountTruth, host: str, path: str
-):
+) -> None:
     status = f"/xrpc/com.atproto.sync.getRepoStatus?did={account.did}"
     neighbour = next(
         found
@@ -216,14 +222,14 @@ def test_a_fault_meets_what_it_is_meant_for(
 
 def test_a_fault_may_end_by_itself(
     network: SandboxNetwork, ask: Ask, account: AccountTruth, host: str, path: str
-):
+) -> None:
     network.faults.set_account(account.did, ServerError(), times=2)
     assert [ask(host, path).status for _ in range(4)] == [503, 503, 200, 200]
 
 
 def test_faults_add_up(
     network: SandboxNetwork, ask: Ask, account: AccountTruth, host: str, path: str, whole: bytes
-):
+) -> None:
     both: tuple[AccountFault, ...] = (Truncate(2000), Stall(1000, 0.2))
     network.faults.set_account(account.did, *both)
     started = time.monotonic()

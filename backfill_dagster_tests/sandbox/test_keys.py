@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 import pytest
-from atproto_crypto.verify import verify_signature
+from atproto_crypto.verify import verify_signature  # type: ignore[import-untyped]
 
 from backfill_dagster.sandbox.keys import Curve, K256Key, derive_key, did_key
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_public_keys_are_written_as_the_vectors_say(shared_dir: Path):
+def test_public_keys_are_written_as_the_vectors_say(shared_dir: Path) -> None:
     vectors = orjson.loads((shared_dir / "vectors/interop/crypto/w3c_didkey_K256.json").read_bytes())
     assert vectors
     for vector in vectors:
@@ -20,7 +20,7 @@ def test_public_keys_are_written_as_the_vectors_say(shared_dir: Path):
 
 
 @pytest.mark.parametrize("curve", Curve)
-def test_the_official_sdk_accepts_our_signatures(curve: Curve):
+def test_the_official_sdk_accepts_our_signatures(curve: Curve) -> None:
     for number in range(40):
         key, message = derive_key(curve, f"test {number}"), f"message {number}".encode()
         signature = key.sign(message)
@@ -32,6 +32,6 @@ def test_the_official_sdk_accepts_our_signatures(curve: Curve):
 
 
 @pytest.mark.parametrize("curve", Curve)
-def test_signing_again_gives_the_same_bytes(curve: Curve):
+def test_signing_again_gives_the_same_bytes(curve: Curve) -> None:
     assert derive_key(curve, "a").sign(b"m") == derive_key(curve, "a").sign(b"m")
     assert derive_key(curve, "a").multikey != derive_key(curve, "b").multikey

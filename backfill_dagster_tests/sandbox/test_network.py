@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +21,7 @@ from .conftest import SMALL, Ask, asker
 HEALTH = "/xrpc/_health"
 
 
-def test_names_are_stable_and_ports_are_not_chosen(network: SandboxNetwork):
+def test_names_are_stable_and_ports_are_not_chosen(network: SandboxNetwork) -> None:
     assert network.plc_url == "http://plc.sandbox.test"
     assert network.hosts == tuple(f"pds{number}.sandbox.test" for number in range(1, 6))
     assert len(network.dids) == len(set(network.dids)) == 60
@@ -33,9 +32,14 @@ def test_names_are_stable_and_ports_are_not_chosen(network: SandboxNetwork):
     assert len(set(network.connect_to.values())) == len(network.connect_to)
 
 
-def test_start_is_quick_and_stop_frees_everything():
+def _open_files() -> int:
+    listed = Path("/proc/self/fd")
+    return len(list(listed.iterdir())) if listed.is_dir() else 0
+
+
+def test_start_is_quick_and_stop_frees_everything() -> None:
     threads = threading.active_count()
-    open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    files_before = _open_files()
     started = time.perf_counter()
     network = SandboxNetwork(SandboxSettings())
     network.start()
@@ -52,13 +56,12 @@ def test_start_is_quick_and_stop_frees_everything():
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= threads
-    if open_files is not None:
-        assert len(os.listdir("/proc/self/fd")) <= open_files
+    assert _open_files() <= files_before
     with network:
         assert asker(network)("pds1.sandbox.test", HEALTH).status == 200
 
 
-def test_the_log_says_what_was_asked(network: SandboxNetwork, ask: Ask):
+def test_the_log_says_what_was_asked(network: SandboxNetwork, ask: Ask) -> None:
     account = next(found for found in network.truth.accounts() if found.role is Role.NORMAL)
     assert account.pds is not None
     host = account.pds.removeprefix("http://")
@@ -82,7 +85,7 @@ def test_the_log_says_what_was_asked(network: SandboxNetwork, ask: Ask):
     assert network.requests.count() == 0
 
 
-def test_many_clients_at_once_get_what_each_asked_for(network: SandboxNetwork, ask: Ask):
+def test_many_clients_at_once_get_what_each_asked_for(network: SandboxNetwork, ask: Ask) -> None:
     complete = [found for found in network.truth.accounts() if found.is_complete]
 
     def fetch(number: int) -> tuple[str, bytes]:
@@ -101,7 +104,7 @@ def test_many_clients_at_once_get_what_each_asked_for(network: SandboxNetwork, a
     assert all(did.encode() in next(iter(different)) for did, different in bodies.items())
 
 
-def test_one_sandbox_per_process_and_settings():
+def test_one_sandbox_per_process_and_settings() -> None:
     with ThreadPoolExecutor(8) as threads:
         found = set(threads.map(process_sandbox, [SMALL] * 32))
     assert len(found) == 1
@@ -110,30 +113,51 @@ def test_one_sandbox_per_process_and_settings():
     assert asker(other)("pds1.sandbox.test", HEALTH).status == 200
 
 
-def _fetch_in_child(settings: SandboxSettings, answers: multiprocessing.SimpleQueue[object]) -> None:
-    network = process_sandbox(settings)
-    answers.put((network.connect_to, asker(network)("pds1.sandbox.test", HEALTH).status))
+# Run as a program of its own: the test runner's process has threads that a fork would tear.
+FAMILY = """
+import http.client, multiprocessing, sys
+from backfill_dagster.config import SandboxSettings
+from backfill_dagster.sandbox.network import process_sandbox
+
+SETTINGS = SandboxSettings(accounts=30, hosts=2, records=10)
+
+def check():
+    network = process_sandbox(SETTINGS)
+    address, port = network.connect_to["pds1.sandbox.test:80"].split(":")
+    connection = http.client.HTTPConnection(address, int(port), timeout=5)
+    connection.request("GET", "/xrpc/_health", headers={"Host": "pds1.sandbox.test"})
+    assert connection.getresponse().status == 200
+    connection.close()
+    return network.connect_to
+
+def child(answers):
+    answers.put(check())
+
+if __name__ == "__main__":
+    ours = check()
+    context = multiprocessing.get_context(sys.argv[1])
+    answers = context.SimpleQueue()
+    process = context.Process(target=child, args=(answers,))
+    process.start()
+    theirs = answers.get()
+    process.join()
+    assert process.exitcode == 0
+    assert set(theirs) == set(ours)
+    assert not set(theirs.values()) & set(ours.values())
+    assert check() == ours
+"""
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_child_processes_get_a_sandbox_of_their_own(method: str):
-    ours = process_sandbox(SMALL)
-    before = ours.connect_to
-    context = multiprocessing.get_context(method)
-    answers = context.SimpleQueue()
-    child = context.Process(target=_fetch_in_child, args=(SMALL, answers))
-    child.start()
-    theirs, status = answers.get()
-    child.join(20)
-    assert child.exitcode == 0
-    assert status == 200
-    assert set(theirs) == set(before)
-    assert not set(theirs.values()) & set(before.values())
-    assert ours.connect_to == before
-    assert asker(ours)("pds1.sandbox.test", HEALTH).status == 200
+def test_child_processes_get_a_sandbox_of_their_own(tmp_path: Path, method: str) -> None:
+    program = tmp_path / "family.py"
+    program.write_text(FAMILY)
+    command = [sys.executable, str(program), method]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-def test_the_interpreter_ends_promptly_whatever_is_under_way():
+def test_the_interpreter_ends_promptly_whatever_is_under_way() -> None:
     script = (
         "import socket\n"
         "from backfill_dagster.config import SandboxSettings\n"
@@ -154,7 +178,7 @@ def test_the_interpreter_ends_promptly_whatever_is_under_way():
     assert (ended.stdout, ended.stderr) == ("ready\n", "")
 
 
-def test_the_command_serves_until_it_is_told_to_end():
+def test_the_command_serves_until_it_is_told_to_end() -> None:
     command = [sys.executable, "-m", "backfill_dagster.sandbox", "--accounts", "30", "--records", "10"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -171,7 +195,7 @@ def test_the_command_serves_until_it_is_told_to_end():
         assert process.stderr.read() == ""
 
 
-def test_the_command_lists_the_accounts():
+def test_the_command_lists_the_accounts() -> None:
     command = [sys.executable, "-m", "backfill_dagster.sandbox", "--dids", "--seed", "4"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert listed == SandboxNetwork(SandboxSettings(seed=4)).dids

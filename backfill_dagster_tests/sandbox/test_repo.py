@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import cbrrr
 import libipld
 import pytest
-from atproto import CAR
-from atproto_crypto.verify import verify_signature
+from atproto import CAR  # type: ignore[import-untyped]
+from atproto_crypto.verify import verify_signature  # type: ignore[import-untyped]
 
 from backfill_dagster.config import SandboxSettings
 from backfill_dagster.sandbox.dag_cbor import cid_text
@@ -91,7 +91,7 @@ def records_in(repo: Repo) -> dict[str, bytes]:
     return {key: blocks[cid] for key, cid in walk(blocks, commit["data"], set())}
 
 
-def test_every_file_is_whole_and_holds_nothing_else(repos: dict[str, Repo]):
+def test_every_file_is_whole_and_holds_nothing_else(repos: dict[str, Repo]) -> None:
     for repo in repos.values():
         header, found = frames(repo.car)
         assert libipld.decode_dag_cbor(header) == {"version": 1, "roots": [bytes(repo.commit)]}
@@ -107,12 +107,12 @@ def test_every_file_is_whole_and_holds_nothing_else(repos: dict[str, Repo]):
         assert visited | {cid for _, cid in leaves} == set(blocks)
 
 
-def test_blocks_come_in_no_order(repos: dict[str, Repo]):
+def test_blocks_come_in_no_order(repos: dict[str, Repo]) -> None:
     firsts = [frames(repo.car)[1][0][0] == repo.commit for repo in repos.values() if len(repo.car) > 10_000]
     assert sum(firsts) <= 2
 
 
-def test_the_official_sdk_reads_the_files(repos: dict[str, Repo]):
+def test_the_official_sdk_reads_the_files(repos: dict[str, Repo]) -> None:
     for account in WITH_REPO:
         repo = repos[account.did]
         if account.role in UNREADABLE:
@@ -124,7 +124,7 @@ def test_the_official_sdk_reads_the_files(repos: dict[str, Repo]):
         assert len(car.blocks) == len(frames(repo.car)[1])
 
 
-def test_commits_are_signed_by_the_key_of_the_account(repos: dict[str, Repo]):
+def test_commits_are_signed_by_the_key_of_the_account(repos: dict[str, Repo]) -> None:
     curves = Counter[str]()
     for account in WITH_REPO:
         repo = repos[account.did]
@@ -142,7 +142,7 @@ def test_commits_are_signed_by_the_key_of_the_account(repos: dict[str, Repo]):
     assert set(curves) == {"K256", "P256"}
 
 
-def test_truth_is_what_the_files_hold(repos: dict[str, Repo]):
+def test_truth_is_what_the_files_hold(repos: dict[str, Repo]) -> None:
     """By cbrrr, which tells links from byte strings: keys, CIDs and values, field by field."""
     truth = Truth(POPULATION, REPOS)
     compared = 0
@@ -161,12 +161,12 @@ def test_truth_is_what_the_files_hold(repos: dict[str, Repo]):
                 assert plain(cbrrr.decode_dag_cbor(block)) == record.value
                 compared += 1
             elif record.is_undecodable:
-                with pytest.raises(ValueError, match="."):
+                with pytest.raises(ValueError, match="utf-8"):
                     libipld.decode_dag_cbor(block)
     assert compared > 5000
 
 
-def test_another_process_writes_the_same_bytes(repos: dict[str, Repo]):
+def test_another_process_writes_the_same_bytes(repos: dict[str, Repo]) -> None:
     script = (
         "import hashlib, sys\n"
         "from backfill_dagster.config import SandboxSettings\n"
@@ -184,12 +184,12 @@ def test_another_process_writes_the_same_bytes(repos: dict[str, Repo]):
     assert theirs == {did: hashlib.sha256(repo.car).hexdigest() for did, repo in repos.items()}
 
 
-def test_an_account_does_not_depend_on_what_was_written_before(repos: dict[str, Repo]):
+def test_an_account_does_not_depend_on_what_was_written_before(repos: dict[str, Repo]) -> None:
     account = WITH_REPO[-1]
     assert Repos(POPULATION).build(account).car == repos[account.did].car
 
 
-def test_writing_is_fast():
+def test_writing_is_fast() -> None:
     """The demo has 40,000 records; on an idle core one takes about 20 microseconds."""
     account = max(Population(SandboxSettings()).accounts, key=lambda account: account.size)
     repos = Repos(Population(SandboxSettings()))
@@ -203,11 +203,11 @@ def account_of(role: Role) -> Account:
     return next(account for account in POPULATION.accounts if account.role is role)
 
 
-def test_an_empty_repository_is_as_large_as_the_official_one(repos: dict[str, Repo]):
+def test_an_empty_repository_is_as_large_as_the_official_one(repos: dict[str, Repo]) -> None:
     assert len(repos[account_of(Role.EMPTY).did].car) == 329
 
 
-def test_one_block_stands_under_several_keys(repos: dict[str, Repo]):
+def test_one_block_stands_under_several_keys(repos: dict[str, Repo]) -> None:
     repo = repos[account_of(Role.SHARED_BLOCK).did]
     commit: Any = libipld.decode_dag_cbor(dict(frames(repo.car)[1])[repo.commit])
     cids = Counter(cid for _, cid in walk(dict(frames(repo.car)[1]), commit["data"], set()))

@@ -18,7 +18,7 @@ def number_of(text: str) -> int:
     return number
 
 
-def test_the_valid_ones_of_the_vectors_can_be_written(shared_dir: Path):
+def test_the_valid_ones_of_the_vectors_can_be_written(shared_dir: Path) -> None:
     lines = (shared_dir / "vectors/interop/syntax/tid_syntax_valid.txt").read_text().splitlines()
     valid = [line for line in lines if line and not line.startswith("#")]
     assert len(valid) == 4
@@ -28,7 +28,7 @@ def test_the_valid_ones_of_the_vectors_can_be_written(shared_dir: Path):
             assert tid(number >> 10, number & 1023) == text
 
 
-def test_time_and_clock_can_be_read_again_and_order_is_kept():
+def test_time_and_clock_can_be_read_again_and_order_is_kept() -> None:
     written = [tid(1_727_395_200_000_000 + step * 7_919, step % 1024) for step in range(5000)]
     assert written == sorted(written)
     for step, text in enumerate(written):

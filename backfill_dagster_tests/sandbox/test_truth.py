@@ -26,11 +26,11 @@ def ordinary() -> list[RecordTruth]:
     return records_of(Role.NORMAL, Role.DID_WEB, Role.MIGRATED, Role.PREVIOUS_KEY)
 
 
-def test_the_demo_has_tens_of_thousands_of_records():
+def test_the_demo_has_tens_of_thousands_of_records() -> None:
     assert 20_000 < sum(len(TRUTH.records(account.did)) for account in TRUTH.accounts()) < 60_000
 
 
-def test_the_mix_is_that_of_the_network(ordinary: list[RecordTruth]):
+def test_the_mix_is_that_of_the_network(ordinary: list[RecordTruth]) -> None:
     shares = Counter(record.table for record in ordinary)
     total = len(ordinary)
     assert shares["likes"] / total == pytest.approx(0.58, abs=0.02)
@@ -46,7 +46,7 @@ def test_the_mix_is_that_of_the_network(ordinary: list[RecordTruth]):
     }
 
 
-def test_three_quarters_of_the_dates_are_in_the_study_window(ordinary: list[RecordTruth]):
+def test_three_quarters_of_the_dates_are_in_the_study_window(ordinary: list[RecordTruth]) -> None:
     dates = [record.created_at for record in ordinary if record.created_at is not None]
     assert len(dates) == len(ordinary)
     assert sum(START <= date <= END for date in dates) / len(dates) == pytest.approx(0.75, abs=0.02)
@@ -54,7 +54,7 @@ def test_three_quarters_of_the_dates_are_in_the_study_window(ordinary: list[Reco
     assert max(dates) > datetime(2025, 4, 1, tzinfo=UTC)
 
 
-def test_dates_mean_what_is_written(ordinary: list[RecordTruth]):
+def test_dates_mean_what_is_written(ordinary: list[RecordTruth]) -> None:
     styles = Counter[str]()
     for record in ordinary:
         written = record.created_at_raw
@@ -63,7 +63,7 @@ def test_dates_mean_what_is_written(ordinary: list[RecordTruth]):
     assert len(styles) == 5
 
 
-def test_keys_are_the_times_of_creation(ordinary: list[RecordTruth]):
+def test_keys_are_the_times_of_creation(ordinary: list[RecordTruth]) -> None:
     alphabet = "234567abcdefghijklmnopqrstuvwxyz"
     for record in ordinary:
         if record.rkey == "self":
@@ -76,7 +76,7 @@ def test_keys_are_the_times_of_creation(ordinary: list[RecordTruth]):
         assert 0 <= moment - record.created_at.timestamp() < 1.001
 
 
-def test_most_references_lead_to_posts_that_exist(ordinary: list[RecordTruth]):
+def test_most_references_lead_to_posts_that_exist(ordinary: list[RecordTruth]) -> None:
     posts = {
         record.uri: record.cid
         for account in TRUTH.accounts()
@@ -90,7 +90,7 @@ def test_most_references_lead_to_posts_that_exist(ordinary: list[RecordTruth]):
     assert all(posts[subject["uri"]] == subject["cid"] for subject in known)
 
 
-def test_facets_point_at_what_they_name(ordinary: list[RecordTruth]):
+def test_facets_point_at_what_they_name(ordinary: list[RecordTruth]) -> None:
     kinds = Counter[str]()
     for record in ordinary:
         for facet in (record.value or {}).get("facets", ()):
@@ -107,7 +107,7 @@ def test_facets_point_at_what_they_name(ordinary: list[RecordTruth]):
     assert min(kinds[kind] for kind in ("mention", "tag", "link")) > 50
 
 
-def test_posts_have_all_that_posts_have(ordinary: list[RecordTruth]):
+def test_posts_have_all_that_posts_have(ordinary: list[RecordTruth]) -> None:
     posts = [record.value for record in ordinary if record.collection == "app.bsky.feed.post"]
     embeds = Counter(value["embed"]["$type"] for value in posts if value and "embed" in value)
     assert {name.removeprefix("app.bsky.embed.") for name in embeds} == {
@@ -122,7 +122,7 @@ def test_posts_have_all_that_posts_have(ordinary: list[RecordTruth]):
     assert any("langs" not in value for value in posts if value)
 
 
-def test_every_account_has_its_end():
+def test_every_account_has_its_end() -> None:
     states = {account.role: account.state for account in TRUTH.accounts()}
     expected = {
         Role.DEACTIVATED: "deactivated",
@@ -140,7 +140,7 @@ def test_every_account_has_its_end():
     assert {role for role, signer in signers.items() if signer == "previous"} == {Role.PREVIOUS_KEY}
 
 
-def test_defects_are_where_they_were_put():
+def test_defects_are_where_they_were_put() -> None:
     found = {
         role: Counter(record.defect.value for record in records_of(role) if record.defect is not None)
         for role in Role
@@ -152,7 +152,7 @@ def test_defects_are_where_they_were_put():
     }
 
 
-def test_odd_dates_are_odd():
+def test_odd_dates_are_odd() -> None:
     odd = [
         record
         for record in records_of(Role.ODD_DATES)
@@ -176,6 +176,6 @@ def test_odd_dates_are_odd():
     assert agreed >= 18
 
 
-def test_unknown_accounts_are_refused():
+def test_unknown_accounts_are_refused() -> None:
     with pytest.raises(KeyError):
         TRUTH.account("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa")

@@ -1,0 +1,25 @@
+"""Runs a job of a folder of studies as the command line does: in this process, on a given instance."""
+
+import uuid
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.code_pointer import CustomPointer, ModuleCodePointer
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+
+from backfill_dagster.definitions import build_defs
+
+
+def repository_of(configs: str, _fresh: str) -> dg.RepositoryDefinition:
+    """Return the code location of a folder of YAML files: called back by Dagster, which keeps it by arguments."""
+    return build_defs(Path(configs)).get_repository_def()
+
+
+def execute(configs: Path, job: str, instance: dg.DagsterInstance) -> bool:
+    """Execute a job whose code location is a folder of YAML files as it is now; say whether it succeeded."""
+    pointer = CustomPointer(
+        ModuleCodePointer(__name__, "repository_of"), [str(configs), uuid.uuid4().hex], []
+    )
+    reconstructable = ReconstructableRepository(pointer).get_reconstructable_job(job)
+    with dg.execute_job(reconstructable, instance=instance) as result:
+        return result.success

@@ -1,0 +1,183 @@
+"""The one command: every stage in one run, history as if the UI had launched each."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from backfill_dagster.errors import ConfigError
+from backfill_dagster.orchestration.resources import ExclusiveResource
+from backfill_dagster.sandbox.faults import HostDown
+from backfill_dagster.sandbox.network import SandboxNetwork
+from backfill_dagster_tests.orchestration.running import execute
+from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
+
+GET_REPO = "com.atproto.sync.getRepo"
+# Four months instead of all: what a run writes into Dagster's history is most of its time here.
+DROP = {"start_date": "2024-09-27", "end_date": "2024-12-02", "outside": "drop"}
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    home = tmp_path / "instance"
+    home.mkdir()
+    quiet = {"telemetry": {"enabled": False}}
+    with dg.DagsterInstance.local_temp(str(home), overrides=quiet) as instance:
+        yield instance
+
+
+@pytest.fixture
+def network() -> Iterator[SandboxNetwork]:
+    network = sandbox()
+    network.faults.clear()
+    network.requests.clear()
+    yield network
+    network.faults.clear()
+
+
+def messages(instance: dg.DagsterInstance, job: str, kind: dg.DagsterEventType) -> list[str]:
+    run = instance.get_runs(dg.RunsFilter(job_name=job), limit=1)[0]
+    return [
+        str(entry.dagster_event.step_failure_data.user_failure_data.description)
+        for entry in instance.all_logs(run.run_id, of_type=kind)
+        if entry.dagster_event and entry.dagster_event.step_failure_data.user_failure_data
+    ]
+
+
+def partitions(instance: dg.DagsterInstance, study: str, asset: str) -> set[str | None]:
+    key = dg.AssetKey([study, asset])
+    return {record.partition_key for record in instance.fetch_materializations(key, limit=1000).records}
+
+
+def test_one_command_leaves_tables_and_the_history_of_every_stage(
+    network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    study = sandbox_study(tmp_path, time_range=DROP)
+    assert execute(tmp_path, "study", instance)
+
+    runs = {run.job_name: run.status for run in instance.get_runs()}
+    assert set(runs) == {"study", *(f"study_stage_{stage}" for stage in STAGES)}
+    assert set(runs.values()) == {dg.DagsterRunStatus.SUCCESS}
+    hosts = set(instance.get_dynamic_partitions("study__pds"))
+    assert partitions(instance, "study", "repos") == hosts == set(network.hosts)
+    assert partitions(instance, "study", "records") == hosts
+    assert len(partitions(instance, "study", "posts")) == len(list((study.root / "tables/posts").iterdir()))
+    check = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+        [dg.AssetCheckKey(dg.AssetKey(["study", "accounts"]), "records_reconcile")]
+    )
+    assert all(record.event.asset_check_evaluation.passed for record in check.values())  # type: ignore[union-attr]
+
+    before = table_hashes(study)
+    network.requests.clear()
+    assert execute(tmp_path, "study", instance)
+    assert network.requests.count(path=GET_REPO) == 0
+    assert table_hashes(study) == before
+
+    network.requests.clear()
+    assert execute(tmp_path, "study_rebuild", instance)
+    assert network.requests.count() == 0
+    assert table_hashes(study) == before
+
+
+STAGES = ["discover", "fetch", "convert", "tables", "accounts"]
+
+
+def test_a_host_that_is_down_fails_its_partition_and_no_other(
+    network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    study = sandbox_study(
+        tmp_path, time_range=DROP, processing={"requests_per_second": 500, "max_retries": 1, "workers": 2}
+    )
+    down = network.hosts[1]
+    network.faults.set_host(down, HostDown())
+    assert not execute(tmp_path, "study", instance)
+
+    assert partitions(instance, "study", "repos") == set(network.hosts) - {down}
+    [told] = messages(instance, "study", dg.DagsterEventType.STEP_FAILURE)
+    assert down in told
+    assert "again" in told
+    accounts = pl.read_parquet(study.root / "accounts.parquet")
+    assert set(accounts.filter(pl.col("state") == "failed")["pds_host"]) == {down}
+    assert accounts.filter(pl.col("state") == "complete").height > 20
+
+    network.faults.clear()
+    network.requests.clear()
+    assert execute(tmp_path, "study", instance)
+    assert {request.host for request in network.requests.all(path=GET_REPO)} == {down}
+    assert partitions(instance, "study", "repos") == set(network.hosts)
+
+
+def test_skip_backfill_makes_the_main_job_rebuild(
+    network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    study = sandbox_study(tmp_path, time_range=DROP)
+    assert execute(tmp_path, "study", instance)
+    before = table_hashes(study)
+    sandbox_study(tmp_path, time_range=DROP, processing={"skip_backfill": True, "workers": 2})
+    network.requests.clear()
+    assert execute(tmp_path, "study", instance)
+    assert network.requests.count() == 0
+    assert table_hashes(study) == before
+
+
+def test_a_second_live_run_of_a_study_is_refused_by_name(
+    network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    study = sandbox_study(tmp_path, time_range=DROP)
+    holder = ExclusiveResource()
+    with holder.yield_for_execution(dg.build_init_resource_context()) as exclusive:
+        exclusive.take(study, "the-first-run")
+        assert not execute(tmp_path, "study", instance)
+        [told] = messages(instance, "study", dg.DagsterEventType.STEP_FAILURE)
+        assert "the-first-run" in told
+    assert execute(tmp_path, "study", instance)
+
+
+def test_a_run_left_by_a_dead_process_is_reported_failed(
+    network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    sandbox_study(tmp_path, time_range=DROP)
+    tags = {"backfill_dagster/study": "study"}
+    dead = instance.create_run_for_job(
+        job_def=dg.JobDefinition(name="study", graph_def=dg.GraphDefinition(name="study", node_defs=[])),
+        tags=tags,
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    assert execute(tmp_path, "study", instance)
+    found = instance.get_run_by_id(dead.run_id)
+    assert found is not None
+    assert found.status is dg.DagsterRunStatus.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"source": {"type": "text", "path": "nowhere.txt"}}, ["nowhere.txt"]),
+        ({"network": {"sandbox": None, "plc_url": "http://127.0.0.1:9"}}, ["http://127.0.0.1:9"]),
+        ({"processing": {"batch_size": 0}}, ["study.yaml", "backfill.processing.batch_size", "0"]),
+    ],
+)
+def test_bad_input_ends_the_job_with_one_clear_message(
+    network: SandboxNetwork,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    parts: dict[str, object],
+    told: list[str],
+) -> None:
+    with contextlib.suppress(ConfigError):
+        sandbox_study(tmp_path, **{"time_range": DROP, **parts})
+    assert not execute(tmp_path, "study", instance)
+    failures = [
+        text
+        for run in instance.get_runs()
+        for text in messages(instance, run.job_name, dg.DagsterEventType.STEP_FAILURE)
+    ]
+    assert len(set(failures)) == 1
+    for part in told:
+        assert part in failures[0]
+    assert not list(tmp_path.glob("data/study/*.parquet")) or not list(
+        tmp_path.glob("data/study/directory.parquet")
+    )
