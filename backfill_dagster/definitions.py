@@ -54,4 +54,6 @@ def _shared() -> dg.Definitions:
     return dg.Definitions(
         resources={"limits": LimitsResource(), "exclusive": ExclusiveResource()},
         loggers={"console": human_console},
+        # A stage shares its work out among processes by itself; a process per step would only start slowly.
+        executor=dg.in_process_executor,
     )

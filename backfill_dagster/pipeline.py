@@ -132,10 +132,9 @@ def fetch_repos(
         sweep_uncommitted_blocks(storage, host)
     columns = waiting.select("did", "pds", "pds_host", "key_type", "key_multibase")
     accounts = [Account.from_directory(*row) for row in columns.iter_rows()]
-    workers = worker_pool(processing.workers)
 
     async def crawl(connections: Connections) -> list[HostReport]:
-        with storage.scratch() as scratch:
+        with storage.scratch() as scratch, worker_pool(processing.worker_count) as workers:
             crawl = Crawl(
                 root=study.root,
                 scratch=scratch,
@@ -166,17 +165,13 @@ def convert_records(
     todo = _packs_to_convert(study, pds_hosts)
     if not todo:
         return 0
-    pool = worker_pool(study.processing.workers)
-    futures = [
-        pool.submit(convert_pack, study.root, _pack_files(storage, *pack), settings, fingerprint)
-        for pack in todo
-    ]
-    try:
+    with worker_pool(study.processing.worker_count) as workers:
+        futures = [
+            workers.submit(convert_pack, study.root, _pack_files(storage, *pack), settings, fingerprint)
+            for pack in todo
+        ]
         for future in as_completed(futures):
             on_pack(future.result())
-    finally:
-        for future in futures:
-            future.cancel()
     return len(todo)
 
 

@@ -1,4 +1,4 @@
-"""The processes that do the work of the processor: one per core, started once, shared by the stages of a run.
+"""The processes that do the work of the processor, for the time of one stage.
 
 This module imports nothing heavy, so that a worker can set itself up before Polars reads its environment.
 """
@@ -8,22 +8,31 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
-@cache
-def worker_pool(workers: int | None = None) -> ProcessPoolExecutor:
-    """Return this process's pool of workers; one per core unless told.
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Lend a pool of workers; at the end, what was not begun is dropped and what was is waited for.
 
-    Spawned rather than forked: the parent has threads of its own by the time it needs workers.
+    Spawned rather than forked: the parent has threads of its own by the time it needs workers. Ended with the
+    stage rather than with the process: a step of Dagster's is a child process itself, and such a one waits for
+    its own children before it tells a pool that is still open to end them.
     """
-    return ProcessPoolExecutor(
-        max_workers=workers or os.cpu_count() or 1,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_set_up,
+    pool = ProcessPoolExecutor(
+        max_workers=workers, mp_context=multiprocessing.get_context("spawn"), initializer=_set_up
     )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _set_up() -> None:
@@ -31,6 +40,8 @@ def _set_up() -> None:
     os.environ["POLARS_MAX_THREADS"] = "1"
     # Work is acyclic and short-lived, and the collector would walk millions of live objects for nothing.
     gc.disable()
+    # Ctrl-C reaches the whole process group; the parent decides what ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

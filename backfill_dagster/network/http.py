@@ -14,6 +14,7 @@ import time
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Self
 
@@ -143,8 +144,7 @@ class HttpClient:
         )
 
     async def __aenter__(self) -> Self:
-        # SSL_CERT_FILE is heeded, for networks whose gateway has a certificate authority of its own.
-        context = self._ssl_context or httpx.create_ssl_context(trust_env=True)
+        context = self._ssl_context or _default_ssl_context()
         connector = aiohttp.TCPConnector(
             resolver=PolicyResolver(self.policy, self._lookup),
             # Each connection is judged by addresses resolved for it. How many there may be, the host gates
@@ -275,6 +275,12 @@ def user_agent(contact: str | None) -> str:
     if not (contact.isascii() and contact.isprintable()) or "(" in contact or ")" in contact:
         raise ConfigError(f"network.contact = {contact!r}: must be plain ASCII text without parentheses")
     return f"{name} (+{contact})"
+
+
+@cache
+def _default_ssl_context() -> ssl.SSLContext:
+    """Load the authorities that httpx trusts, or those of SSL_CERT_FILE, where a gateway has one of its own."""
+    return httpx.create_ssl_context(trust_env=True)
 
 
 class _Body:

@@ -52,7 +52,6 @@ def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "list[Unresol
         dg.define_asset_job(
             _stage_job(study, stage),
             selection=[by_name[name] for name in names],
-            executor_def=dg.in_process_executor,
             config=console_config(study),
             tags={STUDY_TAG: study.name},
             description=f"{_STAGE_DESCRIPTIONS[stage]} Called by `{study.name}`; runs by itself too.",
@@ -97,7 +96,6 @@ def study_job(study: Study) -> dg.JobDefinition:
         name=study.name,
         description=study.description
         or f"Runs the whole study `{study.name}`: source, directory, fetch, records, tables, accounts.",
-        executor_def=dg.in_process_executor,
         config=console_config(study),
         tags={STUDY_TAG: study.name},
     )
@@ -120,9 +118,7 @@ def broken_job(name: str, error: ConfigError) -> dg.JobDefinition:
     def config() -> None:
         raise dg.Failure(description=str(error), allow_retries=False)
 
-    @dg.job(
-        name=name, description=str(error), executor_def=dg.in_process_executor, config=console_config(None)
-    )
+    @dg.job(name=name, description=str(error), config=console_config(None))
     def broken() -> None:
         config()
 
@@ -148,7 +144,6 @@ def _rebuild(study: Study, name: str) -> dg.JobDefinition:
     @dg.job(
         name=name,
         description=f"Rebuilds the records and tables of `{study.name}` from what is stored; fetches nothing.",
-        executor_def=dg.in_process_executor,
         config=console_config(study),
         tags={STUDY_TAG: study.name},
     )

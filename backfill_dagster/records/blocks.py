@@ -19,8 +19,8 @@ from backfill_dagster.records.outcomes import RejectReason
 
 Record = dict[str, Any]
 
-# Servers refuse records of more than about 1 MB, yet larger ones occur. A byte of hostile CBOR can cost 64 of
-# memory.
+# Servers refuse records of more than about 1 MB, yet larger ones occur. A byte of hostile CBOR can take a
+# hundred of memory.
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 # Far beyond what any client writes; the JSON writer gives up at 254.
 MAX_NESTING = 250
@@ -85,7 +85,7 @@ def decode_blocks(blocks: Sequence[bytes], may_link: Sequence[bool]) -> tuple[li
 
 def has_reserved_key(record: Record) -> bool:
     """Tell whether a map of the record has a key that makes it look like a link or a byte string in JSON."""
-    maps = (container for _, container in _containers(record) if isinstance(container, dict))
+    maps = (container for level in _levels(record) for container in level if isinstance(container, dict))
     return any(key in container for container in maps for key in _RESERVED_KEYS)
 
 
@@ -103,14 +103,17 @@ def _decode_exactly(block: bytes) -> Any:
 def _is_too_deep(block: bytes, record: Record) -> bool:
     if len(block.translate(None, _NOT_OPENING)) <= MAX_NESTING:
         return False
-    return any(level > MAX_NESTING for level, _ in _containers(record))
+    return any(depth > MAX_NESTING for depth, _ in enumerate(_levels(record), start=1))
 
 
-def _containers(record: Record) -> Iterator[tuple[int, Record | list[Any]]]:
-    """Yield every map and list of a record with its level, without recursion."""
-    waiting: list[tuple[int, Record | list[Any]]] = [(1, record)]
-    while waiting:
-        level, container = waiting.pop()
-        yield level, container
-        children = container.values() if isinstance(container, dict) else container
-        waiting.extend((level + 1, child) for child in children if isinstance(child, (dict, list)))
+def _levels(record: Record) -> Iterator[list[Record | list[Any]]]:
+    """Yield the maps and lists of a record level by level, since recursion ends where hostile nesting begins."""
+    level: list[Record | list[Any]] = [record]
+    while level:
+        yield level
+        level = [
+            child
+            for container in level
+            for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, (dict, list))
+        ]

@@ -6,12 +6,7 @@ from itertools import compress
 
 import polars as pl
 
-from backfill_dagster.records.blocks import (
-    Failure,
-    Record,
-    decode_blocks,
-    has_reserved_key,
-)
+from backfill_dagster.records.blocks import Failure, Record, decode_blocks, has_reserved_key
 from backfill_dagster.records.date_quality import is_undated
 from backfill_dagster.records.dates import date_rows
 from backfill_dagster.records.fields import text_series
@@ -34,7 +29,7 @@ from backfill_dagster.repos.cid import cid_text
 
 # Bounds of what is decoded at once: large enough for vectorised steps to pay, and hostile blocks stay bounded.
 CHUNK_RECORDS = 16_384
-CHUNK_BYTES = 8 * 1024 * 1024
+CHUNK_BYTES = 4 * 1024 * 1024
 
 _READERS: dict[str, Callable[[list[Record], Issues], dict[str, pl.Series]]] = {
     POST: read_posts,
@@ -114,8 +109,9 @@ def _fill(
     for row in rows["may_reserve"].arg_true():
         if has_reserved_key(records[row]):
             issues.add(row, "record", Problem.RESERVED_KEY)
-    for row in rows["created_at_problem"].is_not_null().arg_true():
-        issues.add(row, "createdAt", Problem(rows["created_at_problem"][row]))
+    problems = rows["created_at_problem"]
+    for row, problem in zip(problems.is_not_null().arg_true(), problems.drop_nulls(), strict=True):
+        issues.add(row, "createdAt", Problem(problem))
     columns = _READERS[collection](records, issues)
     return rows.with_columns(
         cid=text_series([cid_text(cid) for cid in rows["cid"].to_list()]),

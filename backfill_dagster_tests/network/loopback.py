@@ -22,8 +22,12 @@ Talk = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 @asynccontextmanager
 async def serve(handler: Handler) -> AsyncIterator[str]:
     """Answer every GET by `handler`; gives `127.0.0.1:port`."""
+
+    async def route(request: web.Request) -> web.StreamResponse:
+        return await handler(request)
+
     app = web.Application()
-    app.router.add_get("/{path:.*}", handler)
+    app.router.add_get("/{path:.*}", route)
     # A handler that waits is ended when its client hangs up.
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()

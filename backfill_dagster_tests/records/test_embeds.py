@@ -143,6 +143,12 @@ def as_json(value: Any) -> Any:
             ["embed.images.image:not_a_blob"],
         ),
         (
+            # The legacy form counts only where there is no other.
+            images({"alt": "a", "image": {**LEGACY, "ref": CID}}),
+            {"media_types": ["image/png"], "alt_texts": ["a"], "blob_cids": [None]},
+            ["embed.images.image:not_a_blob"],
+        ),
+        (
             images({"alt": "a", "image": {"ref": BLOB["ref"], "mimeType": None}}),
             {"media_types": [None], "alt_texts": ["a"], "blob_cids": [BLOB_CID]},
             ["embed.images.image.mimeType:null"],

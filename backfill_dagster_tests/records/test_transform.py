@@ -219,6 +219,14 @@ def test_a_record_without_usable_key_or_content_is_rejected_alone(
     assert result.counts["records"].sum() == 3
 
 
+def test_the_detail_of_a_reject_does_not_repeat_a_hostile_key() -> None:
+    keys = [b"\x79\x0f\xff" + letter * 0xFFF for letter in (b"b", b"a")]
+    result = transform([block_row(b"\xa2" + keys[0] + b"\x01" + keys[1] + b"\x01")])
+    assert result.rejects["reason"].to_list() == [RejectReason.UNDECODABLE]
+    assert "map key" in result.rejects["detail"].item()
+    assert len(result.rejects["detail"].item()) == 200
+
+
 def test_a_large_record_within_the_bound_is_kept() -> None:
     text = "x" * (MAX_RECORD_BYTES - 200)
     assert row_of_post(text=text)["text"] == text

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from backfill_dagster.definitions import build_defs
+from backfill_dagster_tests.studies import sandbox_study
+
+ASSETS = {"source_dids", "directory", "repos", "records", "undated", "accounts"}
+TABLES = {"posts", "replies", "likes", "reposts", "follows", "blocks"}
+
+
+def asset_names(defs: dg.Definitions, study: str) -> set[str]:
+    keys = defs.resolve_asset_graph().get_all_asset_keys()
+    return {key.path[1] for key in keys if key.path[0] == study}
+
+
+def job_names(defs: dg.Definitions) -> set[str]:
+    return {job.name for job in defs.get_repository_def().get_all_jobs()}
+
+
+def test_every_yaml_becomes_a_lineage_of_its_own(tmp_path: Path) -> None:
+    sandbox_study(tmp_path, "one")
+    sandbox_study(tmp_path, "two", record_types=["app.bsky.feed.post"])
+    defs = build_defs(tmp_path)
+    dg.Definitions.validate_loadable(defs)
+    assert asset_names(defs, "one") == ASSETS | TABLES
+    assert asset_names(defs, "two") == ASSETS | {"posts", "replies"}
+    assert {"one", "one_rebuild", "two", "two_rebuild"} <= job_names(defs)
+
+
+def test_a_broken_yaml_takes_no_other_down(tmp_path: Path) -> None:
+    sandbox_study(tmp_path, "good")
+    (tmp_path / "bad.yaml").write_text("backfill: {name: bad}")
+    (tmp_path / "not-a-name.yaml").write_text("backfill: [")
+    defs = build_defs(tmp_path)
+    dg.Definitions.validate_loadable(defs)
+    assert {"good", "bad", "not_a_name"} <= job_names(defs)
+    assert asset_names(defs, "bad") == set()
+
+
+def test_loading_opens_no_source(tmp_path: Path) -> None:
+    sandbox_study(tmp_path, "missing", source={"type": "sqlite", "path": str(tmp_path / "no.sqlite")})
+    assert asset_names(build_defs(tmp_path), "missing")
+    assert not (tmp_path / "no.sqlite").exists()
+
+
+def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
+    dg.Definitions.validate_loadable(build_defs(tmp_path))
+
+
+def test_the_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox_study(tmp_path, "elsewhere")
+    monkeypatch.setenv("BACKFILL_CONFIGS", str(tmp_path))
+    assert asset_names(build_defs(), "elsewhere")
+
+
+def test_the_package_offers_its_definitions_without_importing_dagster_before() -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import sys, backfill_dagster, backfill_dagster.pipeline, backfill_dagster.repos.proof\n"
+        "assert 'dagster' not in sys.modules\n"
+        "assert 'defs' in dir(backfill_dagster)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_launchpad_shows_the_yaml_s_values_as_defaults(tmp_path: Path) -> None:
+    sandbox_study(tmp_path, "study", processing={"max_retries": 7})
+    job = build_defs(tmp_path).get_repository_def().get_job("study_stage_fetch")
+    fields = job.run_config_schema.run_config_schema_type.fields["ops"].config_type.fields  # type: ignore[attr-defined]
+    config = fields["study__repos"].config_type.fields["config"].config_type.fields
+    assert config["max_retries"].default_value == 7
+    assert config["max_retries"].description
