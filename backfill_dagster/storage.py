@@ -138,13 +138,16 @@ class StudyStorage:
         return StoredFile(key=key, rows=rows, bytes=size, sha256=digest)
 
     def remove(self, key: str) -> None:
-        """Delete one file, and the folders that it leaves empty."""
-        path = self.path(key)
-        path.unlink(missing_ok=True)
-        for folder in path.parents:
-            if folder == self.root or not folder.is_dir() or any(folder.iterdir()):
-                return
-            folder.rmdir()
+        """Delete one file, if it is there."""
+        self.path(key).unlink(missing_ok=True)
+
+    def remove_empty_folders(self, prefix: str) -> None:
+        """Delete the folders below a prefix that hold nothing; only while nobody writes below it."""
+        folder = self.path(prefix)
+        inner = [path for path in folder.rglob("*") if path.is_dir()]
+        for path in sorted(inner, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # it holds something
+                path.rmdir()
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

@@ -83,7 +83,9 @@ def test_months_under_normalize_span_the_life_of_the_network(tmp_path: Path) -> 
 def test_environment_variables_fill_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCH", "7")
     monkeypatch.setenv("WHERE", "elsewhere")
-    study = load(tmp_path, f"{INLINE}\nprocessing: {{batch_size: '${{BATCH}}'}}\nstorage: {{path: './${{WHERE}}/x'}}")
+    study = load(
+        tmp_path, f"{INLINE}\nprocessing: {{batch_size: '${{BATCH}}'}}\nstorage: {{path: './${{WHERE}}/x'}}"
+    )
     assert study.processing.batch_size == 7
     assert study.storage.path == Path("elsewhere/x")
 
@@ -103,12 +105,21 @@ def test_a_missing_variable_names_field_and_variable(tmp_path: Path) -> None:
         (f"{INLINE}\nprocessing: {{batch_sze: 4}}", ["backfill.processing.batch_sze", "4", "`batch_size`"]),
         (f"{INLINE}\nprocessing: {{batch_size: 5000}}", ["backfill.processing.batch_size", "5000", "1000"]),
         (f"{INLINE}\nprocessing: {{verify: fast}}", ["processing.verify", "fast", "'full' or 'structure'"]),
-        (f"{INLINE}\nrecord_types: [app.bsky.feed.pst]", ["record_types.0", "app.bsky.feed.pst", "app.bsky.feed.post"]),
+        (
+            f"{INLINE}\nrecord_types: [app.bsky.feed.pst]",
+            ["record_types.0", "app.bsky.feed.pst", "app.bsky.feed.post"],
+        ),
         (f"{INLINE}\nrecord_types: []", ["record_types", "at least one"]),
-        (f"{INLINE}\ntime_range: {{start_date: 2024-02-01, end_date: 2024-01-01}}", ["time_range", "after end_date"]),
+        (
+            f"{INLINE}\ntime_range: {{start_date: 2024-02-01, end_date: 2024-01-01}}",
+            ["time_range", "after end_date"],
+        ),
         (f"{INLINE}\ntime_range: {{start_date: soon}}", ["time_range.start_date", "soon", "YYYY-MM-DD"]),
         (f"{INLINE}\nstorage: {{type: dynamodb}}", ["storage.type", "dynamodb", "400 kB"]),
-        (f"{INLINE}\nstorage: {{path: 's3://bucket/x'}}", ["storage.path", "s3://bucket/x", "local directory"]),
+        (
+            f"{INLINE}\nstorage: {{path: 's3://bucket/x'}}",
+            ["storage.path", "s3://bucket/x", "local directory"],
+        ),
         (f"{INLINE}\nnetwork: {{plc_url: 'plc.directory'}}", ["network.plc_url", "plc.directory", "http(s)"]),
         (f"{INLINE}\nnetwork: {{connect_to: {{'a b': 'c'}}}}", ["network.connect_to", "host:port"]),
         (f"{INLINE}\nname: two", ["name", "twice"]),

@@ -143,7 +143,7 @@ def test_a_rebuild_from_the_packs_alone_gives_the_same_tables(
 def test_a_changed_period_and_type_list_gives_the_tables_of_a_fresh_run(
     network: SandboxNetwork, tmp_path: Path
 ) -> None:
-    changed = {
+    changed: dict[str, Any] = {
         "record_types": ["app.bsky.feed.like", "app.bsky.graph.follow"],
         "time_range": {"start_date": "2024-10-05", "end_date": "2024-11-20", "outside": "drop"},
     }
@@ -223,34 +223,54 @@ def expected_fields(record: RecordTruth) -> dict[str, Any]:
         subject = value.get("subject")
         return {"subject_did": subject} if is_did(subject) else {}
     if record.collection in ("app.bsky.feed.like", "app.bsky.feed.repost"):
-        subject = value.get("subject")
-        if not is_reference(subject):
-            return {}
-        _, _, did, collection, _ = subject["uri"].split("/")
-        return {
-            "subject_uri": subject["uri"],
-            "subject_cid": subject.get("cid"),
-            "subject_did": did,
-            "subject_collection": collection,
-        }
+        return expected_subject(value.get("subject"))
+    return {
+        **expected_text(value),
+        **expected_reply(value.get("reply")),
+        **expected_embed(value.get("embed")),
+    }
+
+
+def expected_subject(subject: Any) -> dict[str, Any]:
+    if not is_reference(subject):
+        return {}
+    _, _, did, collection, _ = subject["uri"].split("/")
+    return {
+        "subject_uri": subject["uri"],
+        "subject_cid": subject["cid"],
+        "subject_did": did,
+        "subject_collection": collection,
+    }
+
+
+def expected_text(value: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if isinstance(value.get("text"), str):
         fields["text"] = value["text"]
     langs = value.get("langs")
     if isinstance(langs, list) and all(isinstance(lang, str) for lang in langs):
         fields["langs"] = langs
-    reply = value.get("reply")
-    if isinstance(reply, dict) and is_reference(reply.get("parent")) and is_reference(reply.get("root")):
-        fields["reply_parent_uri"] = reply["parent"]["uri"]
-        fields["reply_root_cid"] = reply["root"]["cid"]
-        fields["reply_parent_did"] = reply["parent"]["uri"].split("/")[2]
-    embed = value.get("embed")
-    if isinstance(embed, dict) and isinstance(embed.get("$type"), str):
-        fields["embed_type"] = embed["$type"]
-        if embed["$type"] == "app.bsky.embed.record":
-            fields["quoted_uri"] = embed["record"]["uri"]
-        if embed["$type"] == "app.bsky.embed.external":
-            fields["external_uri"] = embed["external"]["uri"]
-        if embed["$type"] == "app.bsky.embed.images":
-            fields["alt_texts"] = [image.get("alt") for image in embed["images"]]
+    return fields
+
+
+def expected_reply(reply: Any) -> dict[str, Any]:
+    if not isinstance(reply, dict) or not all(is_reference(reply.get(end)) for end in ("parent", "root")):
+        return {}
+    return {
+        "reply_parent_uri": reply["parent"]["uri"],
+        "reply_root_cid": reply["root"]["cid"],
+        "reply_parent_did": reply["parent"]["uri"].split("/")[2],
+    }
+
+
+def expected_embed(embed: Any) -> dict[str, Any]:
+    if not isinstance(embed, dict) or not isinstance(embed.get("$type"), str):
+        return {}
+    fields: dict[str, Any] = {"embed_type": embed["$type"]}
+    if embed["$type"] == "app.bsky.embed.record":
+        fields["quoted_uri"] = embed["record"]["uri"]
+    if embed["$type"] == "app.bsky.embed.external":
+        fields["external_uri"] = embed["external"]["uri"]
+    if embed["$type"] == "app.bsky.embed.images":
+        fields["alt_texts"] = [image.get("alt") for image in embed["images"]]
     return fields

@@ -93,3 +93,14 @@ def test_sweeping_takes_the_scratch_of_the_dead_and_not_of_the_living(storage: S
     assert folder.exists()
     storage.sweep_scratch()
     assert not folder.exists()
+
+
+def test_empty_folders_go_and_others_stay(storage: StudyStorage) -> None:
+    for key in ("tables/a/m/x.parquet", "tables/a/n/y.parquet", "tables/b/m/z.parquet"):
+        storage.write(key, pl.DataFrame({"a": [1]}))
+    storage.remove("tables/a/m/x.parquet")
+    storage.remove("tables/b/m/z.parquet")
+    storage.remove("tables/b/m/z.parquet")
+    storage.remove_empty_folders("tables")
+    assert storage.folders("tables") == ["a"]
+    assert storage.folders("tables/a") == ["n"]

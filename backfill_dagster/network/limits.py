@@ -270,12 +270,13 @@ class HostGate:
 
     def _fit(self, limit: int, window: int) -> None:
         """Lower rate and burst until both together fit the host's own limit of requests per window."""
-        burst = min(self._bucket.burst, max(1.0, limit / 10))
-        # A bucket of one token and less than one per window passes one request per window, which the limit
-        # allows.
+        bucket = self._bucket
+        if bucket.rate * window <= _MARGIN * (limit - bucket.burst):
+            return
+        burst = min(bucket.burst, max(1.0, limit / 10))
+        # One token at a time and less than one per window still come to a request per window, which any limit allows.
         rate = _MARGIN * max(limit - burst, 1.0) / window
-        if rate < self._bucket.rate:
-            self._bucket.slow_down(max(rate, 1 / MAX_PARK), burst)
+        bucket.slow_down(max(rate, 1 / MAX_PARK), burst)
 
 
 class HostGates:

@@ -39,6 +39,8 @@ from backfill_dagster.tables.build import remove_other_months
 from backfill_dagster.tables.months import study_months
 
 _SINGLE_RUN = dg.BackfillPolicy.single_run()
+# These assets hand on nothing but what they stored; Dagster's stubs do not count Nothing among its types.
+_NO_OUTPUT: Any = dg.Nothing
 
 
 def study_assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -112,7 +114,7 @@ def _repos(study: Study, directory: dg.AssetsDefinition) -> dg.AssetsDefinition:
         partitions_def=pds_partitions(study),
         backfill_policy=_SINGLE_RUN,
         output_required=False,
-        dagster_type=dg.Nothing,
+        dagster_type=_NO_OUTPUT,
         code_version=study.processing.verify,
         description="The repositories of the accounts of each PDS: downloaded politely, proven whole and authentic, "
         "and stored with every record's exact bytes. Accounts that are settled already are passed over.",
@@ -189,7 +191,7 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
         partitions_def=pds_partitions(study),
         backfill_policy=_SINGLE_RUN,
         output_required=False,
-        dagster_type=dg.Nothing,
+        dagster_type=_NO_OUTPUT,
         code_version=study.records_fingerprint,
         description="Every record of each PDS's repositories: decoded, typed, dated, and either kept, filtered or "
         "rejected with the reason.",
@@ -226,7 +228,7 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
         partitions_def=month_partitions(study.time_range),
         backfill_policy=_SINGLE_RUN,
         output_required=False,
-        dagster_type=dg.Nothing,
+        dagster_type=_NO_OUTPUT,
         code_version=study.records_fingerprint,
         description=f"{table.description} By month of the record's true creation.",
         metadata={"dagster/column_schema": _column_schema(table.columns)},

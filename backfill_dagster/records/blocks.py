@@ -16,6 +16,7 @@ import libipld
 import polars as pl
 
 from backfill_dagster.records.outcomes import RejectReason
+from backfill_dagster.repos.nesting import SMALL_BLOCK_BYTES, nests_deeper
 
 Record = dict[str, Any]
 
@@ -68,6 +69,9 @@ def decode_blocks(blocks: Sequence[bytes], may_link: Sequence[bool]) -> tuple[li
     failures: list[Failure] = []
     for position, (block, linked) in enumerate(zip(blocks, may_link, strict=True)):
         try:
+            if len(block) > MAX_NESTING and _is_too_deep(block):
+                failures.append(Failure(position, RejectReason.TOO_DEEP, f"more than {MAX_NESTING} levels"))
+                continue
             record = _decode_exactly(block) if linked else _decode_fast(block)
         except RecursionError:
             failures.append(Failure(position, RejectReason.TOO_DEEP, "nested beyond the decoder's limit"))
@@ -76,8 +80,6 @@ def decode_blocks(blocks: Sequence[bytes], may_link: Sequence[bool]) -> tuple[li
         else:
             if type(record) is not dict:
                 failures.append(Failure(position, RejectReason.NOT_A_MAP, f"a {type(record).__name__}"))
-            elif len(block) > MAX_NESTING and _is_too_deep(block, record):
-                failures.append(Failure(position, RejectReason.TOO_DEEP, f"more than {MAX_NESTING} levels"))
             else:
                 records.append(record)
     return records, failures

@@ -5,6 +5,7 @@ https://atproto.com/specs/repository#commit-objects
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 
 from cbrrr import CID, decode_dag_cbor, encode_dag_cbor
@@ -44,7 +45,8 @@ def parse_commit(block: bytes) -> Commit:
         raise _bad_commit("it is not a map")
     version = fields.get("version")
     if type(version) is not int or version not in (2, 3):
-        raise _bad_commit(f"its version is {version!r:.80}")
+        # The plain `repr` gives up on what nests deeply, with an error of its own.
+        raise _bad_commit(f"its version is {reprlib.repr(version)}")
     did, data, signature = fields.get("did"), fields.get("data"), fields.get("sig")
     if not isinstance(did, str):
         raise _bad_commit("it has no DID")
@@ -78,7 +80,7 @@ def _revision(rev: object, version: int) -> str | None:
         return None
     # Snapshots are ordered by it, so it must be what it should be.
     if not isinstance(rev, str) or parse_tid(rev) is None:
-        raise _bad_commit(f"its revision is {rev!r:.80}")
+        raise _bad_commit(f"its revision is {reprlib.repr(rev)}")
     return rev
 
 

@@ -13,6 +13,7 @@ import libipld
 
 from backfill_dagster.repos.cid import CID_BYTES, DAG_CBOR_PREFIX
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
+from backfill_dagster.repos.nesting import SMALL_BLOCK_BYTES, nests_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,9 @@ def _head(major: int, argument: int) -> bytes:
         return bytes([major << 5 | 24, argument])
     return bytes([major << 5 | 25]) + argument.to_bytes(2)
 
+
+# A map, its array of entries, and the map of each.
+_NODE_LEVELS = 3
 
 # The pieces of an encoded node (CBOR majors: 0 integer, 2 bytes, 4 array), those with a number made in advance.
 _LINK = b"\xd8\x2a" + _head(2, CID_BYTES + 1) + b"\x00"
@@ -129,6 +133,8 @@ def decode_node(block: bytes, *, max_entries: int) -> Node:
     values: list[bytes] = []
     trees: list[tuple[int, bytes]] = []
     try:
+        if len(block) > SMALL_BLOCK_BYTES and nests_deeper(block, _NODE_LEVELS):
+            raise _bad_tree("a node nests deeper than the format's")
         entries, left = libipld.decode_dag_cbor(block).values()
         if len(entries) > min(max_entries, _MAX_ENTRIES):
             raise _too_large(f"a node has {len(entries)} entries of at most {max_entries}")

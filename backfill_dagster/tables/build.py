@@ -74,6 +74,7 @@ def remove_other_months(storage: StudyStorage, months: Iterable[str], tables: It
                 if table not in wanted_tables or (root == "tables" and month not in wanted_months):
                     storage.remove(key)
                     removed.append(key)
+        storage.remove_empty_folders(root)
     return removed
 
 

@@ -13,7 +13,7 @@ from backfill_dagster.orchestration.resources import ExclusiveResource
 from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster_tests.orchestration.running import execute
-from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
+from backfill_dagster_tests.studies import SANDBOX, sandbox, sandbox_study, table_hashes
 
 GET_REPO = "com.atproto.sync.getRepo"
 # Four months instead of all: what a run writes into Dagster's history is most of its time here.
@@ -168,7 +168,7 @@ def test_bad_input_ends_the_job_with_one_clear_message(
     told: list[str],
 ) -> None:
     with contextlib.suppress(ConfigError):
-        sandbox_study(tmp_path, **{"time_range": DROP, **parts})
+        sandbox_study(tmp_path, "study", SANDBOX, **{"time_range": DROP, **parts})
     assert not execute(tmp_path, "study", instance)
     failures = [
         text

@@ -1,0 +1,60 @@
+"""How deep a block of CBOR nests, read from its heads alone and before anything decodes it.
+
+Both decoders make room for as many elements as an array claims to have, at each level again, and check a claim
+against the bytes of the whole rest of the block only. A thousand arrays within each other, each of which claims the
+rest of a megabyte, make them reserve gigabytes, and work for minutes. cbrrr knows no bound of depth besides.
+"""
+
+from __future__ import annotations
+
+# Below this size nothing can be claimed that would matter; a node of the tree or a post is rarely larger.
+SMALL_BLOCK_BYTES = 4096
+
+# CBOR's major types: what the upper three bits of a head say (RFC 8949, section 3.1).
+_BYTES, _TEXT, _ARRAY, _MAP, _TAG = 2, 3, 4, 5, 6
+
+
+def nests_deeper(block: bytes, levels: int) -> bool:
+    """Tell whether more than so many levels of arrays and maps stand within each other in a block.
+
+    Reads no further than to the first that does. Nothing else is judged, so that an invalid block may pass. Raises
+    ValueError for a block that ends too early or goes on after its end, for lengths that are left open, and for
+    arrays and maps that together claim more items than there are bytes: what decoders reserve for any other block
+    is a small multiple of its size.
+    """
+    size = len(block)
+    position = 0
+    # Items that are still to come: at all levels together, and in each array or map that is open.
+    owed = 1
+    waiting = [1]
+    while owed:
+        if owed > size - position:
+            raise ValueError("more items are claimed than there are bytes")
+        head = block[position]
+        position += 1
+        major, argument = head >> 5, head & 0x1F
+        if argument > 23:
+            if argument > 27:
+                raise ValueError("a length is left open")
+            end = position + (1 << argument - 24)
+            argument = int.from_bytes(block[position:end])
+            position = end
+        if major == _TAG:
+            # It belongs to the item that follows.
+            continue
+        owed -= 1
+        waiting[-1] -= 1
+        if major in (_ARRAY, _MAP):
+            if len(waiting) > levels:
+                return True
+            items = argument * 2 if major == _MAP else argument
+            if items:
+                owed += items
+                waiting.append(items)
+        elif major in (_BYTES, _TEXT):
+            position += argument
+        while waiting and not waiting[-1]:
+            waiting.pop()
+    if position != size:
+        raise ValueError("the block does not end with its item")
+    return False
