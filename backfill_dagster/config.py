@@ -224,6 +224,11 @@ class Processing(Section):
     requests_in_flight: int = Field(4, ge=1, le=50, description="Requests under way at once per host.")
     requests_per_second: float = Field(9, gt=0, le=1000, description="Requests per second per host.")
     max_retries: int = Field(3, ge=0, le=20, description="Tries after the first, for failures only.")
+    max_run_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Begin nothing more after so long; the next run goes on. No limit if left out.",
+    )
     verify: Literal["full", "structure"] = Field(
         "full", description="`structure` leaves out the commit's signature and nothing else."
     )

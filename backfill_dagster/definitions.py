@@ -13,7 +13,7 @@ from backfill_dagster.config import Study, load_study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.assets import study_assets
 from backfill_dagster.orchestration.console import human_console
-from backfill_dagster.orchestration.jobs import broken_job, rebuild_job, stage_jobs, study_job
+from backfill_dagster.orchestration.jobs import broken_job, stage_jobs, study_jobs
 from backfill_dagster.orchestration.resources import ExclusiveResource, LimitsResource
 
 CONFIGS_VARIABLE = "BACKFILL_CONFIGS"
@@ -46,7 +46,7 @@ def study_definitions(study: Study) -> dg.Definitions:
         assets = study_assets(study)
     return dg.Definitions(
         assets=assets,
-        jobs=[*stage_jobs(study, assets), study_job(study), rebuild_job(study)],
+        jobs=[*stage_jobs(study, assets), *study_jobs(study)],
     )
 
 

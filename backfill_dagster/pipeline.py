@@ -38,7 +38,7 @@ from backfill_dagster.repos.client import DownloadBounds
 from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport, Progress
 from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys, read_ledger, sweep_uncommitted_blocks
 from backfill_dagster.repos.proof import ProofSettings
-from backfill_dagster.repos.snapshots import accounts_to_fetch, snapshots
+from backfill_dagster.repos.snapshots import FetchMode, accounts_to_fetch, snapshots
 from backfill_dagster.repos.verify import RepoLimits
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import rows_from, summarise
@@ -63,6 +63,7 @@ logger = logging.getLogger(__name__)
 SOURCE_KEY = "source_dids.parquet"
 SOURCE_REJECTS_KEY = "source_rejects.parquet"
 DIRECTORY_KEY = "directory.parquet"
+UNFINISHED_DIRECTORY_KEY = "directory_unfinished.parquet"
 ACCOUNTS_KEY = "accounts.parquet"
 
 _Result = TypeVar("_Result")
@@ -89,13 +90,20 @@ def resolve_accounts(study: Study, gates: HostGates | None = None) -> pl.DataFra
     """
     storage = StudyStorage(study.root)
     dids = storage.read(SOURCE_KEY)["did"]
-    known = storage.read(DIRECTORY_KEY) if storage.exists(DIRECTORY_KEY) else None
+    known = _known_directory(storage)
+    parts: list[pl.DataFrame] = []
+
+    def keep(part: pl.DataFrame) -> None:
+        # So that an interrupted run of many hours does not ask all of it again.
+        parts.append(part)
+        storage.write(UNFINISHED_DIRECTORY_KEY, pl.concat(parts))
 
     async def resolve(connections: Connections) -> pl.DataFrame:
         return await resolve_directory(
             dids,
             resolver=connections.resolver,
             known=known,
+            checkpoint=keep,
             max_age=timedelta(hours=study.network.directory_max_age_hours),
             now=datetime.now(UTC),
         )
@@ -105,6 +113,7 @@ def resolve_accounts(study: Study, gates: HostGates | None = None) -> pl.DataFra
         left = known.filter(~pl.col("did").is_in(dids.implode()))
         directory = pl.concat([directory, left.select(directory.columns)])
     storage.write(DIRECTORY_KEY, directory)
+    storage.remove(UNFINISHED_DIRECTORY_KEY)
     return directory
 
 
@@ -112,25 +121,26 @@ def fetch_repos(
     study: Study,
     pds_hosts: Sequence[str] | None = None,
     *,
+    mode: FetchMode = FetchMode.UNSETTLED,
     processing: Processing | None = None,
     gates: HostGates | None = None,
     on_host: Callable[[HostReport], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[HostReport]:
-    """Stage 3: download, prove and store the repository of every account that is not settled yet.
+    """Stage 3: download, prove and store the repository of every account that the mode is for.
 
     Of all hosts of the directory, or of those named. Returns a report per host that there was work for.
     """
     storage = StudyStorage(study.root)
     processing = processing or study.processing
-    waiting = _waiting_accounts(storage)
+    waiting = _waiting_accounts(storage, mode)
     if pds_hosts is not None:
         waiting = waiting.filter(pl.col("pds_host").is_in(list(pds_hosts)))
     if waiting.is_empty():
         return []
     for host in waiting["pds_host"].unique():
         sweep_uncommitted_blocks(storage, host)
-    columns = waiting.select("did", "pds", "pds_host", "key_type", "key_multibase")
+    columns = waiting.select("did", "pds", "pds_host", "key_type", "key_multibase", "known_rev")
     accounts = [Account.from_directory(*row) for row in columns.iter_rows()]
 
     async def crawl(connections: Connections) -> list[HostReport]:
@@ -258,9 +268,9 @@ def record_settings(study: Study) -> RecordSettings:
     )
 
 
-def hosts_to_fetch(study: Study) -> list[str]:
-    """Return the hosts with accounts that are not settled."""
-    return sorted(_waiting_accounts(StudyStorage(study.root))["pds_host"].unique())
+def hosts_to_fetch(study: Study, mode: FetchMode) -> list[str]:
+    """Return the hosts with accounts that a fetch in this mode is for."""
+    return sorted(_waiting_accounts(StudyStorage(study.root), mode)["pds_host"].unique())
 
 
 def hosts_to_convert(study: Study) -> list[str]:
@@ -268,12 +278,21 @@ def hosts_to_convert(study: Study) -> list[str]:
     return sorted({host for host, _, _ in _packs_to_convert(study, None)})
 
 
-def _waiting_accounts(storage: StudyStorage) -> pl.DataFrame:
-    """Return the directory's rows of accounts of the source that are not settled."""
+def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
+    """Return the latest row known of each DID: of the finished directory and of one left unfinished."""
+    keys = [key for key in (DIRECTORY_KEY, UNFINISHED_DIRECTORY_KEY) if storage.exists(key)]
+    if not keys:
+        return None
+    rows = pl.concat([storage.read(key) for key in keys]).sort("resolved_at")
+    return rows.unique("did", keep="last", maintain_order=True)
+
+
+def _waiting_accounts(storage: StudyStorage, mode: FetchMode) -> pl.DataFrame:
+    """Return the directory's rows of accounts of the source that a fetch in this mode is for."""
     directory = storage.read(DIRECTORY_KEY).join(
         storage.read(SOURCE_KEY), on="did", how="semi", maintain_order="left"
     )
-    return accounts_to_fetch(directory, read_ledger(storage))
+    return accounts_to_fetch(directory, read_ledger(storage), mode)
 
 
 def _packs_to_convert(study: Study, pds_hosts: Sequence[str] | None) -> list[tuple[str, str, str]]:
@@ -312,6 +331,7 @@ def _crawl_settings(study: Study, processing: Processing) -> CrawlSettings:
         max_retries=processing.max_retries,
         retry_base_seconds=network.retry_base_seconds,
         max_park_seconds=network.max_park_minutes * 60,
+        max_run_seconds=None if processing.max_run_minutes is None else processing.max_run_minutes * 60,
         bounds=DownloadBounds(max_bytes, network.repo_timeout_seconds),
         proof=ProofSettings(
             check_signature=processing.verify == "full", limits=RepoLimits(max_car_bytes=max_bytes)

@@ -138,13 +138,14 @@ def _fetch(
     def on_host(report: HostReport) -> None:
         # A host whose accounts moved in from another one comes a second time.
         reports[report.pds_host] = report
-        if not report.failed:
+        if not report.failed and not report.left:
             context.log_event(_host_event(context, study, report))
 
     with clear_failures():
         pipeline.fetch_repos(
             study,
             hosts,
+            mode=config.fetch_mode,
             processing=config.over(study.processing),
             gates=limits.gates(),
             on_host=on_host,
@@ -153,6 +154,9 @@ def _fetch(
     for host in hosts:
         if host not in reports:
             yield _host_event(context, study, HostReport(host))
+    left = sum(report.left for report in reports.values())
+    if left:
+        context.log.warning(f"the run's time is used up; {left} accounts are left for the next one")
     failed = sorted(report.pds_host for report in reports.values() if report.failed)
     if failed:
         raise dg.Failure(

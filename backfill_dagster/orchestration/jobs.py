@@ -1,11 +1,13 @@
 """The jobs of one study: its stages as asset jobs, and the one command that runs them all.
 
 The hosts are known only after `directory`, so no single asset run can cover a study. The one command is a job of
-four ops; each op executes a stage's own asset job as a child run in the same process, on the same instance, over
+a few ops; each op executes a stage's own asset job as a child run in the same process, on the same instance, over
 one range of partitions. Runs, partitions, checks and metadata then look as if the UI had launched each stage.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import dagster as dg
 
@@ -22,6 +24,7 @@ from backfill_dagster.orchestration.partitions import (
 from backfill_dagster.orchestration.resources import ExclusiveResource
 from backfill_dagster.orchestration.summary import study_summary
 from backfill_dagster.repos.packs import stored_hosts
+from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
@@ -36,6 +39,11 @@ _ALIVE = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+
+
+# What an op of a study's job takes and hands on: the hosts that could not be read whole so far.
+_MakeOp: TypeAlias = Callable[[Study, str], dg.OpDefinition]
+_AFTER = {"failed_hosts": dg.In(list[str])}
 
 
 def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "list[UnresolvedAssetJobDefinition]":
@@ -69,46 +77,32 @@ _STAGE_DESCRIPTIONS = {
 }
 
 
-def study_job(study: Study) -> dg.JobDefinition:
-    """Return the job that runs the whole study, or only rebuilds it if the YAML says `skip_backfill`."""
-
-    @dg.op(name=f"{study.name}__begin", out=dg.Out(dg.Nothing))
-    def begin(context: dg.OpExecutionContext, exclusive: ExclusiveResource) -> None:
-        _begin(context, study, exclusive)
-
-    @dg.op(name=f"{study.name}__discover_hosts", ins=_AFTER, out=dg.Out(dg.Nothing))
-    def discover_hosts(context: dg.OpExecutionContext) -> None:
-        _run_stage(context, study, "discover")
-
-    @dg.op(name=f"{study.name}__fetch_hosts", ins=_AFTER, out=dg.Out(list[str]))
-    def fetch_hosts(context: dg.OpExecutionContext) -> list[str]:
-        return _fetch_hosts(context, study)
-
-    @dg.op(name=f"{study.name}__build", ins=_AFTER, out=dg.Out(dg.Nothing))
-    def build(context: dg.OpExecutionContext) -> None:
-        _build(context, study)
-
-    @dg.op(name=f"{study.name}__report", ins={**_AFTER, "failed_hosts": dg.In(list[str])})
-    def report(context: dg.OpExecutionContext, failed_hosts: list[str]) -> None:
-        _report(context, study, failed_hosts)
-
-    @dg.job(
-        name=study.name,
-        description=study.description
-        or f"Runs the whole study `{study.name}`: source, directory, fetch, records, tables, accounts.",
-        config=console_config(study),
-        tags={STUDY_TAG: study.name},
+def study_jobs(study: Study) -> list[dg.JobDefinition]:
+    """Return the jobs that do a study's work from end to end."""
+    name = study.name
+    rebuild: tuple[str, list[_MakeOp]] = (
+        f"Rebuilds the records and tables of `{name}` from what is stored; fetches nothing.",
+        [_begin_op, _build_op],
     )
-    def whole_study() -> None:
-        fetched = fetch_hosts(after=discover_hosts(after=begin()))
-        report(after=build(after=fetched), failed_hosts=fetched)
-
-    return _rebuild(study, study.name) if study.processing.skip_backfill else whole_study
-
-
-def rebuild_job(study: Study) -> dg.JobDefinition:
-    """Return the job that fetches nothing and rebuilds records and tables from what is stored."""
-    return _rebuild(study, f"{study.name}_rebuild")
+    whole: tuple[str, list[_MakeOp]] = (
+        study.description
+        or f"Runs the whole study `{name}`: source, directory, fetch, records, tables, accounts.",
+        [_begin_op, _discover_op, partial(_fetch_op, mode=FetchMode.UNSETTLED), _build_op],
+    )
+    retry: tuple[str, list[_MakeOp]] = (
+        f"Fetches the accounts of `{name}` whose latest attempt failed, and no others, and rebuilds the tables.",
+        [_begin_op, partial(_fetch_op, mode=FetchMode.FAILED), _build_op],
+    )
+    refresh: tuple[str, list[_MakeOp]] = (
+        f"Brings `{name}` up to date: asks every account's current revision, and fetches what has moved on.",
+        [_begin_op, _discover_op, partial(_fetch_op, mode=FetchMode.REFRESH), _build_op],
+    )
+    return [
+        _sequence(study, name, *(rebuild if study.processing.skip_backfill else whole)),
+        _sequence(study, f"{name}_rebuild", *rebuild),
+        _sequence(study, f"{name}_retry_failed", *retry),
+        _sequence(study, f"{name}_refresh", *refresh),
+    ]
 
 
 def broken_job(name: str, error: ConfigError) -> dg.JobDefinition:
@@ -125,32 +119,60 @@ def broken_job(name: str, error: ConfigError) -> dg.JobDefinition:
     return broken
 
 
-_AFTER = {"after": dg.In(dg.Nothing)}
+def _sequence(study: Study, name: str, description: str, make_ops: list[_MakeOp]) -> dg.JobDefinition:
+    """Return a job whose ops run one after the other and end with the report."""
+    ops = [make(study, name) for make in [*make_ops, _report_op]]
+
+    @dg.job(name=name, description=description, config=console_config(study), tags={STUDY_TAG: study.name})
+    def job() -> None:
+        failed_hosts = ops[0]()
+        for op in ops[1:]:
+            failed_hosts = op(failed_hosts)
+
+    return job
 
 
-def _rebuild(study: Study, name: str) -> dg.JobDefinition:
-    @dg.op(name=f"{name}__begin", out=dg.Out(dg.Nothing))
-    def begin(context: dg.OpExecutionContext, exclusive: ExclusiveResource) -> None:
+def _begin_op(study: Study, job: str) -> dg.OpDefinition:
+    @dg.op(name=f"{job}__begin", description="Takes the study for this run alone.")
+    def begin(context: dg.OpExecutionContext, exclusive: ExclusiveResource) -> list[str]:
         _begin(context, study, exclusive)
+        return []
 
-    @dg.op(name=f"{name}__build", ins=_AFTER, out=dg.Out(dg.Nothing))
-    def build(context: dg.OpExecutionContext) -> None:
+    return begin
+
+
+def _discover_op(study: Study, job: str) -> dg.OpDefinition:
+    @dg.op(name=f"{job}__discover_hosts", ins=_AFTER, description=_STAGE_DESCRIPTIONS["discover"])
+    def discover_hosts(context: dg.OpExecutionContext, failed_hosts: list[str]) -> list[str]:
+        _run_stage(context, study, "discover")
+        return failed_hosts
+
+    return discover_hosts
+
+
+def _fetch_op(study: Study, job: str, *, mode: FetchMode) -> dg.OpDefinition:
+    @dg.op(name=f"{job}__fetch_hosts", ins=_AFTER, description=_STAGE_DESCRIPTIONS["fetch"])
+    def fetch_hosts(context: dg.OpExecutionContext, failed_hosts: list[str]) -> list[str]:
+        return [*failed_hosts, *_fetch_hosts(context, study, mode)]
+
+    return fetch_hosts
+
+
+def _build_op(study: Study, job: str) -> dg.OpDefinition:
+    @dg.op(name=f"{job}__build", ins=_AFTER, description="Makes the records, the tables and the accounts.")
+    def build(context: dg.OpExecutionContext, failed_hosts: list[str]) -> list[str]:
         _build(context, study)
+        return failed_hosts
 
-    @dg.op(name=f"{name}__report", ins=_AFTER)
-    def report(context: dg.OpExecutionContext) -> None:
-        _report(context, study, [])
+    return build
 
-    @dg.job(
-        name=name,
-        description=f"Rebuilds the records and tables of `{study.name}` from what is stored; fetches nothing.",
-        config=console_config(study),
-        tags={STUDY_TAG: study.name},
-    )
-    def rebuild() -> None:
-        report(after=build(after=begin()))
 
-    return rebuild
+def _report_op(study: Study, job: str) -> dg.OpDefinition:
+    @dg.op(name=f"{job}__report", ins=_AFTER, out=dg.Out(dg.Nothing), description="Says what came of it.")
+    def report(context: dg.OpExecutionContext, failed_hosts: list[str]) -> None:
+        _report(context, study, failed_hosts)
+
+    return report
 
 
 def _begin(context: dg.OpExecutionContext, study: Study, exclusive: ExclusiveResource) -> None:
@@ -161,24 +183,26 @@ def _begin(context: dg.OpExecutionContext, study: Study, exclusive: ExclusiveRes
 
 def _close_dead_runs(context: dg.OpExecutionContext, study: Study) -> None:
     """Report the study's runs failed whose process is gone: whoever holds the study knows that they are dead."""
-    jobs = (study.name, f"{study.name}_rebuild")
     filters = dg.RunsFilter(statuses=_ALIVE, tags={STUDY_TAG: study.name})
     alive = {run.run_id: run for run in context.instance.get_runs(filters) if run.run_id != context.run_id}
-    dead = {run_id for run_id, run in alive.items() if run.job_name in jobs}
+    whole = {job.name for job in study_jobs(study)}
+    dead = {run_id for run_id, run in alive.items() if run.job_name in whole}
     for run_id, run in alive.items():
         if run_id in dead or run.tags.get(PARENT_TAG) in dead:
             context.instance.report_run_failed(run, "The process that did this run is gone.")
             context.log.warning(f"run {run_id} was left unfinished by a process that is gone")
 
 
-def _fetch_hosts(context: dg.OpExecutionContext, study: Study) -> list[str]:
+def _fetch_hosts(context: dg.OpExecutionContext, study: Study, mode: FetchMode) -> list[str]:
+    wanted = pipeline.hosts_to_fetch(study, mode)
+    register_hosts(context.instance, study, wanted)
     hosts = context.instance.get_dynamic_partitions(pds_partitions_name(study))
-    span = covering_range(list(hosts), pipeline.hosts_to_fetch(study))
+    span = covering_range(list(hosts), wanted)
     if span is None:
-        context.log.info("every account is settled: nothing to fetch")
+        context.log.info("Nothing to fetch.")
         return []
     try:
-        _run_stage(context, study, "fetch", span)
+        _run_stage(context, study, "fetch", span, {"repos": {"mode": mode.value}})
     except dg.Failure as failure:
         failed = failure.metadata.get("hosts")
         if failed is None:
@@ -200,15 +224,20 @@ def _build(context: dg.OpExecutionContext, study: Study) -> None:
 
 
 def _run_stage(
-    context: dg.OpExecutionContext, study: Study, stage: str, span: tuple[str, str] | None = None
+    context: dg.OpExecutionContext,
+    study: Study,
+    stage: str,
+    span: tuple[str, str] | None = None,
+    asset_config: dict[str, dict[str, str]] | None = None,
 ) -> None:
     """Execute a stage's asset job as a child run; what it raises, this raises."""
     context.log.info(_STAGE_DESCRIPTIONS[stage])
     partitions = {_RANGE_START: span[0], _RANGE_END: span[1]} if span else {}
+    ops = {f"{study.name}__{name}": {"config": config} for name, config in (asset_config or {}).items()}
     assert context.repository_def is not None  # noqa: S101  a job of a code location always has one
     context.repository_def.get_job(_stage_job(study, stage)).execute_in_process(
         instance=context.instance,
-        run_config=console_config(study),
+        run_config={**console_config(study), "ops": ops},
         tags={
             **partitions,
             PARENT_TAG: context.run_id,

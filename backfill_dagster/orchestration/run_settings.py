@@ -8,15 +8,39 @@ import dagster as dg
 from pydantic import Field, create_model
 
 from backfill_dagster.config import Processing
+from backfill_dagster.errors import ConfigError
+from backfill_dagster.repos.snapshots import FetchMode
 
 if TYPE_CHECKING:
     from backfill_dagster.config import Study
 
-_FETCH_FIELDS = ("max_concurrent_pds", "requests_in_flight", "requests_per_second", "max_retries")
+_FETCH_FIELDS = (
+    "max_concurrent_pds",
+    "requests_in_flight",
+    "requests_per_second",
+    "max_retries",
+    "max_run_minutes",
+)
 
 
 class FetchSettings(dg.Config):
     """Base of every study's own fetch settings."""
+
+    mode: str = Field(
+        default=FetchMode.UNSETTLED.value,
+        description="`unsettled` fetches accounts that were not fetched yet or failed, `failed` only the latter, "
+        "`refresh` all that have moved on since.",
+    )
+
+    @property
+    def fetch_mode(self) -> FetchMode:
+        """Return the mode; raises ConfigError for a word that is none."""
+        try:
+            return FetchMode(self.mode)
+        except ValueError:
+            raise ConfigError(
+                f"run config: mode = {self.mode!r}: must be one of {', '.join(FetchMode)}"
+            ) from None
 
     def over(self, processing: Processing) -> Processing:
         """Return the study's processing with this run's values in place."""

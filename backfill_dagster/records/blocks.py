@@ -102,10 +102,10 @@ def _decode_exactly(block: bytes) -> Any:
     return cbrrr.decode_dag_cbor(block, cid_ctor=Link)
 
 
-def _is_too_deep(block: bytes, record: Record) -> bool:
-    if len(block.translate(None, _NOT_OPENING)) <= MAX_NESTING:
+def _is_too_deep(block: bytes) -> bool:
+    if len(block) <= SMALL_BLOCK_BYTES and len(block.translate(None, _NOT_OPENING)) <= MAX_NESTING:
         return False
-    return any(depth > MAX_NESTING for depth, _ in enumerate(_levels(record), start=1))
+    return nests_deeper(block, MAX_NESTING)
 
 
 def _levels(record: Record) -> Iterator[list[Record | list[Any]]]:

@@ -25,6 +25,7 @@ from backfill_dagster.repos.keys import SigningKey, SigningKeyError
 from backfill_dagster.repos.outcomes import HOST_FAILURES, FailureReason, Outcome, failure_of
 from backfill_dagster.repos.packs import Attempt
 from backfill_dagster.repos.proof import Delivery, PackReport, ProofSettings, prove_and_pack
+from backfill_dagster.repos.revisions import RevisionSource, unchanged_accounts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -42,20 +43,28 @@ logger = logging.getLogger(__name__)
 class Account:
     """One account to fetch: its PDS's origin and host, and the key of its DID document as `did:key:...`.
 
-    The key is None if the document names none, or one of no curve that the protocol knows.
+    The key is None if the document names none, or one of no curve that the protocol knows. With a `known_rev`,
+    the repository is fetched only if it is at another revision by now.
     """
 
     did: str
     pds: str
     pds_host: str
     key: str | None
+    known_rev: str | None = None
 
     @classmethod
     def from_directory(
-        cls, did: str, pds: str, pds_host: str, key_type: str | None, key_multibase: str | None
+        cls,
+        did: str,
+        pds: str,
+        pds_host: str,
+        key_type: str | None,
+        key_multibase: str | None,
+        known_rev: str | None = None,
     ) -> Account:
         """Make an account of a resolved row of the directory."""
-        return cls(did, pds, pds_host, _did_key(key_type, key_multibase))
+        return cls(did, pds, pds_host, _did_key(key_type, key_multibase), known_rev)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +79,14 @@ class CrawlSettings:
     max_retries: int
     retry_base_seconds: float
     max_park_seconds: float
+    max_run_seconds: float | None
     bounds: DownloadBounds
     proof: ProofSettings
 
 
 @dataclass(slots=True)
 class HostReport:
-    """What one host's crawl came to. `moved` are the accounts found to live elsewhere by now."""
+    """What one host's crawl came to: `left` for want of time, `moved` to another host by now."""
 
     pds_host: str
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -85,6 +95,7 @@ class HostReport:
     bytes_received: int = 0
     seconds: float = 0.0
     packs: list[str] = field(default_factory=list)
+    left: int = 0
     moved: list[Account] = field(default_factory=list)
 
     @property
@@ -146,6 +157,13 @@ class Crawl:
         # Two packs per worker keep it busy while bounding what waits on disk.
         self._packs_under_way = asyncio.Semaphore(2 * worker_count)
         self._files = 0
+        limit = settings.max_run_seconds
+        self._ends_at = None if limit is None else time.monotonic() + limit
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run's time is used up, so that nothing more is to be begun."""
+        return self._ends_at is not None and time.monotonic() >= self._ends_at
 
     async def run(
         self,
@@ -236,7 +254,8 @@ class HostCrawl:
         """Work until every account of the host is settled, has failed for good, or has moved."""
         started = time.monotonic()
         number = 0
-        while self._queue:
+        await self._pass_over_unchanged()
+        while self._queue and not self._crawl.is_over:
             if number:
                 await self._pause(full_jitter(number, self._settings.retry_base_seconds, random.random))
             number += 1
@@ -251,11 +270,33 @@ class HostCrawl:
                 await self._seal_batch()
             self._queue.extend(self._again)
             self._again.clear()
+        self._report.left = len(self._queue)
         self._report.seconds = time.monotonic() - started
         return self._report
 
+    async def _pass_over_unchanged(self) -> None:
+        """Settle the accounts that are still at the revision that is stored, by origin of their host."""
+        known: dict[str, dict[str, str]] = {}
+        for work in self._queue:
+            if work.account.known_rev is not None:
+                known.setdefault(work.account.pds, {})[work.account.did] = work.account.known_rev
+        unchanged: set[str] = set()
+        for origin, revs in known.items():
+            source = RevisionSource(self._crawl.http, self._gate, origin)
+            unchanged |= await unchanged_accounts(source, revs)
+        waiting, self._queue = self._queue, deque()
+        for work in waiting:
+            if work.account.did in unchanged:
+                work.fetched_at = datetime.now(UTC)
+                work.attempts = 1
+                work.answer = RepoAnswer(Outcome.UNCHANGED)
+                await self._add(work, Delivery(self._attempt(work)))
+            else:
+                self._queue.append(work)
+        await self._seal_batch()
+
     async def _fetch_until_empty(self) -> None:
-        while self._queue:
+        while self._queue and not self._crawl.is_over:
             work = self._queue.popleft()
             if work.car is not None:
                 # Only its keys were looked up again; the file is here already.
@@ -404,6 +445,7 @@ class HostCrawl:
             http_status=answer.http_status,
             server_error=answer.server_error,
             bytes_received=answer.bytes_received,
+            repo_rev=work.account.known_rev if answer.outcome is Outcome.UNCHANGED else None,
             seconds=answer.seconds,
         )
 

@@ -9,6 +9,7 @@ class Outcome(StrEnum):
     """How one attempt ended. All but `failed` are settled: a retry in the same run would change nothing."""
 
     COMPLETE = "complete"  # the whole repository arrived and was proven
+    UNCHANGED = "unchanged"  # the repository is at the revision that is stored; the account is complete
     DEACTIVATED = "deactivated"  # by its owner, for a time
     TAKENDOWN = "takendown"  # by the operator of its PDS
     SUSPENDED = "suspended"  # by the operator of its PDS, for a time

@@ -6,6 +6,8 @@ never destroys one.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import polars as pl
 
 from backfill_dagster.repos.outcomes import Outcome
@@ -16,6 +18,14 @@ TOMBSTONED = "tombstoned"
 PENDING = "pending"
 
 _RESOLVED = "resolved"
+
+
+class FetchMode(StrEnum):
+    """Which accounts a fetch is for."""
+
+    UNSETTLED = "unsettled"  # those not fetched yet, and those that failed
+    FAILED = "failed"  # those that failed, alone
+    REFRESH = "refresh"  # all; of those that are stored, only what has moved on since is fetched
 
 
 def current_hosts(directory: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
@@ -64,27 +74,42 @@ def account_states(directory: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFram
     )
     joined = directory.join(latest, on="did", how="left", maintain_order="left")
     resolved = pl.col("state") == _RESOLVED
+    outcome = pl.col("outcome").replace({Outcome.UNCHANGED.value: Outcome.COMPLETE.value})
     return joined.select(
         "did",
         state=pl.when(pl.col("state") == TOMBSTONED)
         .then(pl.lit(TOMBSTONED))
         .when(~resolved)
         .then(pl.lit(UNRESOLVED))
-        .otherwise(pl.col("outcome").fill_null(PENDING)),
+        .otherwise(outcome.fill_null(PENDING)),
         reason=pl.when(resolved).then("failure").otherwise("state"),
         detail=pl.when(resolved).then("failure_detail").otherwise("reason"),
     )
 
 
-def accounts_to_fetch(directory: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
-    """Return the directory's rows of accounts with no settled attempt at the host where they live now."""
-    settled = (
-        latest_attempts(ledger)
-        .filter(pl.col("outcome") != Outcome.FAILED.value)
-        .join(current_hosts(directory, ledger), on="did")
-        .filter(pl.col("pds_host") == pl.col("current_host"))
-        .select("did")
-    )
-    return directory.filter(pl.col("state") == _RESOLVED).join(
-        settled, on="did", how="anti", maintain_order="left"
-    )
+def accounts_to_fetch(directory: pl.DataFrame, ledger: pl.DataFrame, mode: FetchMode) -> pl.DataFrame:
+    """Return the directory's rows of the accounts that a fetch is for, and `known_rev`.
+
+    An account is settled if its latest attempt, made at the host where it lives now, did not fail. `known_rev`
+    is the revision of the snapshot from that host when refreshing, and null otherwise.
+    """
+    resolved = directory.filter(pl.col("state") == _RESOLVED)
+    latest = latest_attempts(ledger)
+    failed = pl.col("outcome") == Outcome.FAILED.value
+    homes = current_hosts(directory, ledger)
+    if mode is FetchMode.REFRESH:
+        at_home = (
+            snapshots(directory, ledger)
+            .join(homes, on="did")
+            .filter(pl.col("pds_host") == pl.col("current_host"))
+            .select("did", known_rev="repo_rev")
+        )
+        return resolved.join(at_home, on="did", how="left", maintain_order="left")
+    if mode is FetchMode.FAILED:
+        chosen = resolved.join(latest.filter(failed), on="did", how="semi", maintain_order="left")
+    else:
+        settled = (
+            latest.filter(~failed).join(homes, on="did").filter(pl.col("pds_host") == pl.col("current_host"))
+        )
+        chosen = resolved.join(settled, on="did", how="anti", maintain_order="left")
+    return chosen.with_columns(known_rev=pl.lit(None, dtype=pl.String))

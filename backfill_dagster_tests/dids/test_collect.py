@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backfill_dagster.config import InlineSource, ParquetSource, TextSource
@@ -59,6 +59,7 @@ def reference(entries: Iterable[str]) -> tuple[list[str], list[tuple[int, str, s
     return seen, rejects
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from([ALICE, BOB, CAROL, f"\t{ALICE}", "", "x", "did:key:z1", "did:web:a"]), min_size=1

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backfill_dagster.dids.syntax import DidRejection, check_did, rejection_of, stripped
@@ -88,11 +88,13 @@ did_like = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(did_like, max_size=20))
 def test_both_forms_of_the_rule_agree(entries: list[str]) -> None:
     assert check_column(list(entries)) == [check_did(entry) for entry in entries]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=" \t\n\u00a0\u200b\ufeff\u2003\x1c\x85dié:", max_size=20))
 def test_both_forms_strip_the_same(text: str) -> None:
     frame = pl.DataFrame({"entry": [text]}).select(stripped(pl.col("entry")))

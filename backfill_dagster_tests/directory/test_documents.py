@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backfill_dagster.directory.audit_log import MAX_KEYS, parse_audit_keys
@@ -194,6 +194,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["alsoKnownAs", "verificationMethod", "service", "id"]), json_values))
 def test_no_document_breaks_the_reader(changes: dict[str, Any]) -> None:
     body = json.dumps({"id": DID, **changes}).encode()
@@ -276,6 +277,7 @@ def test_what_is_no_audit_log_is_refused(body: bytes) -> None:
     assert caught.value.state is DirectoryState.BAD_DOCUMENT
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_no_audit_log_breaks_the_reader(value: Any) -> None:
     state = None

@@ -4,7 +4,7 @@ import string
 from ipaddress import IPv4Address, ip_address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backfill_dagster.errors import ConfigError
@@ -92,6 +92,7 @@ def test_what_is_no_endpoint_is_refused(text: str) -> None:
     assert len(str(caught.value)) < 500
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40) | st.text(alphabet=string.printable, max_size=40).map("https://".__add__))
 def test_an_endpoint_is_in_normal_form_or_refused(text: str) -> None:
     try:
@@ -143,11 +144,13 @@ def test_other_addresses_are_refused_unless_allowed(address: str) -> None:
     AddressPolicy(allow_private=True).check(address)
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=4))
 def test_nothing_that_python_calls_private_is_public(address: IPv4Address) -> None:
     assert not (is_public(address) and (address.is_private or address.is_multicast or address.is_reserved))
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=4))
 def test_a_translated_address_is_judged_by_the_one_within(address: IPv4Address) -> None:
     translated = ip_address((0x64FF9B << 96) | int(address))

@@ -1,16 +1,18 @@
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backfill_dagster.network.backoff import MAX_BACKOFF, full_jitter
 
 
+@settings(deadline=None)
 @given(st.integers(-5, 10_000), st.floats(0.001, 60), st.randoms(use_true_random=False))
 def test_a_wait_lies_between_nothing_and_the_cap(attempt: int, base: float, source: random.Random) -> None:
     assert 0 <= full_jitter(attempt, base, source.random) <= MAX_BACKOFF
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.floats(0.001, 0.5))
 def test_the_bound_doubles_with_each_failure(attempt: int, base: float) -> None:
     assert full_jitter(attempt + 1, base, lambda: 1.0) == 2 * full_jitter(attempt, base, lambda: 1.0)

@@ -3,7 +3,7 @@ import zlib
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backfill_dagster.network.content_encoding import (
@@ -39,6 +39,7 @@ def decode(coding: str, body: bytes, step: int) -> bytes:
     return bytes(out)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(ENCODERS)), st.binary(max_size=3000), st.integers(1, 500))
 def test_a_body_comes_out_as_it_went_in(coding: str, data: bytes, step: int) -> None:
     assert decode(coding, ENCODERS[coding](data), step) == data
@@ -57,6 +58,7 @@ def test_gzip_members_may_follow_each_other_with_padding() -> None:
     assert decode("gzip", body, 1) == b"one two"
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["gzip", "deflate", "Deflate"]), st.binary(min_size=1, max_size=300), st.data())
 def test_a_stream_that_is_cut_anywhere_is_told(coding: str, data: bytes, draw: st.DataObject) -> None:
     body = ENCODERS[coding](data)

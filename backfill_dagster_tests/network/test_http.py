@@ -318,7 +318,7 @@ def test_a_body_that_stops_making_sense_is_truncated(ask: Ask) -> None:
 
     # Which of the two it is depends on whether aiohttp's parser tells its reader; waiting for the end is no answer.
     assert fault in (RequestFault.TRUNCATED, RequestFault.TIMED_OUT)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4
 
 
 def test_a_connection_reset_within_the_body_is_truncated(ask: Ask) -> None:
