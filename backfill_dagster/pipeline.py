@@ -22,6 +22,7 @@ import polars as pl
 
 from backfill_dagster.connections import Connections, open_connections
 from backfill_dagster.dids.collect import CollectedDids, collect_dids
+from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.directory.resolve import resolve_directory
 from backfill_dagster.errors import StorageError
 from backfill_dagster.records.conversion import (
@@ -279,12 +280,17 @@ def hosts_to_convert(study: Study) -> list[str]:
 
 
 def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
-    """Return the latest row known of each DID: of the finished directory and of one left unfinished."""
-    keys = [key for key in (DIRECTORY_KEY, UNFINISHED_DIRECTORY_KEY) if storage.exists(key)]
-    if not keys:
+    """Return the latest row known of each DID: of the finished directory and of one left unfinished.
+
+    Of the latter only what the directory answered: a failure must not take the place of an answer.
+    """
+    rows = [storage.read(DIRECTORY_KEY)] if storage.exists(DIRECTORY_KEY) else []
+    if storage.exists(UNFINISHED_DIRECTORY_KEY):
+        settled = [state.value for state in DirectoryState if state.settled]
+        rows.append(storage.read(UNFINISHED_DIRECTORY_KEY).filter(pl.col("state").is_in(settled)))
+    if not rows:
         return None
-    rows = pl.concat([storage.read(key) for key in keys]).sort("resolved_at")
-    return rows.unique("did", keep="last", maintain_order=True)
+    return pl.concat(rows).sort("resolved_at").unique("did", keep="last", maintain_order=True)
 
 
 def _waiting_accounts(storage: StudyStorage, mode: FetchMode) -> pl.DataFrame:

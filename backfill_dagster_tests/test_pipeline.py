@@ -10,6 +10,7 @@ import pytest
 
 from backfill_dagster import pipeline
 from backfill_dagster.config import Study
+from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.sandbox.truth import RecordTruth
@@ -193,6 +194,44 @@ def test_a_host_that_is_down_costs_only_itself(network: SandboxNetwork, tmp_path
     asked = network.requests.all(path=GET_REPO)
     assert {request.host for request in asked} == {down}
     assert accounts.filter(pl.col("state") == "failed").is_empty()
+
+
+def test_refreshing_fetches_only_what_is_not_known_to_be_unchanged(
+    network: SandboxNetwork, tmp_path: Path
+) -> None:
+    study = sandbox_study(tmp_path)
+    before = run_all(study)
+    tables = table_hashes(study)
+    network.requests.clear()
+    pipeline.fetch_repos(study, mode=FetchMode.REFRESH)
+    complete = set(before.filter(pl.col("state") == "complete")["did"])
+    assert {request.did for request in network.requests.all(path=GET_REPO)} == {
+        truth.did
+        for truth in network.truth.accounts()
+        if truth.directory_state == "resolved" and truth.did not in complete
+    }
+    # One page tells of everyone on a host: far fewer requests than accounts.
+    assert network.requests.count(path="listRepos") == len(network.hosts)
+    assert network.requests.count(path="getLatestCommit") < len(network.hosts)
+    pipeline.convert_records(study)
+    after = pipeline.build_tables(study)
+    assert table_hashes(study) == tables
+    assert after.select("did", "state", "records_kept").equals(before.select("did", "state", "records_kept"))
+
+
+def test_time_that_is_used_up_leaves_the_rest_for_the_next_run(
+    network: SandboxNetwork, tmp_path: Path
+) -> None:
+    study = sandbox_study(tmp_path, processing={"requests_per_second": 500, "max_run_minutes": 1e-9})
+    pipeline.collect_source(study)
+    pipeline.resolve_accounts(study)
+    network.requests.clear()
+    reports = pipeline.fetch_repos(study)
+    assert network.requests.count(path=GET_REPO) == 0
+    assert sum(report.left for report in reports) > 20
+    assert not any(report.failed for report in reports)
+    accounts = run_all(sandbox_study(tmp_path))
+    assert accounts.filter(pl.col("state").is_in(["pending", "failed"])).is_empty()
 
 
 def test_accounts_that_left_the_source_leave_the_tables_and_are_flagged(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from backfill_dagster.orchestration.metadata import (
     source_metadata,
 )
 from backfill_dagster.orchestration.partitions import month_partitions, pds_partitions, register_hosts
+from backfill_dagster.orchestration.progress import ProgressLog
 from backfill_dagster.orchestration.resources import LimitsResource
 from backfill_dagster.orchestration.run_settings import FetchSettings, fetch_settings_class
 from backfill_dagster.records.conversion import ConversionReport
@@ -149,6 +150,7 @@ def _fetch(
             processing=config.over(study.processing),
             gates=limits.gates(),
             on_host=on_host,
+            on_progress=ProgressLog(context.log.info),
         )
     register_hosts(context.instance, study, reports)
     for host in hosts:

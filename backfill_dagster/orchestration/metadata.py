@@ -85,6 +85,7 @@ def host_metadata(attempts: pl.DataFrame, report: HostReport, path: Path) -> Met
         **{f"accounts_{state}": number for state, number in states.iter_rows()},
         **{f"failed_{reason}": number for reason, number in failures.iter_rows()},
         "attempted_in_this_run": fetched,
+        "fetched_again_as_changed_during_export": report.changed_during_export,
         "megabytes_in_this_run": round(report.bytes_received / 1e6, 3),
         "seconds_in_this_run": round(report.seconds, 2),
         "accounts_per_second": round(fetched / report.seconds, 2) if report.seconds else 0.0,

@@ -86,7 +86,10 @@ class CrawlSettings:
 
 @dataclass(slots=True)
 class HostReport:
-    """What one host's crawl came to: `left` for want of time, `moved` to another host by now."""
+    """What one host's crawl came to: `left` for want of time, `moved` to another host by now.
+
+    `changed_during_export` counts files that lacked a block, as one does that was exported beside a write.
+    """
 
     pds_host: str
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -96,6 +99,7 @@ class HostReport:
     seconds: float = 0.0
     packs: list[str] = field(default_factory=list)
     left: int = 0
+    changed_during_export: int = 0
     moved: list[Account] = field(default_factory=list)
 
     @property
@@ -428,6 +432,7 @@ class HostCrawl:
         if work.car is not None:
             work.car.unlink(missing_ok=True)
             work.car = None
+        self._report.changed_during_export += fault is RepoFault.MISSING_BLOCK
         await self._failed(work, failure_of(fault), detail)
 
     def _attempt(

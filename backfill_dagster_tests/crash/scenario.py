@@ -1,0 +1,83 @@
+"""The study that crash tests run: small, and such that an undisturbed run passes every place that writes.
+
+It is the second run of a study whose first had other settings: half of the accounts, fewer types, an earlier period.
+So it fetches what is new, converts again what is stored, adds and removes months and tables. What a run killed
+earlier can have left lies about: dead scratch, blocks files that no pack names, an unfinished directory.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from backfill_dagster import pipeline
+from backfill_dagster.config import SandboxSettings, Study
+from backfill_dagster.repos.packs import blocks_file_name, pack_keys
+from backfill_dagster.sandbox.faults import ResetMidBody, Truncate
+from backfill_dagster.sandbox.network import SandboxNetwork
+from backfill_dagster.storage import StudyStorage
+from backfill_dagster_tests.crash.command import STUDY
+from backfill_dagster_tests.studies import sandbox, sandbox_study
+
+SETTINGS = SandboxSettings(seed=11, accounts=36, hosts=2, records=6)
+PROCESSING = {"requests_per_second": 500, "workers": 2, "batch_size": 6}
+PERIOD = {"start_date": "2024-10-01", "end_date": "2024-11-30", "outside": "drop"}
+EARLIER_PERIOD = {"start_date": "2024-09-01", "end_date": "2024-10-31", "outside": "drop"}
+TYPES = ["app.bsky.feed.post", "app.bsky.feed.like", "app.bsky.graph.follow"]
+EARLIER_TYPES = ["app.bsky.feed.post", "app.bsky.feed.repost"]
+
+
+def crash_study(folder: Path) -> Study:
+    """Write the study's YAML into a folder, for data beside it."""
+    return _study(folder, PERIOD, TYPES)
+
+
+def earlier_run(folder: Path) -> Path:
+    """Do the first run of the study in a folder, and leave what killed runs leave; returns its data."""
+    dids = sandbox(SETTINGS).dids
+    study = _study(
+        folder, EARLIER_PERIOD, EARLIER_TYPES, source={"type": "inline", "dids": dids[: len(dids) // 2]}
+    )
+    pipeline.collect_source(study)
+    pipeline.resolve_accounts(study)
+    pipeline.fetch_repos(study)
+    pipeline.convert_records(study)
+    pipeline.build_tables(study)
+    _leave_what_is_left(StudyStorage(study.root))
+    return study.storage.path
+
+
+def set_faults(network: SandboxNetwork) -> None:
+    """Give two accounts that the second run fetches a body that breaks off, once, in either way."""
+    truth = network.truth.accounts()
+    first, second = [account.did for account in truth[len(truth) // 2 :] if account.is_complete][:2]
+    network.faults.set_account(first, Truncate(-40), times=1)
+    network.faults.set_account(second, ResetMidBody(100), times=1)
+
+
+def _study(folder: Path, period: dict[str, str], types: list[str], **parts: Any) -> Study:
+    return sandbox_study(
+        folder,
+        STUDY,
+        SETTINGS,
+        processing=PROCESSING,
+        time_range=period,
+        record_types=types,
+        **parts,
+    )
+
+
+def _leave_what_is_left(storage: StudyStorage) -> None:
+    scratch = storage.path(".scratch/tmp_of_a_dead_run")
+    scratch.mkdir(parents=True)
+    (scratch / "1.car").write_bytes(b"half a repository")
+    for host, pack, _ in pack_keys(storage):
+        blocks = storage.path(f"repos/pds={host}/{blocks_file_name(pack, 0)}")
+        if blocks.exists():
+            shutil.copy(blocks, blocks.with_name(blocks_file_name("f" * 20, 0)))
+            break
+    directory = storage.read(pipeline.DIRECTORY_KEY)
+    storage.write(pipeline.UNFINISHED_DIRECTORY_KEY, directory.filter(pl.col("state") == "resolved").head(3))
+    part = storage.path("tables/posts/month=2024-10/part-00000.parquet")
+    shutil.copy(part, part.with_name("part-00001.parquet"))

@@ -1,0 +1,98 @@
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from backfill_dagster.repos import packs
+from backfill_dagster.repos.outcomes import FailureReason, Outcome
+from backfill_dagster.repos.packs import Attempt, PackWriter, pack_keys, read_ledger, sweep_uncommitted_blocks
+from backfill_dagster.storage import StudyStorage
+
+HOST = "pds.test:8080"
+WHEN = datetime(2026, 5, 1, tzinfo=UTC)
+COMPLETE = Attempt("did:plc:a", "http://pds.test:8080", Outcome.COMPLETE, WHEN, repo_rev="r", records=3)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> StudyStorage:
+    return StudyStorage(tmp_path)
+
+
+def write(storage: StudyStorage, attempts: list[Attempt], blocks: list[bytes]) -> str | None:
+    with storage.scratch() as scratch:
+        writer = PackWriter(storage, HOST, scratch)
+        for attempt in attempts:
+            writer.add_attempt(attempt)
+            if attempt.outcome is Outcome.COMPLETE:
+                count = len(blocks)
+                writer.add_records(
+                    attempt.did,
+                    [(["b", "a"] * (count // 2), [f"{n:05d}" for n in range(count)], [b"c"] * count, blocks)],
+                )
+        return writer.commit()
+
+
+def test_a_pack_holds_every_record_sorted_by_collection_and_names_its_files(storage: StudyStorage) -> None:
+    pack = write(storage, [COMPLETE], [b"one", b"two", b"three", b"four"])
+    [(host, name, key)] = pack_keys(storage)
+    assert (host, name) == (HOST, pack)
+    [row] = storage.read(key).iter_rows(named=True)
+    [file] = row["blocks_files"]
+    blocks = storage.read(f"{key.rpartition('/')[0]}/{file['name']}")
+    assert blocks["collection"].to_list() == ["a", "a", "b", "b"]
+    assert blocks["block"].to_list() == [b"two", b"four", b"one", b"three"]
+    assert file["rows"] == 4
+    assert file["bytes"] == storage.size(f"{key.rpartition('/')[0]}/{file['name']}")
+
+
+def test_failures_alone_make_a_pack_without_blocks(storage: StudyStorage) -> None:
+    write(storage, [replace(COMPLETE, outcome=Outcome.FAILED, reason=FailureReason.TRUNCATED)], [])
+    [row] = read_ledger(storage).iter_rows(named=True)
+    assert (row["outcome"], row["reason"], row["pds_host"]) == ("failed", "truncated", HOST)
+    assert storage.keys("repos", "*.blocks-*.parquet") == []
+
+
+def test_nothing_makes_no_pack(storage: StudyStorage) -> None:
+    assert write(storage, [], []) is None
+    assert pack_keys(storage) == []
+    assert read_ledger(storage).is_empty()
+
+
+def test_the_same_content_has_the_same_name(storage: StudyStorage) -> None:
+    first = write(storage, [COMPLETE], [b"x", b"y"])
+    assert write(storage, [COMPLETE], [b"x", b"y"]) == first
+    assert write(storage, [replace(COMPLETE, commit_cid="other")], [b"x", b"y"]) != first
+
+
+def test_files_and_row_groups_are_cut_by_bytes(
+    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packs, "ROW_GROUP_BYTES", 1000)
+    monkeypatch.setattr(packs, "BLOCKS_FILE_BYTES", 5000)
+    with storage.scratch() as scratch:
+        writer = PackWriter(storage, HOST, scratch)
+        for start in range(0, 200, 20):
+            rkeys = [f"{n:05d}" for n in range(start, start + 20)]
+            writer.add_records("did:plc:a", [(["c"] * 20, rkeys, [b"c"] * 20, [b"x" * 100] * 20)])
+        writer.add_attempt(COMPLETE)
+        writer.commit()
+    files = storage.keys("repos", "*.blocks-*.parquet")
+    assert len(files) == 4
+    rows = pl.concat([storage.read(key) for key in files])
+    assert sorted(rows["rkey"]) == [f"{n:05d}" for n in range(200)]
+    for key in files:
+        metadata = pq.read_metadata(storage.path(key))
+        groups = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+        assert max(groups) <= 10
+
+
+def test_blocks_that_no_pack_names_are_swept_and_others_stay(storage: StudyStorage) -> None:
+    write(storage, [COMPLETE], [b"x", b"y"])
+    [committed] = storage.keys("repos", "*.blocks-*.parquet")
+    orphan = f"{committed.rpartition('/')[0]}/{'0' * 20}.blocks-0.parquet"
+    storage.write(orphan, pl.DataFrame({"a": [1]}))
+    assert sweep_uncommitted_blocks(storage, HOST) == 1
+    assert storage.keys("repos", "*.blocks-*.parquet") == [committed]
