@@ -141,9 +141,9 @@ def test_what_a_fetch_is_for(attempts: list[dict[str, Any]], unsettled: bool, fa
 
 def test_refreshing_knows_the_revision_only_of_a_snapshot_from_the_present_host() -> None:
     def known(*attempts: dict[str, Any]) -> str | None:
-        return accounts_to_fetch(directory(day=9), ledger(*attempts), FetchMode.REFRESH)[
-            "known_rev"
-        ].to_list()[0]
+        chosen = accounts_to_fetch(directory(day=9), ledger(*attempts), FetchMode.REFRESH)
+        rev: str | None = chosen["known_rev"].item()
+        return rev
 
     assert known(complete(1, "r7")) == "r7"
     assert known(complete(1, "r7", pds_host="old.test")) is None

@@ -1,0 +1,1 @@
+"""Stage 3: repositories, fetched politely, proven whole and authentic, and kept in packs."""
