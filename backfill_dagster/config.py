@@ -189,6 +189,10 @@ class TimeRange(Section):
             raise ValueError(f"start_date {start} is after end_date {end}")
         if self.outside == "drop" and self.end_date and self.end_date < NETWORK_START:
             raise ValueError(f"the period ends before the network's first month, {NETWORK_START:%Y-%m}")
+        if self.start_date and self.start_date > datetime.now(UTC):
+            raise ValueError(
+                f"start_date {self.start_date:%Y-%m-%d} is in the future: nothing can be collected yet"
+            )
         return self
 
     @property
@@ -304,6 +308,11 @@ class Network(Section):
     connect_timeout_seconds: float = Field(10, gt=0, le=300)
     read_timeout_seconds: float = Field(60, gt=0, le=600, description="The longest silence within an answer.")
     repo_timeout_seconds: float = Field(3600, gt=0, description="The longest time for one repository.")
+    min_bytes_per_second: float = Field(
+        1000,
+        ge=0,
+        description="A repository that comes more slowly, on average after 30 s, is given up; 0 never gives up.",
+    )
     max_repo_megabytes: int = Field(2048, ge=1, description="The largest repository that is accepted.")
     retry_base_seconds: float = Field(
         1, gt=0, le=60, description="Backoff before the first retry, on average."
@@ -319,6 +328,13 @@ class Network(Section):
         description="`host:port` of a URL to the `address:port` that is connected to instead.",
     )
     sandbox: SandboxSettings | None = None
+
+    @field_validator("contact")
+    @classmethod
+    def _printable(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isascii() and value.isprintable()):
+            raise ValueError("must be printable ASCII: it is sent in a header of each request")
+        return value
 
     @field_validator("connect_to")
     @classmethod
@@ -338,7 +354,13 @@ class Study(Section):
     source: Source
     record_types: tuple[RecordType, ...] = RECORD_TYPES
     time_range: TimeRange = Field(default_factory=lambda: TimeRange.model_validate({}))
-    inactive_accounts: Literal["hide", "keep"] = "hide"
+    inactive_accounts: Literal["hide", "keep", "purge"] = "hide"
+    purge_deleted_after_days: int | None = Field(
+        None,
+        ge=0,
+        description="Purge accounts for good that have been deleted for so long; never if left out. With "
+        "`inactive_accounts: purge` it is the time that accounts in any inactive state have to come back.",
+    )
     processing: Processing = Processing()
     storage: Storage = Storage()
     monitoring: Monitoring = Monitoring()
@@ -433,7 +455,7 @@ def _read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
 
 

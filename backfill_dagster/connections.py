@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 from backfill_dagster.directory.resolver import Resolver
 from backfill_dagster.network.http import HttpClient
+from backfill_dagster.network.leases import LocalHostLeases
 from backfill_dagster.network.limits import HostGates
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from backfill_dagster.config import Network, Processing, Study
+    from backfill_dagster.network.leases import HostLeases
 
 # Requests that a host gets at once after a rest; small against any server's window.
 BURST = 10
+# Below the storage's path, beside the studies that share it; no study has a name like this.
+_LEASES = ".leases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,7 @@ class Connections:
 
     http: HttpClient
     gates: HostGates
+    leases: HostLeases
     resolver: Resolver
 
 
@@ -42,8 +47,10 @@ async def open_connections(
     """Open the study's connections; `gates` if the process has limits to share, else limits of its own."""
     network = _reachable(study.network)
     gates = gates or host_gates(processing)
+    leases = LocalHostLeases(study.storage.path / _LEASES, f"study {study.name}")
     async with HttpClient.from_settings(network) as http:
-        yield Connections(http, gates, Resolver(http, gates, network, processing))
+        resolver = Resolver(http, gates, network, processing, leases=leases)
+        yield Connections(http, gates, leases, resolver)
 
 
 def _reachable(network: Network) -> Network:
@@ -54,5 +61,5 @@ def _reachable(network: Network) -> Network:
 
     sandbox = process_sandbox(network.sandbox)
     return network.model_copy(
-        update={"plc_url": sandbox.plc_url, "connect_to": {**network.connect_to, **sandbox.connect_to}}
+        update={"plc_url": sandbox.plc_url, "connect_to": {**sandbox.connect_to, **network.connect_to}}
     )

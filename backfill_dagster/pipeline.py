@@ -20,11 +20,25 @@ from typing import TYPE_CHECKING, TypeVar
 
 import polars as pl
 
+from backfill_dagster.config import InlineSource
 from backfill_dagster.connections import Connections, open_connections
 from backfill_dagster.dids.collect import CollectedDids, collect_dids
 from backfill_dagster.directory.documents import DirectoryState
+from backfill_dagster.directory.history import with_state_since
 from backfill_dagster.directory.resolve import resolve_directory
 from backfill_dagster.errors import StorageError
+from backfill_dagster.purge.expiry import GONE_STATES, expired_accounts
+from backfill_dagster.purge.report import PurgeReport
+from backfill_dagster.purge.request import PurgeRequest, read_request
+from backfill_dagster.purge.rewrite import (
+    PackPurge,
+    count_rows,
+    purge_pack,
+    purge_rows,
+    purge_source,
+    remove_leftovers,
+)
+from backfill_dagster.purge.tombstones import Tombstones, bury, settle
 from backfill_dagster.records.conversion import (
     ConversionReport,
     PackFiles,
@@ -42,7 +56,7 @@ from backfill_dagster.repos.proof import ProofSettings
 from backfill_dagster.repos.snapshots import FetchMode, accounts_to_fetch, snapshots
 from backfill_dagster.repos.verify import RepoLimits
 from backfill_dagster.storage import StudyStorage, partition_folder
-from backfill_dagster.tables.accounts import rows_from, summarise
+from backfill_dagster.tables.accounts import INACTIVE_STATES, rows_from, summarise
 from backfill_dagster.tables.build import (
     PartitionReport,
     build_months,
@@ -55,6 +69,7 @@ from backfill_dagster.workers import worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+    from pathlib import Path
 
     from backfill_dagster.config import Processing, Study
     from backfill_dagster.network.limits import HostGates
@@ -78,7 +93,7 @@ def study_tables(study: Study) -> list[str]:
 def collect_source(study: Study) -> CollectedDids:
     """Stage 1: read the source, keep each well-formed DID once, and store both what was kept and what was not."""
     storage = StudyStorage(study.root)
-    collected = collect_dids(study.source)
+    collected = collect_dids(study.source, Tombstones.load(storage))
     storage.write(SOURCE_REJECTS_KEY, collected.rejects)
     storage.write(SOURCE_KEY, collected.dids)
     return collected
@@ -91,12 +106,13 @@ def resolve_accounts(study: Study, gates: HostGates | None = None) -> pl.DataFra
     """
     storage = StudyStorage(study.root)
     dids = storage.read(SOURCE_KEY)["did"]
+    tombstones = Tombstones.load(storage)
     known = _known_directory(storage)
     parts: list[pl.DataFrame] = []
 
     def keep(part: pl.DataFrame) -> None:
         # So that an interrupted run of many hours does not ask all of it again.
-        parts.append(part)
+        parts.append(tombstones.mask_texts(part))
         storage.write(UNFINISHED_DIRECTORY_KEY, pl.concat(parts))
 
     async def resolve(connections: Connections) -> pl.DataFrame:
@@ -113,6 +129,11 @@ def resolve_accounts(study: Study, gates: HostGates | None = None) -> pl.DataFra
     if known is not None:
         left = known.filter(~pl.col("did").is_in(dids.implode()))
         directory = pl.concat([directory, left.select(directory.columns)])
+    # A document can name somebody else.
+    directory = tombstones.mask_texts(directory)
+    directory = with_state_since(
+        directory, storage.read(DIRECTORY_KEY) if storage.exists(DIRECTORY_KEY) else None
+    )
     storage.write(DIRECTORY_KEY, directory)
     storage.remove(UNFINISHED_DIRECTORY_KEY)
     return directory
@@ -151,6 +172,7 @@ def fetch_repos(
                 scratch=scratch,
                 http=connections.http,
                 gates=connections.gates,
+                leases=connections.leases,
                 resolver=connections.resolver,
                 workers=workers,
                 worker_count=processing.worker_count,
@@ -211,7 +233,7 @@ def build_accounts(study: Study) -> pl.DataFrame:
         ledger,
         read_counts(storage, packs.iter_rows()),
         count_kept(study),
-        hide_inactive=study.inactive_accounts == "hide",
+        hide_inactive=study.inactive_accounts != "keep",
     )
     storage.write(ACCOUNTS_KEY, accounts)
     return accounts
@@ -226,6 +248,53 @@ def build_tables(study: Study) -> pl.DataFrame:
         build_table(study, table)
     build_undated_rows(study)
     return build_accounts(study)
+
+
+def rebuild(study: Study) -> None:
+    """Stages 4 and 5 again: convert what is not converted, and build all tables."""
+    convert_records(study)
+    build_tables(study)
+
+
+def purge(
+    study: Study,
+    *,
+    dids: Sequence[str] = (),
+    uris: Sequence[str] = (),
+    file: Path | None = None,
+    rebuild: Callable[[Study], None] = rebuild,
+) -> PurgeReport:
+    """Remove accounts (DIDs) and single records (AT-URIs) from all that is stored, for good.
+
+    `file` has one DID or URI a line. Tombstones keep them from being collected again. The tables are built anew if
+    anything was changed that they are made of. Only while nothing else works on the study. One that was interrupted
+    is finished by the next one, whatever that one is for. Raises ConfigError for what is no DID or URI; then nothing
+    is changed.
+    """
+    return _purge(study, read_request(dids, uris, file), rebuild)
+
+
+def purge_expired(
+    study: Study, now: datetime | None = None, rebuild: Callable[[Study], None] = rebuild
+) -> PurgeReport | None:
+    """Purge the accounts that the study's settings want purged by now; None if there are none."""
+    storage = StudyStorage(study.root)
+    at_once = study.inactive_accounts == "purge"
+    days = study.purge_deleted_after_days if study.purge_deleted_after_days is not None else 0
+    if not at_once and study.purge_deleted_after_days is None:
+        return None
+    expired = expired_accounts(
+        storage.read(DIRECTORY_KEY),
+        read_ledger(storage),
+        INACTIVE_STATES if at_once else GONE_STATES,
+        (now or datetime.now(UTC)) - timedelta(days=days),
+    )
+    return _purge(study, PurgeRequest(tuple(expired)), rebuild) if expired else None
+
+
+def is_purge_unfinished(study: Study) -> bool:
+    """Tell whether an earlier purge was interrupted, so that what it is about may still be stored."""
+    return Tombstones.load(StudyStorage(study.root)).unfinished > 0
 
 
 def count_kept(study: Study) -> pl.DataFrame:
@@ -255,7 +324,7 @@ def shown_snapshots(study: Study) -> pl.DataFrame:
         storage.read(SOURCE_KEY),
         storage.read(DIRECTORY_KEY),
         read_ledger(storage),
-        hide_inactive=study.inactive_accounts == "hide",
+        hide_inactive=study.inactive_accounts != "keep",
     )
 
 
@@ -290,7 +359,7 @@ def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
         rows.append(storage.read(UNFINISHED_DIRECTORY_KEY).filter(pl.col("state").is_in(settled)))
     if not rows:
         return None
-    return pl.concat(rows).sort("resolved_at").unique("did", keep="last", maintain_order=True)
+    return pl.concat(rows, how="diagonal").sort("resolved_at").unique("did", keep="last", maintain_order=True)
 
 
 def _waiting_accounts(storage: StudyStorage, mode: FetchMode) -> pl.DataFrame:
@@ -323,6 +392,70 @@ def _pack_files(storage: StudyStorage, host: str, pack: str, key: str) -> PackFi
             raise StorageError(f"{storage.path(blocks_key)} is missing or damaged; fetch {host} again")
         blocks.append(blocks_key)
     return PackFiles(host, pack, key, tuple(blocks))
+
+
+def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]) -> PurgeReport:
+    storage = StudyStorage(study.root)
+    storage.sweep_scratch()
+    was_unfinished = is_purge_unfinished(study)
+    # First the tombstones, marked as unfinished, and last that mark: whatever happens between, nothing of this comes
+    # back, and nobody takes it for done.
+    tombstones = bury(storage, request.dids, request.records, datetime.now(UTC))
+    if not tombstones:
+        return PurgeReport()
+    removed = _count_derived(storage, tombstones)
+    packs = _purge_packs(study)
+    remove_leftovers(storage)
+    removed |= {
+        "attempts": sum(pack.attempts for pack in packs),
+        "blocks": sum(pack.blocks for pack in packs),
+        "directory": purge_rows(storage, DIRECTORY_KEY, tombstones)
+        + purge_rows(storage, UNFINISHED_DIRECTORY_KEY, tombstones),
+        "source_dids": purge_source(storage, SOURCE_KEY, SOURCE_REJECTS_KEY, tombstones),
+    }
+    report = PurgeReport(
+        accounts=len(request.dids),
+        records=len(request.records),
+        removed=dict(sorted(removed.items())),
+        masked=sum(pack.masked for pack in packs),
+        hosts=tuple(sorted({pack.pds_host for pack in packs})),
+        named_in_config=_named_in_config(study, tombstones),
+    )
+    if (report.changed or was_unfinished) and storage.exists(DIRECTORY_KEY):
+        rebuild(study)
+    settle(storage, datetime.now(UTC))
+    return report
+
+
+def _purge_packs(study: Study) -> list[PackPurge]:
+    packs = pack_keys(StudyStorage(study.root))
+    if not packs:
+        return []
+    with worker_pool(study.processing.worker_count) as workers:
+        futures = [workers.submit(purge_pack, study.root, host, key) for host, _, key in packs]
+        done = [future.result() for future in as_completed(futures)]
+    return [pack for pack in done if pack is not None]
+
+
+def _count_derived(storage: StudyStorage, tombstones: Tombstones) -> dict[str, int]:
+    """Count the rows that are about to go from the files that are built from packs."""
+    converted = [key for key in storage.keys("records") if key.split("/")[2] != "counts"]
+    rejects = [key for key in converted if key.split("/")[2] == "rejects"]
+    with_uri = {
+        "records": sorted(set(converted) - set(rejects)),
+        "rejects": rejects,
+        "tables": storage.keys("tables"),
+        "undated": storage.keys("undated"),
+    }
+    counts = {kind: count_rows(storage, keys, tombstones, by_uri=True) for kind, keys in with_uri.items()}
+    accounts = [ACCOUNTS_KEY] if storage.exists(ACCOUNTS_KEY) else []
+    return counts | {"accounts": count_rows(storage, accounts, tombstones, by_uri=False)}
+
+
+def _named_in_config(study: Study, tombstones: Tombstones) -> int:
+    """Count the purged accounts that the YAML itself lists, which is its owner's to change."""
+    listed = study.source.dids if isinstance(study.source, InlineSource) else ()
+    return len({did for did in listed if tombstones.named_in(did)})
 
 
 def _crawl_settings(study: Study, processing: Processing) -> CrawlSettings:

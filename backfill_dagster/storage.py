@@ -12,21 +12,21 @@ import hashlib
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, unquote
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backfill_dagster.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    import pyarrow as pa
+    from types import TracebackType
 
 SCHEMA_VERSION = "1"
 COMPRESSION_LEVEL = 1
@@ -112,34 +112,32 @@ class StudyStorage:
         """Write one frame as one file, replacing what was there."""
         with self.scratch() as folder:
             local = folder / "frame.parquet"
-            try:
+            with _writing(self.path(key)):
                 frame.write_parquet(
                     local,
                     compression="zstd",
                     compression_level=COMPRESSION_LEVEL,
                     metadata={"schema_version": SCHEMA_VERSION, **(metadata or {})},
                 )
-            except (OSError, pl.exceptions.PolarsError) as error:
-                raise StorageError(f"{self.path(key)} cannot be written: {error}") from error
             return self.publish(local, key, rows=frame.height)
 
     def publish(self, local: Path, key: str, *, rows: int) -> StoredFile:
         """Move a finished scratch file to its key in one step."""
         target = self.path(key)
-        try:
+        with _writing(target):
             with local.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 size = file.tell()
                 os.fsync(file.fileno())
             target.parent.mkdir(parents=True, exist_ok=True)
             local.replace(target)
-        except OSError as error:
-            raise StorageError(f"{target} cannot be written: {error}") from error
         return StoredFile(key=key, rows=rows, bytes=size, sha256=digest)
 
     def remove(self, key: str) -> None:
         """Delete one file, if it is there."""
-        self.path(key).unlink(missing_ok=True)
+        path = self.path(key)
+        with _writing(path):
+            path.unlink(missing_ok=True)
 
     def remove_empty_folders(self, prefix: str) -> None:
         """Delete the folders below a prefix that hold nothing; only while nobody writes below it."""
@@ -153,14 +151,12 @@ class StudyStorage:
     def scratch(self) -> Iterator[Path]:
         """Lend a folder on the same file system, gone when the block ends."""
         parent = self.root / _SCRATCH
-        try:
+        with _writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
             with _locked(parent, fcntl.LOCK_SH):
                 folder = Path(tempfile.mkdtemp(dir=parent))
                 owner = os.open(folder, os.O_RDONLY)
                 fcntl.flock(owner, fcntl.LOCK_EX)
-        except OSError as error:
-            raise StorageError(f"{parent} cannot be written: {error}") from error
         try:
             yield folder
         finally:
@@ -172,10 +168,39 @@ class StudyStorage:
         parent = self.root / _SCRATCH
         if not parent.is_dir():
             return
-        with _locked(parent, fcntl.LOCK_EX):
+        with _writing(parent), _locked(parent, fcntl.LOCK_EX):
             for folder in parent.iterdir():
-                with suppress(BlockingIOError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                # Held by a living process, or just now deleted by one.
+                with (
+                    suppress(BlockingIOError, FileNotFoundError),
+                    _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                ):
                     shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def shared(self, prefix: str) -> Iterator[None]:
+        """Hold a folder while files are published in it that belong together; others may do the same."""
+        folder = self.path(prefix)
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def alone(self, prefix: str) -> Iterator[None]:
+        """Hold a folder, if there is one, while nobody publishes in it."""
+        folder = self.path(prefix)
+        with _locked(folder, fcntl.LOCK_EX) if folder.is_dir() else nullcontext():
+            yield
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say which file it was whose writing failed; Polars and Arrow have errors of their own for a full disk."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        raise StorageError.unwritable(path, error) from error
 
 
 @contextmanager
@@ -189,22 +214,44 @@ def _locked(folder: Path, how: int) -> Iterator[None]:
 
 
 class RowGroupWriter:
-    """Writes one Parquet file row group by row group, so that memory is bounded by the group, not the file."""
+    """Writes one Parquet file row group by row group, so that memory is bounded by the group, not the file.
+
+    A context manager: the file is whole when the block ends, or when it is closed. Raises StorageError.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema, dictionary: Sequence[str]) -> None:
-        with_version = schema.with_metadata({"schema_version": SCHEMA_VERSION})
-        self._writer = pq.ParquetWriter(
-            path,
-            with_version,
-            compression="zstd",
-            compression_level=COMPRESSION_LEVEL,
-            use_dictionary=list(dictionary),
-        )
+        self._path = path
+        with _writing(path):
+            self._writer = pq.ParquetWriter(
+                path,
+                schema.with_metadata({"schema_version": SCHEMA_VERSION}),
+                compression="zstd",
+                compression_level=COMPRESSION_LEVEL,
+                use_dictionary=list(dictionary),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            # The file is lost already; what its closing has to say would hide why.
+            with suppress(OSError, pa.ArrowException):
+                self._writer.close()
 
     def write(self, group: pa.Table) -> None:
         """Append one row group."""
-        self._writer.write_table(group, row_group_size=max(1, group.num_rows))
+        with _writing(self._path):
+            self._writer.write_table(group, row_group_size=max(1, group.num_rows))
 
     def close(self) -> None:
         """Finish the file."""
-        self._writer.close()
+        with _writing(self._path):
+            self._writer.close()

@@ -11,6 +11,7 @@ import polars as pl
 from backfill_dagster.dids.sources import describe, read_batches
 from backfill_dagster.dids.syntax import DidRejection, rejection_of, stripped
 from backfill_dagster.errors import SourceError
+from backfill_dagster.purge.tombstones import Tombstones
 
 if TYPE_CHECKING:
     from backfill_dagster.config import Source
@@ -26,8 +27,8 @@ class CollectedDids:
 
     `dids` (DIDS_SCHEMA) holds each DID once, in the order in which it was first seen. `rejects`
     (REJECTS_SCHEMA) holds the other entries in their order: their position counted from 0, their text (its
-    first 200 characters) and why they were left out, a value of DidRejection. Empty lines and comments of a
-    text file are no entries.
+    first 200 characters; null for a DID that the study has purged) and why they were left out, a value of
+    DidRejection. Empty lines and comments of a text file are no entries.
     """
 
     dids: pl.DataFrame
@@ -35,8 +36,11 @@ class CollectedDids:
     given: int
 
 
-def collect_dids(source: Source) -> CollectedDids:
-    """Read a source and sort its entries into DIDs and rejects.
+_NOTHING_PURGED = Tombstones()
+
+
+def collect_dids(source: Source, tombstones: Tombstones = _NOTHING_PURGED) -> CollectedDids:
+    """Read a source and sort its entries into DIDs and rejects; what has a tombstone is among the latter.
 
     Raises SourceError if the source cannot be read, or if it holds no DID at all.
     """
@@ -49,6 +53,7 @@ def collect_dids(source: Source) -> CollectedDids:
             input=stripped(pl.col("input")),
             reason=rejection_of(pl.col("input")),
         )
+        batch = tombstones.withhold(batch)
         given += batch.height
         valid.append(batch.filter(pl.col("reason").is_null()).select("position", did="input"))
         invalid.append(_shown(batch.filter(pl.col("reason").is_not_null())))
@@ -83,7 +88,9 @@ def _why_empty(collected: CollectedDids) -> str:
         return "holds no DIDs: it is empty"
     reasons = Counter(collected.rejects["reason"].to_list())
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-    first = collected.rejects["input"][0]
+    first = next(iter(collected.rejects["input"].drop_nulls()), None)
+    if first is None:
+        return f"holds no DIDs to collect: all of its {collected.given:,} entries are purged"
     return (
         f"holds no DIDs: none of its {collected.given:,} entries is one ({counts}). The first is {first!r}; "
         "a DID looks like did:plc:ewvi7nxzyoun6zhxrhs64oiz"

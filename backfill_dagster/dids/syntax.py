@@ -36,12 +36,13 @@ class DidRejection(StrEnum):
     BAD_WEB = "bad_web"
     UNSUPPORTED_METHOD = "unsupported_method"
     DUPLICATE = "duplicate"
+    PURGED = "purged"
 
 
 def check_did(text: str) -> DidRejection | None:
     """Return why this is not the DID of an account, or None if it is one; whitespace around it is no part.
 
-    Never DUPLICATE, which is a matter of the whole list.
+    Never DUPLICATE or PURGED, which are matters of the whole list and of the study.
     """
     did = text.strip(WHITESPACE)
     if not did:

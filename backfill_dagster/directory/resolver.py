@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -25,13 +26,15 @@ from backfill_dagster.directory.documents import (
 from backfill_dagster.network.addresses import is_host_name
 from backfill_dagster.network.backoff import full_jitter
 from backfill_dagster.network.http import RequestFailedError, RequestFault
+from backfill_dagster.network.leases import hold_host
 from backfill_dagster.network.limits import HostParkedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from backfill_dagster.config import Network, Processing
     from backfill_dagster.network.http import Answer, HttpClient
+    from backfill_dagster.network.leases import HostLeases
     from backfill_dagster.network.limits import HostGate, HostGates
 
 # The directory's rate bounds its requests; this many at once keep to it at any latency that occurs.
@@ -66,7 +69,10 @@ class DirectoryRow:
 
 
 class Resolver:
-    """Looks DIDs up, each in the turn of the host that is asked."""
+    """Looks DIDs up, each in the turn of the host that is asked; of use on one event loop.
+
+    With `leases`, the PLC directory is only asked while no other process does.
+    """
 
     def __init__(
         self,
@@ -75,6 +81,7 @@ class Resolver:
         network: Network,
         processing: Processing,
         *,
+        leases: HostLeases | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.plc_url = network.plc_url
@@ -83,6 +90,9 @@ class Resolver:
         self._network = network
         self._processing = processing
         self._jitter = jitter
+        self._leases = leases
+        self._plc_host = self.plc_url.partition("://")[2].lower()
+        self._taking_lease = asyncio.Lock()
 
     async def resolve(self, did: str) -> DirectoryRow:
         """Look up a DID now, past any cache; every outcome is a row."""
@@ -106,9 +116,8 @@ class Resolver:
         return parse_audit_keys(_document_of(did, answer))
 
     def _plc_gate(self) -> HostGate:
-        host = self.plc_url.partition("://")[2].lower()
         rate = self._network.plc_requests_per_second
-        return self._gates.gate(host, rate=rate, in_flight=PLC_IN_FLIGHT)
+        return self._gates.gate(self._plc_host, rate=rate, in_flight=PLC_IN_FLIGHT)
 
     def _document_url(self, did: str) -> tuple[str, HostGate]:
         if did.startswith("did:plc:"):
@@ -127,6 +136,22 @@ class Resolver:
         return f"{scheme}://{host}/.well-known/did.json", gate
 
     async def _ask(self, url: str, gate: HostGate, max_bytes: int) -> Answer:
+        async with self._turn_at(gate):
+            return await self._ask_in_turn(url, gate, max_bytes)
+
+    @asynccontextmanager
+    async def _turn_at(self, gate: HostGate) -> AsyncIterator[None]:
+        """Hold the PLC directory's lease. A host of did:web has one document and needs none."""
+        if self._leases is None or gate.host != self._plc_host:
+            yield
+            return
+        async with AsyncExitStack() as stack:
+            # One of those who wait looks out for the lease; when it is there, it is there for all.
+            async with self._taking_lease:
+                await stack.enter_async_context(hold_host(self._leases, gate))
+            yield
+
+    async def _ask_in_turn(self, url: str, gate: HostGate, max_bytes: int) -> Answer:
         """Get an answer that is neither a refusal for the time being nor a server's failure."""
         max_park = self._network.max_park_minutes * 60
         limited_since: float | None = None

@@ -11,7 +11,7 @@ import math
 import re
 import ssl
 import time
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -23,7 +23,7 @@ import httpx
 from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp import AiohttpTransport
 
-from backfill_dagster.errors import BackfillError, ConfigError
+from backfill_dagster.errors import BackfillError, ConfigError, StorageError
 from backfill_dagster.network.addresses import AddressPolicy, PolicyResolver, RefusedAddressError
 from backfill_dagster.network.content_encoding import (
     BadEncodingError,
@@ -104,7 +104,8 @@ class HttpClient:
     """Asks servers; an async context manager, of use on the event loop on which it was entered.
 
     Times are in seconds: `connect_timeout` bounds the name's resolution, the connection and TLS together,
-    `read_timeout` the longest silence within an answer.
+    `read_timeout` the longest silence within an answer. A download that after `pace_grace` seconds has brought
+    fewer than `min_bytes_per_second`, on average since its head, is given up as timed out; 0 lets it go on.
     """
 
     def __init__(
@@ -114,6 +115,8 @@ class HttpClient:
         contact: str | None,
         connect_timeout: float,
         read_timeout: float,
+        min_bytes_per_second: float = 0,
+        pace_grace: float = 30,
         ssl_context: ssl.SSLContext | None = None,
         lookup: Lookup | None = None,
     ) -> None:
@@ -128,6 +131,7 @@ class HttpClient:
         self._timeouts = {"timeout": timeouts.as_dict()}
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
+        self._pace = _Pace(min_bytes_per_second, pace_grace)
         self._ssl_context = ssl_context
         self._lookup = lookup
         self._transport: AiohttpTransport | None = None
@@ -141,6 +145,7 @@ class HttpClient:
             contact=network.contact,
             connect_timeout=network.connect_timeout_seconds,
             read_timeout=network.read_timeout_seconds,
+            min_bytes_per_second=network.min_bytes_per_second,
         )
 
     async def __aenter__(self) -> Self:
@@ -212,7 +217,7 @@ class HttpClient:
                 written = 0
             else:
                 error_body = b""
-                received, written = await _save(_Body(response, max_bytes, deadline), to)
+                received, written = await _save(_Body(response, max_bytes, deadline, self._pace), to)
             return Download(
                 response.status_code,
                 response.headers,
@@ -283,13 +288,35 @@ def _default_ssl_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """The fewest bytes a second, on average, that a body must come with after the grace, in seconds."""
+
+    bytes_per_second: float
+    grace: float
+
+    def check(self, received: int, seconds: float) -> None:
+        """Raise RequestFailedError if so many bytes in so many seconds are too few."""
+        if seconds > self.grace and received < self.bytes_per_second * seconds:
+            raise RequestFailedError(
+                RequestFault.TIMED_OUT,
+                f"only {received:,} bytes came in {seconds:.0f} s, fewer than {self.bytes_per_second:g} a second",
+            )
+
+
+_ANY_PACE = _Pace(0, math.inf)
+
+
 class _Body:
     """One response's body, decoded piece by piece; raises RequestFailedError at the first sign of trouble."""
 
-    def __init__(self, response: httpx.Response, max_bytes: int, deadline: _Deadline) -> None:
+    def __init__(
+        self, response: httpx.Response, max_bytes: int, deadline: _Deadline, pace: _Pace = _ANY_PACE
+    ) -> None:
         self._response = response
         self._max_bytes = max_bytes
         self._deadline = deadline
+        self._pace = pace
         self.received = 0
         self.decoded = 0
 
@@ -298,10 +325,12 @@ class _Body:
         try:
             decoder = decoder_for(self._response.headers.get("content-encoding", ""))
             self._deadline.note_progress()
+            begun = time.monotonic()
             async for chunk in self._response.aiter_raw():
                 self._deadline.note_progress()
                 self.received += len(chunk)
                 self._check(self.received)
+                self._pace.check(self.received, time.monotonic() - begun)
                 for piece in decoder.decode(chunk):
                     self.decoded += len(piece)
                     self._check(self.decoded)
@@ -350,8 +379,12 @@ def _scratch_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("wb", buffering=_WRITE_BUFFER) as file:
             yield file
-    except BaseException:
-        path.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # it is scratch, and its folder will be swept
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # What the network raises is named already: this is the disk, which no other server will mend.
+            raise StorageError.unwritable(path, error) from error
         raise
 
 

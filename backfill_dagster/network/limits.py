@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -49,6 +50,15 @@ class HostParkedError(BackfillError):
         self.seconds = seconds
 
 
+@dataclass(frozen=True, slots=True)
+class GateState:
+    """How far a host's limit is used up: tokens at the unix second `at`, and when its pause ends, if it has one."""
+
+    at: float
+    tokens: float
+    parked_until: float | None
+
+
 class TokenBucket:
     """At most `burst + rate * t` tokens in any `t` seconds; `rate` is per second, `burst` at least 1.
 
@@ -72,6 +82,17 @@ class TokenBucket:
             self._tokens = max(0.0, self._tokens - 1)
             return 0.0
         return (1 - self._tokens) / self.rate
+
+    @property
+    def tokens(self) -> float:
+        """What is in it now."""
+        self._refill()
+        return self._tokens
+
+    def keep_at_most(self, tokens: float) -> None:
+        """Take out what is in it beyond so many tokens."""
+        self._refill()
+        self._tokens = max(0.0, min(self._tokens, tokens))
 
     def slow_down(self, rate: float, burst: float) -> None:
         """Lower the rate and the burst to these; neither is ever raised."""
@@ -137,6 +158,7 @@ class HostGate:
         self._parked_until: float | None = None
         self._limited_since: float | None = None
         self._refusals_in_a_row = 0
+        self._watchers: list[Callable[[], None]] = []
 
     @property
     def rate(self) -> float:
@@ -151,6 +173,13 @@ class HostGate:
     def parked_for(self) -> float:
         """Return the seconds for which the host still wants to be left alone; 0 if it does not."""
         return max(0.0, self._resume_at - self._clock())
+
+    def limited_for(self) -> float:
+        """Return the seconds for which the host will, at the end of its pause, have asked for nothing but pauses."""
+        with self._lock:
+            if self._limited_since is None:
+                return 0.0
+            return max(self._resume_at, self._clock()) - self._limited_since
 
     @asynccontextmanager
     async def request(self, max_park: float = math.inf) -> AsyncIterator[None]:
@@ -200,6 +229,32 @@ class HostGate:
         """Lower the rate to this one; it is never raised."""
         with self._lock:
             self._bucket.slow_down(rate, self._bucket.burst)
+
+    def state(self, now: float | None = None) -> GateState:
+        """Return how far the limit is used up at the unix second `now`."""
+        with self._lock:
+            return GateState(time.time() if now is None else now, self._bucket.tokens, self.parked_until)
+
+    def resume(self, state: GateState, now: float | None = None) -> None:
+        """Go on where another gate of this host left off; what is known here of the limit holds as well."""
+        now = time.time() if now is None else now
+        with self._lock:
+            # The wall clock may have been set back in between.
+            passed = max(0.0, now - state.at)
+            self._bucket.keep_at_most(state.tokens + passed * self._bucket.rate)
+            if state.parked_until is not None and state.parked_until > now:
+                self._park(state.parked_until - now, now)
+            self._wake_first()
+
+    def watch(self, on_park: Callable[[], None]) -> None:
+        """Have this called, in the middle of things, whenever the host's pause begins or grows longer."""
+        with self._lock:
+            self._watchers.append(on_park)
+
+    def unwatch(self, on_park: Callable[[], None]) -> None:
+        """Undo `watch`; when this returns, it is not being called either."""
+        with self._lock:
+            self._watchers.remove(on_park)
 
     async def _admission(self, max_park: float) -> _Ticket:
         ticket = _Ticket()
@@ -267,6 +322,8 @@ class HostGate:
             logger.info("%s asks for a pause of %.0f s", self.host, seconds)
         self._resume_at = at + seconds
         self._parked_until = now + seconds
+        for watcher in self._watchers:
+            watcher()
 
     def _fit(self, limit: int, window: int) -> None:
         """Lower rate and burst until both together fit the host's own limit of requests per window."""

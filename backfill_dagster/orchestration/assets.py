@@ -138,9 +138,10 @@ def _fetch(
 
     def on_host(report: HostReport) -> None:
         # A host whose accounts moved in from another one comes a second time.
-        reports[report.pds_host] = report
-        if not report.failed and not report.left:
-            context.log_event(_host_event(context, study, report))
+        if report.pds_host in reports:
+            reports[report.pds_host].add(report)
+        else:
+            reports[report.pds_host] = report
 
     with clear_failures():
         pipeline.fetch_repos(
@@ -153,9 +154,10 @@ def _fetch(
             on_progress=ProgressLog(context.log.info),
         )
     register_hosts(context.instance, study, reports)
-    for host in hosts:
-        if host not in reports:
-            yield _host_event(context, study, HostReport(host))
+    for host in [*hosts, *sorted(reports.keys() - set(hosts))]:
+        report = reports.get(host, HostReport(host))
+        if not report.failed and not report.left:
+            yield _host_event(context, study, report)
     left = sum(report.left for report in reports.values())
     if left:
         context.log.warning(f"the run's time is used up; {left} accounts are left for the next one")

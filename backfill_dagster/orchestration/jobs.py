@@ -15,6 +15,7 @@ from backfill_dagster import pipeline
 from backfill_dagster.config import Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.console import console_config
+from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.partitions import (
     covering_range,
     month_partitions,
@@ -135,7 +136,8 @@ def _sequence(study: Study, name: str, description: str, make_ops: list[_MakeOp]
 def _begin_op(study: Study, job: str) -> dg.OpDefinition:
     @dg.op(name=f"{job}__begin", description="Takes the study for this run alone.")
     def begin(context: dg.OpExecutionContext, exclusive: ExclusiveResource) -> list[str]:
-        _begin(context, study, exclusive)
+        with clear_failures():
+            _begin(context, study, exclusive)
         return []
 
     return begin
@@ -153,7 +155,8 @@ def _discover_op(study: Study, job: str) -> dg.OpDefinition:
 def _fetch_op(study: Study, job: str, *, mode: FetchMode) -> dg.OpDefinition:
     @dg.op(name=f"{job}__fetch_hosts", ins=_AFTER, description=_STAGE_DESCRIPTIONS["fetch"])
     def fetch_hosts(context: dg.OpExecutionContext, failed_hosts: list[str]) -> list[str]:
-        return [*failed_hosts, *_fetch_hosts(context, study, mode)]
+        with clear_failures():
+            return [*failed_hosts, *_fetch_hosts(context, study, mode)]
 
     return fetch_hosts
 
@@ -161,7 +164,8 @@ def _fetch_op(study: Study, job: str, *, mode: FetchMode) -> dg.OpDefinition:
 def _build_op(study: Study, job: str) -> dg.OpDefinition:
     @dg.op(name=f"{job}__build", ins=_AFTER, description="Makes the records, the tables and the accounts.")
     def build(context: dg.OpExecutionContext, failed_hosts: list[str]) -> list[str]:
-        _build(context, study)
+        with clear_failures():
+            _build(context, study)
         return failed_hosts
 
     return build
@@ -170,7 +174,8 @@ def _build_op(study: Study, job: str) -> dg.OpDefinition:
 def _report_op(study: Study, job: str) -> dg.OpDefinition:
     @dg.op(name=f"{job}__report", ins=_AFTER, out=dg.Out(dg.Nothing), description="Says what came of it.")
     def report(context: dg.OpExecutionContext, failed_hosts: list[str]) -> None:
-        _report(context, study, failed_hosts)
+        with clear_failures():
+            _report(context, study, failed_hosts)
 
     return report
 

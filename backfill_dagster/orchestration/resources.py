@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -12,6 +12,7 @@ from pydantic import PrivateAttr
 
 from backfill_dagster.config import Processing
 from backfill_dagster.connections import host_gates
+from backfill_dagster.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,12 +57,15 @@ class ExclusiveResource(dg.ConfigurableResource["ExclusiveResource"]):
             self._held.clear()
 
     def take(self, study: Study, run_id: str) -> None:
-        """Take the study for this run; raises StudyBusyError naming the run that has it."""
+        """Take the study for this run; raises StudyBusyError naming the run that has it, or StorageError."""
         if study.name in self._held:
             return
         path = study.root / ".lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError.unwritable(path, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -70,9 +74,10 @@ class ExclusiveResource(dg.ConfigurableResource["ExclusiveResource"]):
                 description=f"{study.name} is being run by {_holder(path)}; wait for it, or cancel it first",
                 allow_retries=False,
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"run {run_id} (process {os.getpid()})".encode(), 0)
         self._held[study.name] = descriptor
+        with suppress(OSError):  # the lock holds all the same; only its holder cannot be named
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"run {run_id} (process {os.getpid()})".encode(), 0)
 
 
 def _holder(path: Path) -> str:

@@ -24,12 +24,14 @@ def study_summary(study: Study) -> str:
         .sort("n", "state", "reason", descending=[True, False, False])
     )
     tables = pipeline.study_tables(study)
+    left_out = storage.read(pipeline.SOURCE_REJECTS_KEY).group_by("reason").len().sort("reason")
     sections = [
         f"Study {study.name}: {accounts.height:,} accounts",
         *_rows(
             (f"{state} ({reason})" if reason else state, number)
             for state, reason, number in states.iter_rows()
         ),
+        *_rows((f"left out of the source ({reason})", number) for reason, number in left_out.iter_rows()),
         "",
         f"Records in the tables: {int(accounts['records_kept'].sum()):,} "
         f"of {int(accounts['records_fetched'].sum()):,} fetched",

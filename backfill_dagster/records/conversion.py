@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.records.outcomes import Fate, FilterReason
 from backfill_dagster.records.tables import COUNTS_SCHEMA, TABLES
 from backfill_dagster.records.transform import transform_records
+from backfill_dagster.repos.packs import PACK_SCHEMA
 from backfill_dagster.storage import StudyStorage, partition_folder
 
 if TYPE_CHECKING:
@@ -47,12 +49,16 @@ class ConversionReport:
 def convert_pack(root: Path, pack: PackFiles, settings: RecordSettings, fingerprint: str) -> ConversionReport:
     """Decode, type and classify every record of one pack, one blocks file in memory at a time."""
     storage = StudyStorage(root)
+    # From here on the pack counts as not converted: what is written over is of other settings, and an interrupted
+    # conversion must not pass for a finished one when those settings come back.
+    storage.remove(_counts_key(pack.pds_host, pack.pack))
     accounts = (
-        storage.read(pack.key)
+        storage.scan([pack.key], PACK_SCHEMA)
         .filter(pl.col("outcome") == "complete")
-        .select("did", "pds", "repo_rev", "fetched_at")
+        .select("did", "pds", "repo_rev", "fetched_at", "purged")
+        .collect()
     )
-    counts: list[pl.DataFrame] = []
+    counts = [_count_purged(accounts)]
     for number, key in enumerate(pack.blocks):
         transformed = transform_records(storage.read(key).to_arrow(), accounts, settings)
         for table in TABLES:
@@ -117,6 +123,18 @@ def converted_keys(
 
 def _counts_key(pds_host: str, pack: str) -> str:
     return f"records/{partition_folder(pds_host)}/counts/{pack}.parquet"
+
+
+def _count_purged(accounts: pl.DataFrame) -> pl.DataFrame:
+    """Count the records of the accounts' trees that are not stored because they were purged (COUNTS_SCHEMA)."""
+    return accounts.filter(pl.col("purged") > 0).select(
+        did="did",
+        collection=pl.lit(None, pl.String),
+        table=pl.lit(None, pl.String),
+        fate=pl.lit(Fate.FILTERED.value),
+        reason=pl.lit(FilterReason.PURGED.value),
+        records="purged",
+    )
 
 
 def _sum_counts(counts: list[pl.DataFrame]) -> pl.DataFrame:

@@ -16,6 +16,7 @@ class FilterReason(StrEnum):
 
     UNWANTED_TYPE = "unwanted_type"
     OUT_OF_RANGE = "out_of_range"
+    PURGED = "purged"  # its bytes are not stored any more
 
 
 class RejectReason(StrEnum):

@@ -13,19 +13,30 @@ import orjson
 import polars as pl
 
 from backfill_dagster.records.blocks import Link, Record
-from backfill_dagster.repos.cid import cid_text
+from backfill_dagster.repos.cid import cid_text, is_repo_cid
 
 # JSON escapes line breaks within strings, so that a bare one stands between two records only.
 _BREAK_TEXT = "\n"
 _BREAK = orjson.Fragment(_BREAK_TEXT)
 
+# A bare SHA-256 multihash.
+_CID_V0_HEAD = b"\x12\x20"
+_CID_V0_BYTES = 34
+
 
 def link_text(link: Link) -> str:
-    """Write a link as text in base32, whatever its record calls a CID."""
-    try:
+    """Write a link as text, whatever its record calls a CID: in base32, or `Qm...` for one of version 0.
+
+    All of its bytes are written, so that two links never become one.
+    """
+    if is_repo_cid(link) or _is_of_version_0(link):
         return cid_text(link)
-    except ValueError:
-        return str(cbrrr.CID(link).encode())
+    # Of other links libipld would refuse some, and leave out what stands behind the end of others.
+    return str(cbrrr.CID(link).encode())
+
+
+def _is_of_version_0(link: Link) -> bool:
+    return len(link) == _CID_V0_BYTES and link.startswith(_CID_V0_HEAD)
 
 
 def to_json(value: Any) -> bytes:

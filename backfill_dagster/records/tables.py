@@ -177,7 +177,7 @@ REJECTS_SCHEMA = pl.Schema({column.name: column.dtype for column in REJECTS})
 
 COUNTS = (
     Column("did", TEXT, "DID of the account whose repository holds the records."),
-    Column("collection", TEXT, "NSID of their collection."),
+    Column("collection", TEXT, "NSID of their collection; null for purged records."),
     Column("table", TEXT, "Table that they stand in or would stand in; null if that is not known."),
     Column("fate", TEXT, "What became of them: kept, filtered or rejected."),
     Column("reason", TEXT, "Why they were filtered or rejected; null for kept records."),

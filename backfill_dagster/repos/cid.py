@@ -37,7 +37,10 @@ def is_repo_cid(cid: bytes) -> bool:
 
 
 def cid_text(cid: bytes) -> str:
-    """Return a CID as text, in base32 (`bafy...`, `bafk...`). Raises ValueError if it is none."""
+    """Return a CID as text, in base32 (`bafy...`, `bafk...`). Raises ValueError if it does not begin with one.
+
+    Whatever stands behind its end is left out, so `is_repo_cid` comes first where there may be something.
+    """
     text: str = libipld.encode_cid(cid)
     return text
 

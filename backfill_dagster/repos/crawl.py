@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from backfill_dagster.directory.documents import DirectoryState, LookupFailedError
 from backfill_dagster.network.backoff import full_jitter
+from backfill_dagster.network.leases import hold_host
 from backfill_dagster.repos.client import DownloadBounds, RepoAnswer, get_account_state, get_repo
 from backfill_dagster.repos.faults import RepoFault
 from backfill_dagster.repos.keys import SigningKey, SigningKeyError
@@ -34,9 +35,15 @@ if TYPE_CHECKING:
 
     from backfill_dagster.directory.resolver import DirectoryRow, Resolver
     from backfill_dagster.network.http import HttpClient
+    from backfill_dagster.network.leases import HostLeases
     from backfill_dagster.network.limits import HostGate, HostGates
 
 logger = logging.getLogger(__name__)
+
+# The share of a host's accounts that it may fail over, by an error or a time-out, without having failed itself.
+TOLERATED_FAILURES = 0.1
+# How often an account is followed to another host within one run.
+MAX_MOVES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class Account:
     pds_host: str
     key: str | None
     known_rev: str | None = None
+    moves: int = 0
 
     @classmethod
     def from_directory(
@@ -104,10 +112,26 @@ class HostReport:
 
     @property
     def failed(self) -> bool:
-        """Whether the host, rather than single accounts of it, is to be tried again."""
+        """Whether the host, rather than single accounts of it, is to be tried again.
+
+        A host that could not be reached, or never had enough of our pauses, is; one that failed over a few of
+        many accounts is not, or a single broken repository would fail its host for ever.
+        """
         host_failures = sum(self.reasons[reason] for reason in HOST_FAILURES)
         lasting = self.reasons[FailureReason.UNREACHABLE] + self.reasons[FailureReason.RATE_LIMITED]
-        return lasting > 0 or (host_failures > 0 and host_failures == sum(self.outcomes.values()))
+        return lasting > 0 or host_failures > TOLERATED_FAILURES * sum(self.outcomes.values())
+
+    def add(self, other: HostReport) -> None:
+        """Count in another report of the same host: accounts that moved in come after its own."""
+        self.outcomes.update(other.outcomes)
+        self.reasons.update(other.reasons)
+        self.records += other.records
+        self.bytes_received += other.bytes_received
+        self.seconds += other.seconds
+        self.packs.extend(other.packs)
+        self.left += other.left
+        self.changed_during_export += other.changed_during_export
+        self.moved.extend(other.moved)
 
 
 @dataclass(slots=True)
@@ -145,6 +169,7 @@ class Crawl:
         scratch: Path,
         http: HttpClient,
         gates: HostGates,
+        leases: HostLeases,
         resolver: Resolver,
         workers: Executor,
         worker_count: int,
@@ -154,6 +179,7 @@ class Crawl:
         self.scratch = scratch
         self.http = http
         self.gates = gates
+        self.leases = leases
         self.resolver = resolver
         self.settings = settings
         self._workers = workers
@@ -249,14 +275,32 @@ class HostCrawl:
         self._again: list[_Work] = []
         self._batch: list[tuple[_Work, Delivery]] = []
         self._batch_bytes = 0
+        # A pack that cannot be written ends the host, and with it the run: no account is lost unnoticed.
+        self._packs = asyncio.TaskGroup()
         self._packing: set[asyncio.Task[None]] = set()
         self._unreachable_in_a_row = 0
+        self._given_up: RepoAnswer | None = None
         self._on_progress = on_progress
         self._parking = asyncio.Lock()
 
     async def run(self) -> HostReport:
         """Work until every account of the host is settled, has failed for good, or has moved."""
         started = time.monotonic()
+        turn = hold_host(
+            self._crawl.leases,
+            self._gate,
+            while_waiting=self._crawl.without_host_slot,
+            give_up=lambda: self._crawl.is_over,
+        )
+        async with turn as held:
+            if held:
+                async with self._packs:
+                    await self._work()
+        self._report.left = len(self._queue)
+        self._report.seconds = time.monotonic() - started
+        return self._report
+
+    async def _work(self) -> None:
         number = 0
         await self._pass_over_unchanged()
         while self._queue and not self._crawl.is_over:
@@ -268,15 +312,9 @@ class HostCrawl:
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(loops):
                     tasks.create_task(self._fetch_until_empty())
-            await self._seal_batch()
-            while self._packing:
-                await asyncio.gather(*self._packing)
-                await self._seal_batch()
+            await self._finish_packs()
             self._queue.extend(self._again)
             self._again.clear()
-        self._report.left = len(self._queue)
-        self._report.seconds = time.monotonic() - started
-        return self._report
 
     async def _pass_over_unchanged(self) -> None:
         """Settle the accounts that are still at the revision that is stored, by origin of their host."""
@@ -305,6 +343,10 @@ class HostCrawl:
             if work.car is not None:
                 # Only its keys were looked up again; the file is here already.
                 await self._deliver(work)
+            elif self._given_up is not None:
+                work.attempts += 1
+                work.answer = self._given_up
+                await self._failed(work, FailureReason.RATE_LIMITED)
             elif self._unreachable_in_a_row >= 2 * self._settings.requests_in_flight:
                 # The host is down: the rest of the round need not wait for a time-out each.
                 work.attempts += 1
@@ -318,14 +360,17 @@ class HostCrawl:
     async def _fetch(self, work: _Work) -> None:
         account = work.account
         car = self._crawl.scratch_file()
-        parked = 0.0
         while True:
-            parked += await self._wait_out_park()
+            await self._wait_out_park()
             work.fetched_at = datetime.now(UTC)
             answer = await get_repo(
                 self._crawl.http, self._gate, account.pds, account.did, car, self._settings.bounds
             )
-            if not answer.throttled or parked > self._settings.max_park_seconds:
+            if not answer.throttled:
+                break
+            # The pause concerns the host: it costs the account no attempt, until the host has had enough of them.
+            if self._gate.limited_for() > self._settings.max_park_seconds:
+                self._given_up = answer
                 break
         work.answer = answer
         work.attempts += 1
@@ -352,8 +397,9 @@ class HostCrawl:
         """
         account = work.account
         row = await self._crawl.resolver.resolve(account.did)
-        if row.state is DirectoryState.RESOLVED and row.pds_host != account.pds_host:
-            self._report.moved.append(_account(row))
+        elsewhere = row.state is DirectoryState.RESOLVED and row.pds_host != account.pds_host
+        if elsewhere and account.moves < MAX_MOVES:
+            self._report.moved.append(replace(_account(row), moves=account.moves + 1))
             return
         if row.state is DirectoryState.TOMBSTONED:
             state: Outcome | None = Outcome.DELETED
@@ -390,12 +436,19 @@ class HostCrawl:
         if not self._batch:
             return
         batch, self._batch, self._batch_bytes = self._batch, [], 0
-        task = asyncio.create_task(self._pack(batch))
+        task = self._packs.create_task(self._pack(batch))
         self._packing.add(task)
         task.add_done_callback(self._packing.discard)
         if len(self._packing) > 1:
             # One pack is built while the next is fetched; more would only pile up on disk.
             await asyncio.wait(self._packing, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _finish_packs(self) -> None:
+        """Pack what has gathered and wait for every pack; what one rejects may fill another."""
+        await self._seal_batch()
+        while self._packing:
+            await asyncio.wait(self._packing)
+            await self._seal_batch()
 
     async def _pack(self, batch: list[tuple[_Work, Delivery]]) -> None:
         report = await self._crawl.pack(self._report.pds_host, [delivery for _, delivery in batch])
@@ -454,15 +507,12 @@ class HostCrawl:
             seconds=answer.seconds,
         )
 
-    async def _wait_out_park(self) -> float:
-        """Wait, without a place among the active hosts, until the host may be asked again; seconds waited."""
-        waited = 0.0
+    async def _wait_out_park(self) -> None:
+        """Wait, without a place among the active hosts, until the host may be asked again."""
         async with self._parking:
-            while (seconds := self._gate.parked_for()) > 0:
+            while self._given_up is None and (seconds := self._gate.parked_for()) > 0:
                 logger.warning("%s asked for a pause: waiting %.0f s", self._report.pds_host, seconds)
                 await self._pause(seconds)
-                waited += seconds
-        return waited
 
     async def _pause(self, seconds: float) -> None:
         async with self._crawl.without_host_slot():
@@ -494,4 +544,11 @@ def _did_key(key_type: str | None, key_multibase: str | None) -> str | None:
 
 
 # What another try cannot change within one run.
-_LASTING = frozenset({FailureReason.REFUSED_ADDRESS, FailureReason.TOO_LARGE, FailureReason.UNSUPPORTED_CAR})
+_LASTING = frozenset(
+    {
+        FailureReason.RATE_LIMITED,
+        FailureReason.REFUSED_ADDRESS,
+        FailureReason.TOO_LARGE,
+        FailureReason.UNSUPPORTED_CAR,
+    }
+)

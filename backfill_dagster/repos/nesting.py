@@ -30,15 +30,7 @@ def nests_deeper(block: bytes, levels: int) -> bool:
     while owed:
         if owed > size - position:
             raise ValueError("more items are claimed than there are bytes")
-        head = block[position]
-        position += 1
-        major, argument = head >> 5, head & 0x1F
-        if argument > 23:
-            if argument > 27:
-                raise ValueError("a length is left open")
-            end = position + (1 << argument - 24)
-            argument = int.from_bytes(block[position:end])
-            position = end
+        major, argument, position = _head_at(block, position)
         if major == _TAG:
             # It belongs to the item that follows.
             continue
@@ -48,9 +40,8 @@ def nests_deeper(block: bytes, levels: int) -> bool:
             if len(waiting) > levels:
                 return True
             items = argument * 2 if major == _MAP else argument
-            if items:
-                owed += items
-                waiting.append(items)
+            owed += items
+            waiting.append(items)
         elif major in (_BYTES, _TEXT):
             position += argument
         while waiting and not waiting[-1]:
@@ -58,3 +49,15 @@ def nests_deeper(block: bytes, levels: int) -> bool:
     if position != size:
         raise ValueError("the block does not end with its item")
     return False
+
+
+def _head_at(block: bytes, position: int) -> tuple[int, int, int]:
+    """Read the head of the item at `position`: its major type, its argument, and where its content begins."""
+    major, argument = block[position] >> 5, block[position] & 0x1F
+    position += 1
+    if argument < 24:
+        return major, argument, position
+    if argument > 27:
+        raise ValueError("a length is left open")
+    end = position + (1 << argument - 24)
+    return major, int.from_bytes(block[position:end]), end

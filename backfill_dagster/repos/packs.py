@@ -63,6 +63,7 @@ PACK_SCHEMA = pl.Schema(
         "signed_by": pl.String(),
         "signing_key": pl.String(),
         "records": pl.Int64(),
+        "purged": pl.Int64(),
         "blocks_files": pl.List(
             pl.Struct({"name": pl.String(), "rows": pl.Int64(), "bytes": pl.Int64(), "sha256": pl.String()})
         ),
@@ -100,7 +101,11 @@ _PACK_NAME = re.compile(r"(?P<pack>[0-9a-f]{20})\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """How the latest attempt on one account ended; one row of a pack. `seconds` are of the download."""
+    """How the latest attempt on one account ended; one row of a pack.
+
+    `seconds` are of the download. Of the `records` of its tree, `purged` are not stored, because the study has
+    purged them.
+    """
 
     did: str
     pds: str
@@ -119,6 +124,7 @@ class Attempt:
     signed_by: str | None = None
     signing_key: str | None = None
     records: int = 0
+    purged: int = 0
 
 
 @dataclass(slots=True)
@@ -170,11 +176,13 @@ class PackWriter:
         self._write_blocks()
         self._attempts.sort(key=lambda attempt: attempt.did)
         pack = _pack_name(self._attempts)
-        stored = [
-            self._storage.publish(path, f"{self._folder}/{blocks_file_name(pack, number)}", rows=rows)
-            for number, (path, rows) in enumerate(self._files)
-        ]
-        self._storage.write(f"{self._folder}/{pack}.parquet", _pack_frame(self._attempts, stored))
+        # A worker can outlive its killed parent by a moment, in which the next run may sweep already.
+        with self._storage.shared(self._folder):
+            stored = [
+                self._storage.publish(path, f"{self._folder}/{blocks_file_name(pack, number)}", rows=rows)
+                for number, (path, rows) in enumerate(self._files)
+            ]
+            self._storage.write(f"{self._folder}/{pack}.parquet", _pack_frame(self._attempts, stored))
         return pack
 
     def _write_blocks(self) -> None:
@@ -183,10 +191,9 @@ class PackWriter:
         table = _sorted_table(self._pending)
         self._pending = _Pending()
         path = self._scratch / f"blocks-{len(self._files)}.parquet"
-        writer = RowGroupWriter(path, BLOCKS_SCHEMA, dictionary=("did", "collection"))
-        for start, length in _row_groups(table["block"], ROW_GROUP_BYTES):
-            writer.write(table.slice(start, length))
-        writer.close()
+        with RowGroupWriter(path, BLOCKS_SCHEMA, dictionary=("did", "collection")) as writer:
+            for start, length in _row_groups(table["block"], ROW_GROUP_BYTES):
+                writer.write(table.slice(start, length))
         self._files.append((path, table.num_rows))
 
 
@@ -226,14 +233,18 @@ def read_ledger(storage: StudyStorage, pds_hosts: Iterable[str] | None = None) -
 
 
 def sweep_uncommitted_blocks(storage: StudyStorage, pds_host: str) -> int:
-    """Delete blocks files that no pack names; return how many. Only while no other run writes this host."""
-    packs = {pack for _, pack, _ in pack_keys(storage, [pds_host])}
-    removed = 0
-    for key in storage.keys(f"repos/{partition_folder(pds_host)}", "*.blocks-*.parquet"):
-        if key.rpartition("/")[2].partition(".")[0] not in packs:
+    """Delete blocks files that no pack names and no process is about to name; return how many."""
+    folder = f"repos/{partition_folder(pds_host)}"
+    with storage.alone(folder):
+        packs = {pack for _, pack, _ in pack_keys(storage, [pds_host])}
+        left_over = [
+            key
+            for key in storage.keys(folder, "*.blocks-*.parquet")
+            if key.rpartition("/")[2].partition(".")[0] not in packs
+        ]
+        for key in left_over:
             storage.remove(key)
-            removed += 1
-    return removed
+    return len(left_over)
 
 
 def _sorted_table(pending: _Pending) -> pa.Table:

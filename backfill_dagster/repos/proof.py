@@ -6,6 +6,8 @@ import mmap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from backfill_dagster.errors import StorageError
+from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.repos.cid import cid_text
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Records handed to the pack at once: bounds what is copied out of the mapped file.
+# What is handed to the pack at once, in records and in bytes: bounds what is copied out of the mapped file, in
+# which any number of records can share one large block.
 _SLICE_RECORDS = 4096
+_SLICE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,11 @@ def prove_and_pack(
 ) -> PackReport:
     """Verify each delivery's file, write a pack of all that hold and all without a file, and report the rest.
 
-    A file is deleted once its records are in the pack; that of a rejected delivery is kept for the caller.
+    A file is deleted once its records are in the pack; that of a rejected delivery is kept for the caller. What
+    the study has purged does not come in again.
     """
     storage = StudyStorage(root)
+    tombstones = Tombstones.load(storage)
     written: list[Attempt] = []
     rejected: dict[str, tuple[RepoFault, str]] = {}
     with storage.scratch() as scratch:
@@ -67,10 +73,19 @@ def prove_and_pack(
             attempt = delivery.attempt
             if delivery.car is not None:
                 try:
-                    attempt = _prove(delivery, delivery.car, writer, settings)
+                    attempt = _prove(delivery, delivery.car, writer, settings, tombstones)
                 except RepoRejectedError as error:
                     rejected[attempt.did] = (error.fault, error.detail)
                     continue
+                except OSError as error:
+                    raise StorageError(
+                        f"{delivery.car} cannot be read: {error}; run the same again"
+                    ) from error
+            attempt = replace(
+                attempt,
+                detail=tombstones.mask(attempt.detail),
+                server_error=tombstones.mask(attempt.server_error),
+            )
             writer.add_attempt(attempt)
             written.append(attempt)
         pack = writer.commit()
@@ -80,7 +95,9 @@ def prove_and_pack(
     return PackReport(pack, tuple(replace(attempt, commit_block=None) for attempt in written), rejected)
 
 
-def _prove(delivery: Delivery, car: Path, writer: PackWriter, settings: ProofSettings) -> Attempt:
+def _prove(
+    delivery: Delivery, car: Path, writer: PackWriter, settings: ProofSettings, tombstones: Tombstones
+) -> Attempt:
     if car.stat().st_size == 0:
         raise RepoRejectedError(RepoFault.EMPTY_BODY, "the server sent no byte")
     with car.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -92,7 +109,10 @@ def _prove(delivery: Delivery, car: Path, writer: PackWriter, settings: ProofSet
             check_signature=settings.check_signature,
             limits=settings.limits,
         )
-        writer.add_records(repo.did, _slices(repo, content))
+        purged = frozenset(
+            tombstones.withheld_rows([repo.did] * len(repo.rkeys), repo.collections, repo.rkeys)
+        )
+        writer.add_records(repo.did, _slices(repo, content, purged, tombstones))
     return replace(
         delivery.attempt,
         repo_rev=repo.rev,
@@ -101,13 +121,27 @@ def _prove(delivery: Delivery, car: Path, writer: PackWriter, settings: ProofSet
         signed_by=repo.signed_by,
         signing_key=repo.signing_key,
         records=len(repo.rkeys),
+        purged=len(purged),
     )
 
 
 def _slices(
-    repo: VerifiedRepo, content: mmap.mmap
+    repo: VerifiedRepo, content: mmap.mmap, purged: frozenset[int], tombstones: Tombstones
 ) -> Iterator[tuple[list[str], list[str], list[bytes], list[bytes]]]:
-    for start in range(0, len(repo.rkeys), _SLICE_RECORDS):
-        stop = start + _SLICE_RECORDS
-        blocks = [content[begin:end] for begin, end in repo.spans[start:stop]]
-        yield repo.collections[start:stop], repo.rkeys[start:stop], repo.cids[start:stop], blocks
+    kept = [position for position in range(len(repo.rkeys)) if position not in purged]
+    start = 0
+    while start < len(kept):
+        stop, size = start, 0
+        while stop < len(kept) and stop - start < _SLICE_RECORDS and size < _SLICE_BYTES:
+            begin, end = repo.spans[kept[stop]]
+            size += end - begin
+            stop += 1
+        rows = kept[start:stop]
+        blocks = [content[slice(*repo.spans[row])] for row in rows]
+        yield (
+            [repo.collections[row] for row in rows],
+            [repo.rkeys[row] for row in rows],
+            [repo.cids[row] for row in rows],
+            tombstones.mask_blocks(blocks),
+        )
+        start = stop

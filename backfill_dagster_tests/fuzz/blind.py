@@ -39,7 +39,9 @@ def _flip_bits(chance: Random, car: bytes, seed: Seed) -> bytes:
 
 def _set_byte(chance: Random, car: bytes, seed: Seed) -> bytes:
     place = _place(chance, car)
-    return car[:place] + bytes([chance.choice([0, 0x7F, 0x80, 0xFF, chance.randrange(256)])]) + car[place + 1 :]
+    return (
+        car[:place] + bytes([chance.choice([0, 0x7F, 0x80, 0xFF, chance.randrange(256)])]) + car[place + 1 :]
+    )
 
 
 def _insert(chance: Random, car: bytes, seed: Seed) -> bytes:
@@ -144,7 +146,11 @@ def _other_length(chance: Random, car: bytes, seed: Seed) -> bytes:
     place = chance.randrange(len(sections))
     body = _cid_and_block(sections[place])
     length = varint(len(body))
-    lengths = [varint(max(0, len(body) + chance.choice([-40, -36, -2, -1, 1, 2, 300]))), varint(0), varint(35)]
+    lengths = [
+        varint(max(0, len(body) + chance.choice([-40, -36, -2, -1, 1, 2, 300]))),
+        varint(0),
+        varint(35),
+    ]
     lengths += [varint(2**31), varint(2**63 - 1), varint(2**63), b"\xff" * 12]
     lengths += [length[:-1] + bytes([length[-1] | 0x80, 0]), b""]
     sections[place] = chance.choice(lengths) + body
@@ -172,3 +178,4 @@ _BY_SECTION: list[Callable[[Random, bytes, Seed], bytes]] = [
     _other_length,
 ]
 _MUTATIONS = [(mutation.__name__.strip("_"), mutation) for mutation in (*_ANYWHERE, *_BY_SECTION)]
+BLIND_KINDS = [kind for kind, _ in _MUTATIONS]

@@ -16,13 +16,14 @@ from backfill_dagster_tests.fuzz.loose_cbor import (
     ODD_CIDS,
     Raw,
     bent_map,
+    claim_bomb,
     encode,
     lawless_item,
     random_value,
 )
 from backfill_dagster_tests.repos.forge import (
-    P256_ORDER,
     K256_ORDER,
+    P256_ORDER,
     Link,
     P256Signer,
     car_header,
@@ -40,7 +41,15 @@ Mutation: TypeAlias = "Callable[[Random, Draft], None]"
 
 COLLECTIONS = ["app.bsky.feed.post", "app.bsky.feed.like", "app.bsky.feed.repost", "app.bsky.graph.follow"]
 COLLECTIONS += ["app.bsky.graph.block", "app.bsky.actor.profile", "com.example.thing"]
-DATES = ["", "2024-10-05", "0001-01-01T00:00:00Z", "9999-12-31T23:59:60Z", "2024-10-05T24:00:00Z", "1e9", "\0"]
+DATES = [
+    "",
+    "2024-10-05",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:60Z",
+    "2024-10-05T24:00:00Z",
+    "1e9",
+    "\0",
+]
 DATES += ["2024-10-05T12:00:00-00:00", "2024-02-30T00:00:00Z", "2024-10-05T12:00:00." + "9" * 400 + "+23:59"]
 DATES += ["-2024-10-05T12:00:00Z", "２０２４-10-05T12:00:00Z", "2024-10-05T12:00:00.000Z" * 50]  # noqa: RUF001
 
@@ -84,11 +93,31 @@ def _new_path(chance: Random, draft: Draft) -> None:
     """Give records new keys: lawful paths, odd ones, and such as are no paths at all."""
     for _ in range(chance.choice([1, 1, 4, 40])):
         collection, number = chance.choice(COLLECTIONS).encode(), b"%08x" % chance.getrandbits(32)
-        odd = [b"/", b"", b".", b"..", b"self", b"a" * 512, b"a" * 513, b"a/b", b"a b", b"\0", "é".encode(), b"\xff"]
-        odd += [b"x" * (1024 - len(collection) - 1), b"x" * (1024 - len(collection)), b"~" + number, b":" + number]
+        odd = [
+            b"/",
+            b"",
+            b".",
+            b"..",
+            b"self",
+            b"a" * 512,
+            b"a" * 513,
+            b"a/b",
+            b"a b",
+            b"\0",
+            "é".encode(),
+            b"\xff",
+        ]
+        odd += [
+            b"x" * (1024 - len(collection) - 1),
+            b"x" * (1024 - len(collection)),
+            b"~" + number,
+            b":" + number,
+        ]
         key = collection + b"/" + (number if chance.random() < 0.5 else chance.choice(odd))
         if chance.random() < 0.1:
-            key = chance.choice([b"", b"/", b"noslash", b"no nsid/a", b"a" * 1024, b"a" * 1025, b"\xfe/a", b"a.b.c/"])
+            key = chance.choice(
+                [b"", b"/", b"noslash", b"no nsid/a", b"a" * 1024, b"a" * 1025, b"\xfe/a", b"a.b.c/"]
+            )
         draft.records[key] = draft.records.get(_some_key(chance, draft), b"\xa0")
 
 
@@ -120,7 +149,13 @@ def _lose_record(chance: Random, draft: Draft) -> None:
 def _other_record(chance: Random, draft: Draft) -> None:
     """Put any bytes in a record's place: CBOR of any type, or none."""
     blocks = [encode(random_value(chance)), encode(random_value(chance, 6)), lawless_item(chance).encoded]
-    blocks += [b"", chance.randbytes(chance.choice([1, 30, 300])), encode({"e": [], "l": None}), b"\xa1\x61a" * 600 + b"\x01"]
+    blocks += [
+        b"",
+        chance.randbytes(chance.choice([1, 30, 300])),
+        encode({"e": [], "l": None}),
+        b"\xa1\x61a" * 600 + b"\x01",
+    ]
+    blocks.append(claim_bomb(chance))
     draft.records[_some_key(chance, draft)] = chance.choice(blocks)
 
 
@@ -134,12 +169,13 @@ def _flip_record_bits(chance: Random, draft: Draft) -> None:
 
 
 def _decoded(chance: Random, draft: Draft) -> tuple[bytes, dict[str, Any]]:
+    """Choose a record to change; one that another mutation made into something else begins anew."""
     key = _some_key(chance, draft)
+    block = draft.records.get(key, b"\xa0")
     try:
-        record = decode_dag_cbor(draft.records.get(key, b"\xa0"), cid_ctor=Link)
+        record = decode_dag_cbor(block, cid_ctor=Link) if len(block) < _MAX_HONEST_BYTES else {}
         encode(record)
     except (ValueError, RecursionError):
-        # Another mutation was here before.
         record = {}
     return key, record if isinstance(record, dict) else {}
 
@@ -170,13 +206,18 @@ def _odd_field(chance: Random, draft: Draft) -> None:
     """Put odd values of the right type into fields that the tables read."""
     key, record = _decoded(chance, draft)
     long = chance.choice(["a", "é", "a.", "a:", "🦋", "1", " "]) * chance.choice([300, 9_000, 100_000])
-    text = chance.choice([*DATES, *DATES, long, "at://" + long, "did:plc:" + long, "at://handle.example/a.b.c/d"])
+    text = chance.choice(
+        [*DATES, *DATES, long, "at://" + long, "did:plc:" + long, "at://handle.example/a.b.c/d"]
+    )
     many = chance.choice([1, 2, 300]) if len(text) < 1_000 else 2
     blob = {"$type": "blob", "ref": Link(chance.choice(ODD_CIDS)), "mimeType": text, "size": 2**64 - 1}
     image = {"image": chance.choice([blob, {"cid": text, "mimeType": text}, {}]), "alt": text}
     images = {"$type": "app.bsky.embed.images", "images": [image] * many}
     reference = {"uri": text, "cid": chance.choice([text, cid_of(b""), None])}
-    feature = {"$type": f"app.bsky.richtext.facet#{chance.choice(['link', 'mention', 'tag', 'x'])}", "uri": text}
+    feature = {
+        "$type": f"app.bsky.richtext.facet#{chance.choice(['link', 'mention', 'tag', 'x'])}",
+        "uri": text,
+    }
     facet = {"features": [feature | {"did": text, "tag": text}] * many, "index": {}}
     fields: dict[str, Any] = {
         "createdAt": text,
@@ -246,7 +287,9 @@ def _some_link(chance: Random, draft: Draft) -> object:
 def _exchange_entries(chance: Random, draft: Draft) -> None:
     """Let two entries change places: as they are, or all but their keys, or their keys only."""
     a, b = _some_entry(chance, draft), _some_entry(chance, draft)
-    names = chance.choice([("prefix", "rest", "value", "tree"), ("value",), ("tree",), ("rest",), ("prefix", "rest")])
+    names = chance.choice(
+        [("prefix", "rest", "value", "tree"), ("value",), ("tree",), ("rest",), ("prefix", "rest")]
+    )
     for name in names:
         # A node within itself would never end.
         if name == "tree" and (_holds(a.tree, b) or _holds(b.tree, a)):
@@ -263,8 +306,21 @@ def _holds(top: object, entry: Entry) -> bool:
 def _change_prefix(chance: Random, draft: Draft) -> None:
     entry = _some_entry(chance, draft)
     shared = entry.prefix if isinstance(entry.prefix, int) else 0
-    others: list[Any] = [shared + 1, shared - 1, 0, -1, 255, 2**63, 2**64 - 1, float(shared), True, str(shared)]
-    entry.prefix = chance.choice([*others, Raw(b"\x18" + bytes([shared % 256])), Raw(b"\x19\0" + bytes([shared % 256]))])
+    others: list[Any] = [
+        shared + 1,
+        shared - 1,
+        0,
+        -1,
+        255,
+        2**63,
+        2**64 - 1,
+        float(shared),
+        True,
+        str(shared),
+    ]
+    entry.prefix = chance.choice(
+        [*others, Raw(b"\x18" + bytes([shared % 256])), Raw(b"\x19\0" + bytes([shared % 256]))]
+    )
 
 
 def _lengthen_rest(chance: Random, draft: Draft) -> None:
@@ -286,16 +342,39 @@ def _change_rest(chance: Random, draft: Draft) -> None:
     entry = _some_entry(chance, draft)
     rest = entry.rest if isinstance(entry.rest, bytes) else b""
     place = chance.randrange(len(rest) + 1)
-    others: list[Any] = [b"", rest[:-1], rest + b"a", rest + b"\0", rest[:place] + b"\xff" + rest[place + 1 :]]
-    others += [rest[:place] + b"/" + rest[place:], rest + b"x" * 1100, rest.decode("latin-1"), Link(rest), None]
+    others: list[Any] = [
+        b"",
+        rest[:-1],
+        rest + b"a",
+        rest + b"\0",
+        rest[:place] + b"\xff" + rest[place + 1 :],
+    ]
+    others += [
+        rest[:place] + b"/" + rest[place:],
+        rest + b"x" * 1100,
+        rest.decode("latin-1"),
+        Link(rest),
+        None,
+    ]
     entry.rest = chance.choice(others)
 
 
 def _change_value(chance: Random, draft: Draft) -> None:
     entry = _some_entry(chance, draft)
     value = entry.value if isinstance(entry.value, Link) else cid_of(b"")
-    others: list[Any] = [*draft.record_links[:4], cid_of(b"nowhere"), None, bytes(value), random_value(chance)]
-    others += [Link(b"\x01\x55" + value[2:]), Link(chance.choice(ODD_CIDS)), Link(value + b"\0"), Link(value[:-1])]
+    others: list[Any] = [
+        *draft.record_links[:4],
+        cid_of(b"nowhere"),
+        None,
+        bytes(value),
+        random_value(chance),
+    ]
+    others += [
+        Link(b"\x01\x55" + value[2:]),
+        Link(chance.choice(ODD_CIDS)),
+        Link(value + b"\0"),
+        Link(value[:-1]),
+    ]
     entry.value = chance.choice(others)
 
 
@@ -370,7 +449,7 @@ def _merge_into_one(chance: Random, draft: Draft) -> None:
 
 def _widen(chance: Random, draft: Draft) -> None:
     """Give the bottom of the tree a node of hundreds or thousands of keys."""
-    keys = _LOW_KEYS[: chance.choice([60, 300, 300, 600, 600, 4_097])]
+    keys = _LOW_KEYS[: chance.choice([60, 60, 300, 300, 600]) if chance.random() < 0.9 else 4_097]
     leaves = dict(zip(draft.records, draft.record_links, strict=True))
     block = chance.choice(sorted(draft.records.values()) or [b"\xa0"])
     draft.records |= dict.fromkeys(keys, block)
@@ -410,9 +489,15 @@ def _change_commit(chance: Random, draft: Draft) -> None:
         {"did": draft.did.upper()},
         {"did": draft.did + "\0"},
         *({"version": version} for version in (1, 2, 4, -3, 2**64 - 1)),
-        *({"rev": rev} for rev in ("", "zzzzzzzzzzzzz", "3l4qxwyzabc2", "3l4qxwyzabc2kk", "3L4QXWYZABC2K", "2" * 13)),
+        *(
+            {"rev": rev}
+            for rev in ("", "zzzzzzzzzzzzz", "3l4qxwyzabc2", "3l4qxwyzabc2kk", "3L4QXWYZABC2K", "2" * 13)
+        ),
         *({"prev": prev} for prev in (data, Link(chance.choice(ODD_CIDS)), cid_of(b"", 0x55))),
-        *({"data": link} for link in (*draft.record_links[:1], cid_of(b"nowhere"), Link(chance.choice(ODD_CIDS)))),
+        *(
+            {"data": link}
+            for link in (*draft.record_links[:1], cid_of(b"nowhere"), Link(chance.choice(ODD_CIDS)))
+        ),
         {"data": Link(b"\x01\x55" + bytes(data)[2:])} if isinstance(data, Link) else {"data": None},
         {"unknown": random_value(chance)},
         {"unknown": "x" * chance.choice([7_000, 8_500])},
@@ -430,7 +515,15 @@ def _change_signature(chance: Random, draft: Draft) -> None:
     r, s = signature[:32], int.from_bytes(signature[32:])
     flipped = bytearray(signature)
     flipped[chance.randrange(64)] ^= 1 << chance.randrange(8)
-    others: list[Any] = [bytes(flipped), b"", signature[:-1], signature + b"\0", bytes(64), b"\xff" * 64, b"\0" + signature]
+    others: list[Any] = [
+        bytes(flipped),
+        b"",
+        signature[:-1],
+        signature + b"\0",
+        bytes(64),
+        b"\xff" * 64,
+        b"\0" + signature,
+    ]
     others += [r + (order - s).to_bytes(32), r + bytes(32), bytes(32) + signature[32:], signature[32:] + r]
     others += [draft.signer.sign(message + b"\0"), draft.signer.sign(b""), None, signature.decode("latin-1")]
     others += [signer.sign(message) for signer in SIGNERS if signer is not draft.signer]
@@ -449,8 +542,19 @@ def _bend_header(chance: Random, draft: Draft) -> None:
 def _change_roots(chance: Random, draft: Draft) -> None:
     root = draft.root
     data = draft.commit.get("data")
-    others: list[list[Any]] = [[], [root, root], [root, cid_of(b"")], [cid_of(b"nowhere")], [root[:-1]], [root + b"\0"]]
-    others += [[Link(b"\x01\x55" + root[2:])], [data] if isinstance(data, Link) else [], draft.record_links[:1]]
+    others: list[list[Any]] = [
+        [],
+        [root, root],
+        [root, cid_of(b"")],
+        [cid_of(b"nowhere")],
+        [root[:-1]],
+        [root + b"\0"],
+    ]
+    others += [
+        [Link(b"\x01\x55" + root[2:])],
+        [data] if isinstance(data, Link) else [],
+        draft.record_links[:1],
+    ]
     draft.header = car_header(chance.choice(others), version=chance.choice([1, 1, 1, 1, 2, 0]))
 
 
@@ -462,9 +566,20 @@ def _change_sections(chance: Random, draft: Draft) -> None:
     body = section[1 if section[0] < 0x80 else 2 if section[1] < 0x80 else 3 :]
     cid, block = body[:36], body[36:]
     harmless = [frame(cid_of(b"\xa0"), b"\xa0"), frame(b"\x12\x20" + bytes(32), b"version 0"), section]
-    harmless += [frame(cid_of(b"other"), b"not that"), frame(b"\x01\x71\x13\x40" + bytes(64), b""), frame(cid, b"\xa0")]
+    harmless += [
+        frame(cid_of(b"other"), b"not that"),
+        frame(b"\x01\x71\x13\x40" + bytes(64), b""),
+        frame(cid, b"\xa0"),
+    ]
     harmless += [frame(cid, block + b"\0"), frame(b"\x01\x71\x00\x04", b"")]
-    harmful = [b"\0", b"\x01\x01", b"\x23" + cid, frame(cid[:20], b""), frame(b"\x02" + cid[1:], block), b"\x80"]
+    harmful = [
+        b"\0",
+        b"\x01\x01",
+        b"\x23" + cid,
+        frame(cid[:20], b""),
+        frame(b"\x02" + cid[1:], block),
+        b"\x80",
+    ]
     harmful += [varint(len(body) + 1) + body, b"\xff" * 9 + b"\x01", frame(b"\x01\x71\x12\x7f", block[:50])]
     match chance.randrange(6):
         case 0:
@@ -478,10 +593,13 @@ def _change_sections(chance: Random, draft: Draft) -> None:
         case 4:
             sections[place] = frame(cid, chance.choice([b"", block[:-1], block + b"\0", block[::-1]]))
         case _:
-            sections[place] = chance.choice([frame(Link(b"\x01\x55") + cid[2:], block), varint(len(body))[:-1] + body])
+            sections[place] = chance.choice(
+                [frame(Link(b"\x01\x55") + cid[2:], block), varint(len(body))[:-1] + body]
+            )
     draft.sections = sections
 
 
+_MAX_HONEST_BYTES = 10_000
 _LOW_KEYS = keys_at_layer(0, 4_097)
 _HIGH_KEYS = [key for layer in (3, 4, 5) for key in keys_at_layer(layer, 3, "com.example.high")]
 _BY_STAGE: dict[Stage, list[Mutation]] = {
@@ -527,3 +645,4 @@ _MUTATIONS = [
     for stage, mutations in _BY_STAGE.items()
     for mutation in mutations
 ]
+CRAFTED_KINDS = sorted({kind for _, kind, _ in _MUTATIONS})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cryptography.hazmat.primitives import hashes
@@ -98,7 +99,9 @@ class Draft:
         if self._tree is None:
             leaves = {key: self._cid(key, block) for key, block in self.records.items()}
             self._tree = tree_of(leaves)
-            self._blocks |= {leaves[key]: block for key, block in self.records.items() if key not in self.lost}
+            self._blocks |= {
+                leaves[key]: block for key, block in self.records.items() if key not in self.lost
+            }
         return self._tree
 
     @tree.setter
@@ -167,9 +170,13 @@ class Draft:
         return (car_header([self.root]) if self.header is None else self.header) + b"".join(sections)
 
 
+# The same keys come back in most mutations.
+_layer_of = lru_cache(maxsize=20_000)(layer_of)
+
+
 def tree_of(leaves: dict[bytes, Link]) -> Node:
     """Return the one tree that holds these leaves."""
-    layers = {key: layer_of(key) for key in leaves}
+    layers = {key: _layer_of(key) for key in leaves}
 
     def build(keys: Sequence[bytes], layer: int) -> Node | None:
         if not keys:

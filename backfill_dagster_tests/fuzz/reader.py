@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,9 @@ class Tree:
             found.append((key, value.cid_bytes))
             self._descend(entry.get("t"), visited, depth, found)
 
-    def _descend(self, link: object, visited: set[bytes], depth: int, found: list[tuple[bytes, bytes]]) -> None:
+    def _descend(
+        self, link: object, visited: set[bytes], depth: int, found: list[tuple[bytes, bytes]]
+    ) -> None:
         if link is not None:
             _require(isinstance(link, CID), "a subtree is no link")
             assert isinstance(link, CID)
@@ -173,7 +176,9 @@ def root_of(leaves: dict[bytes, bytes]) -> bytes:
         before = b""
         for place, end in zip(here, ends, strict=False):
             key = keys[place]
-            shared = next((n for n, (a, b) in enumerate(zip(before, key, strict=False)) if a != b), len(before))
+            shared = next(
+                (n for n, (a, b) in enumerate(zip(before, key, strict=False)) if a != b), len(before)
+            )
             tree = subtree(keys[place + 1 : end], layer - 1)
             entries.append({"p": shared, "k": key[shared:], "v": CID(leaves[key]), "t": tree})
             before = key
@@ -183,6 +188,7 @@ def root_of(leaves: dict[bytes, bytes]) -> bytes:
     return bytes(root)
 
 
+@lru_cache(maxsize=20_000)
 def layer_of(key: bytes) -> int:
     """Return the number of zero bits at the start of the key's SHA-256, in pairs."""
     bits = "".join(f"{byte:08b}" for byte in hashlib.sha256(key).digest())

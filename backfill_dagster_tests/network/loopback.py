@@ -88,6 +88,8 @@ def loopback_client(
     connect_timeout: float = 2,
     read_timeout: float = 2,
     contact: str | None = None,
+    min_bytes_per_second: float = 0,
+    pace_grace: float = 30,
     tls: ssl.SSLContext | None = None,
     lookup: Lookup | None = None,
 ) -> HttpClient:
@@ -97,6 +99,8 @@ def loopback_client(
         contact=contact,
         connect_timeout=connect_timeout,
         read_timeout=read_timeout,
+        min_bytes_per_second=min_bytes_per_second,
+        pace_grace=pace_grace,
         ssl_context=tls,
         lookup=lookup,
     )

@@ -396,6 +396,40 @@ def test_a_slow_drip_is_timed_out_as_a_whole(ask: Ask) -> None:
     assert fault_of(serve(handler), ask(total_timeout=0.4)) is RequestFault.TIMED_OUT
 
 
+async def drip(request: web.Request) -> web.StreamResponse:
+    """Answer with 60 bytes in 0.6 s."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for _ in range(30):
+        await response.write(b"xx")
+        await asyncio.sleep(0.02)
+    return response
+
+
+def test_a_download_that_drips_is_given_up(tmp_path: Path) -> None:
+    client = loopback_client(min_bytes_per_second=1000, pace_grace=0.2)
+    with pytest.raises(RequestFailedError, match="fewer than 1000 a second") as caught:
+        exchange(serve(drip), downloading(tmp_path / "body"), client)
+
+    assert caught.value.kind is RequestFault.TIMED_OUT
+    assert not (tmp_path / "body").exists()
+
+
+@pytest.mark.parametrize(("pace", "grace"), [(10, 0.2), (0, 0.2), (1000, 30)])
+def test_a_download_that_is_fast_enough_goes_on(tmp_path: Path, pace: float, grace: float) -> None:
+    client = loopback_client(min_bytes_per_second=pace, pace_grace=grace)
+    assert exchange(serve(drip), downloading(tmp_path / "body"), client).bytes_written == 60
+
+
+def test_a_download_may_be_slow_to_begin_with(tmp_path: Path) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        return web.Response(body=b"x" * 100)
+
+    client = loopback_client(min_bytes_per_second=1000, pace_grace=0.2)
+    assert exchange(serve(handler), downloading(tmp_path / "body"), client).bytes_written == 100
+
+
 def test_a_name_that_takes_forever_is_timed_out(ask: Ask) -> None:
     async def lookup(host: str, port: int) -> list[str]:
         await asyncio.sleep(5)

@@ -148,8 +148,8 @@ def _wrap_open(points: Failpoints) -> None:
         _wrap_handle(points, handle)
         return handle
 
-    io.open = opened  # type: ignore[assignment]
-    builtins.open = opened  # type: ignore[assignment]
+    io.open = opened
+    builtins.open = opened
 
 
 def _wrap_handle(points: Failpoints, handle: Any) -> None:

@@ -1,0 +1,28 @@
+"""What a purge came to, in numbers: whom it was about stands in no report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeReport:
+    """What one purge did.
+
+    `accounts` and `records` are what was asked for. `removed` counts rows by the kind of file that they stood in:
+    `blocks` and `attempts` (of packs), `records`, `rejects`, `tables`, `undated`, `accounts`, `directory`,
+    `source_dids`. `masked` counts stored records of others in which a purged account was named. `hosts` are
+    those whose packs were written anew. `named_in_config` counts the accounts that the study's own YAML lists.
+    """
+
+    accounts: int = 0
+    records: int = 0
+    removed: dict[str, int] = field(default_factory=dict)
+    masked: int = 0
+    hosts: tuple[str, ...] = ()
+    named_in_config: int = 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything that was stored had to be changed."""
+        return bool(self.masked or self.hosts or any(self.removed.values()))

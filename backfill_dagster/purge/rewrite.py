@@ -1,0 +1,239 @@
+"""Takes what has a tombstone out of a study's files.
+
+Packs are written anew without it, under a new name. First the new blocks files and the new pack are published, then
+the old pack goes, then its blocks files. Whatever step is the last one done, every account's records are still
+in a pack: for an account that for a moment stands in two, a snapshot is chosen from one of them. What was
+converted from the old pack goes with it, and is converted again from the new one.
+
+Each step asks the tombstones and the files only, so that a purge that was interrupted is finished by doing all
+of it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from backfill_dagster.purge.tombstones import PURGED, Tombstones
+from backfill_dagster.repos.packs import (
+    BLOCKS_SCHEMA,
+    PACK_SCHEMA,
+    blocks_file_name,
+    pack_keys,
+    stored_hosts,
+    sweep_uncommitted_blocks,
+)
+from backfill_dagster.storage import RowGroupWriter, StoredFile, StudyStorage, partition_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+_PACK_NAME_LENGTH = 20
+
+
+@dataclass(frozen=True, slots=True)
+class PackPurge:
+    """What was taken out of one pack: rows of accounts, their records and single records; and records masked."""
+
+    pds_host: str
+    attempts: int
+    blocks: int
+    masked: int
+
+
+def purge_pack(root: Path, pds_host: str, key: str) -> PackPurge | None:
+    """Write one pack anew without what has a tombstone; None if it holds nothing of the kind."""
+    storage = StudyStorage(root)
+    tombstones = Tombstones.load(storage)
+    rows = storage.scan([key], PACK_SCHEMA).collect()
+    purged = tombstones.held_among(rows["did"])
+    stays = rows.filter(~pl.col("did").is_in(purged))
+    masked_rows = tombstones.mask_texts(stays)
+    folder = f"repos/{partition_folder(pds_host)}"
+    old_blocks = [f"{folder}/{file['name']}" for file in rows["blocks_files"].to_list()[0] or []]
+    rows_change = bool(purged) or not masked_rows.equals(stays)
+    if not rows_change and not any(
+        _may_hold_purged(storage.path(blocks), tombstones) for blocks in old_blocks
+    ):
+        return None
+    with storage.scratch() as scratch:
+        files = []
+        for number, blocks in enumerate(old_blocks):
+            target = scratch / f"blocks-{number}.parquet"
+            files.append(_rewrite_blocks(storage.path(blocks), target, frozenset(purged), tombstones))
+        if not rows_change and not any(file.removed or file.masked for file in files):
+            # Names are made from content: this would be the very pack that is about to be removed.
+            return None
+        _publish(storage, folder, _less(masked_rows, files), [file for file in files if file.rows])
+    storage.remove(key)
+    for blocks in old_blocks:
+        storage.remove(blocks)
+    return PackPurge(
+        pds_host,
+        attempts=len(purged),
+        blocks=sum(file.removed for file in files),
+        masked=sum(file.masked for file in files),
+    )
+
+
+def remove_leftovers(storage: StudyStorage) -> None:
+    """Delete blocks files and converted records that belong to no pack."""
+    for host in stored_hosts(storage):
+        sweep_uncommitted_blocks(storage, host)
+    packs = {(partition_folder(host), pack) for host, pack, _ in pack_keys(storage)}
+    for key in storage.keys("records"):
+        _, folder, _, name = key.split("/")
+        if (folder, name[:_PACK_NAME_LENGTH]) not in packs:
+            storage.remove(key)
+    for prefix in ("repos", "records"):
+        storage.remove_empty_folders(prefix)
+
+
+def purge_rows(storage: StudyStorage, key: str, tombstones: Tombstones) -> int:
+    """Remove the rows of purged accounts from one file with a column `did`, and mask the others; rows removed."""
+    if not storage.exists(key):
+        return 0
+    rows = storage.read(key)
+    stays = rows.filter(~pl.col("did").is_in(tombstones.held_among(rows["did"])))
+    masked = tombstones.mask_texts(stays)
+    if not masked.equals(rows):
+        storage.write(key, masked)
+    return rows.height - stays.height
+
+
+def purge_source(storage: StudyStorage, dids_key: str, rejects_key: str, tombstones: Tombstones) -> int:
+    """Remove purged DIDs from the list of the source; each is counted there as a reject from then on."""
+    if not storage.exists(rejects_key):
+        return purge_rows(storage, dids_key, tombstones)
+    rejects = storage.read(rejects_key)
+    held = tombstones.held_among(storage.read(dids_key)["did"]) if storage.exists(dids_key) else []
+    listed = rejects.clear(len(held)).with_columns(reason=pl.lit(PURGED))
+    told = pl.concat([tombstones.withhold(rejects), listed])
+    if not told.equals(rejects):
+        storage.write(rejects_key, told)
+    return purge_rows(storage, dids_key, tombstones)
+
+
+def count_rows(storage: StudyStorage, keys: Sequence[str], tombstones: Tombstones, *, by_uri: bool) -> int:
+    """Count the rows in files of purged accounts and, in files with a column `uri`, of purged records."""
+    by_account = storage.scan(keys, {"did": pl.String()}).group_by("did").len().collect()
+    whole = pl.col("did").is_in(tombstones.held_among(by_account["did"]))
+    count = int(by_account.filter(whole)["len"].sum())
+    partly = [did for did in by_account.filter(~whole)["did"] if tombstones.holds_records_of(did)]
+    if not by_uri or not partly:
+        return count
+    uris = (
+        storage.scan(keys, {"did": pl.String(), "uri": pl.String()})
+        .filter(pl.col("did").is_in(partly))
+        .select("uri")
+        .collect()["uri"]
+    )
+    return count + sum(tombstones.holds_uri(uri) for uri in uris.drop_nulls())
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewritten:
+    """A blocks file in scratch: its rows, those left out, and of the latter single records by account."""
+
+    path: Path
+    rows: int
+    removed: int
+    withheld: Counter[str]
+    masked: int
+
+
+def _may_hold_purged(path: Path, tombstones: Tombstones) -> bool:
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number, columns=["did", "collection", "rkey", "block"])
+            if tombstones.withheld_rows(*_keys(group)):
+                return True
+            blocks = group["block"].combine_chunks()
+            # The blocks' bytes, one after the other: a look at each would take far longer.
+            if tombstones.may_be_named_in([blocks.buffers()[2] or b""]):
+                return True
+    return False
+
+
+def _rewrite_blocks(source: Path, target: Path, purged: frozenset[str], tombstones: Tombstones) -> _Rewritten:
+    """Copy a blocks file without what is purged, row group by row group."""
+    rows = removed = masked = 0
+    withheld: Counter[str] = Counter()
+    writer = RowGroupWriter(target, BLOCKS_SCHEMA, dictionary=("did", "collection"))
+    with pq.ParquetFile(source) as file:
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number).select(BLOCKS_SCHEMA.names)
+            dids, collections, rkeys = _keys(group)
+            single = set(tombstones.withheld_rows(dids, collections, rkeys))
+            stays = [did not in purged and position not in single for position, did in enumerate(dids)]
+            withheld.update(dids[position] for position in single if dids[position] not in purged)
+            kept = group.filter(pa.array(stays, pa.bool_()))
+            before = kept["block"].to_pylist()
+            after = tombstones.mask_blocks(before)
+            masked += sum(old != new for old, new in zip(before, after, strict=True))
+            column = pa.array(after, BLOCKS_SCHEMA.field("block").type)
+            kept = kept.set_column(
+                BLOCKS_SCHEMA.get_field_index("block"), BLOCKS_SCHEMA.field("block"), column
+            )
+            rows += kept.num_rows
+            removed += group.num_rows - kept.num_rows
+            if kept.num_rows:
+                writer.write(kept.cast(BLOCKS_SCHEMA))
+    writer.close()
+    return _Rewritten(target, rows, removed, withheld, masked)
+
+
+def _keys(group: pa.Table) -> tuple[list[str], list[str], list[str]]:
+    return group["did"].to_pylist(), group["collection"].to_pylist(), group["rkey"].to_pylist()
+
+
+def _less(attempts: pl.DataFrame, files: Iterable[_Rewritten]) -> pl.DataFrame:
+    """Note in the rows of a pack how many single records of each account were taken out."""
+    withheld: Counter[str] = Counter()
+    for file in files:
+        withheld.update(file.withheld)
+    more = [withheld[did] for did in attempts["did"]]
+    return attempts.with_columns(
+        purged=pl.col("purged").fill_null(0) + pl.Series(more, dtype=pl.Int64),
+    )
+
+
+def _publish(storage: StudyStorage, folder: str, attempts: pl.DataFrame, files: Sequence[_Rewritten]) -> None:
+    """Publish blocks files and then the pack that names them; nothing if no account is left."""
+    if attempts.is_empty():
+        return
+    pack = _pack_name(attempts, files)
+    stored = [
+        storage.publish(file.path, f"{folder}/{blocks_file_name(pack, number)}", rows=file.rows)
+        for number, file in enumerate(files)
+    ]
+    listed = pl.Series("blocks_files", [_listing(stored)] * attempts.height, PACK_SCHEMA["blocks_files"])
+    storage.write(f"{folder}/{pack}.parquet", attempts.with_columns(listed))
+
+
+def _listing(stored: Iterable[StoredFile]) -> list[dict[str, str | int]]:
+    return [
+        {
+            "name": file.key.rpartition("/")[2],
+            "rows": file.rows,
+            "bytes": file.bytes,
+            "sha256": file.sha256,
+        }
+        for file in stored
+    ]
+
+
+def _pack_name(attempts: pl.DataFrame, files: Iterable[_Rewritten]) -> str:
+    """Name a pack by all that it holds: its attempts alone are those of the pack that it replaces."""
+    identity = hashlib.sha256(repr(attempts.drop("blocks_files", "commit_block").rows()).encode())
+    for file in files:
+        with file.path.open("rb") as content:
+            identity.update(hashlib.file_digest(content, "sha256").digest())
+    return identity.hexdigest()[:_PACK_NAME_LENGTH]

@@ -1,0 +1,218 @@
+"""Tombstones: what must not be collected again, kept in `purged.parquet` without naming it.
+
+A tombstone is the SHA-256 of a DID or of a record's URI behind a salt: bytes of chance, made for the study with
+its first tombstone and kept in the same file, so that the two cannot part. The file thus holds no DID; the lists of
+two studies cannot be matched with each other, and no table of all DIDs' hashes made beforehand fits either. It is
+no secret from someone who holds the file and has a particular DID to try: whether a DID was withdrawn must remain
+answerable, or it would be collected again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from backfill_dagster.purge.mentions import (
+    canonical_did,
+    mask_block,
+    mask_text,
+    may_name_purged,
+    names_purged,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from backfill_dagster.storage import StudyStorage
+
+TOMBSTONES_KEY = "purged.parquet"
+PURGED = "purged"
+
+_SCHEMA = pl.Schema(
+    {
+        "kind": pl.String(),  # did or record
+        "hash": pl.Binary(),
+        "account": pl.Binary(),  # of a record: the hash of its account's DID
+        "web_length": pl.Int32(),  # of a did:web: its length, by which it is found in bytes
+        "asked_at": pl.Datetime("us", "UTC"),
+        "removed_at": pl.Datetime("us", "UTC"),  # null until nothing that is stored holds it
+    }
+)
+_DID, _RECORD = "did", "record"
+_SALT = "salt"
+_SALT_BYTES = 32
+_LOOKS_LIKE_DID = r"did(?::|%3[Aa])(?:plc|web)(?::|%3[Aa])"
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstones:
+    """The study's list, as hashes; false if it is empty. `unfinished` counts what is not yet removed everywhere."""
+
+    salt: bytes = b""
+    dids: frozenset[bytes] = frozenset()
+    records: frozenset[bytes] = frozenset()
+    accounts: frozenset[bytes] = frozenset()
+    web_lengths: frozenset[int] = frozenset()
+    unfinished: int = 0
+    _known: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def load(cls, storage: StudyStorage) -> Tombstones:
+        """Read the study's list; an empty one if nothing was ever purged."""
+        if not storage.exists(TOMBSTONES_KEY):
+            return cls()
+        rows = storage.read(TOMBSTONES_KEY)
+        of_dids, of_records = (rows.filter(kind=kind) for kind in (_DID, _RECORD))
+        return cls(
+            salt=bytes.fromhex(pl.read_parquet_metadata(storage.path(TOMBSTONES_KEY))[_SALT]),
+            dids=frozenset(of_dids["hash"]),
+            records=frozenset(of_records["hash"]),
+            accounts=frozenset(of_records["account"]),
+            web_lengths=frozenset(of_dids["web_length"].drop_nulls()),
+            unfinished=rows["removed_at"].null_count(),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.dids or self.records)
+
+    def holds_did(self, did: str) -> bool:
+        """Tell whether an account is purged."""
+        known = self._known.get(did)
+        if known is None:
+            known = self._hash(canonical_did(did)) in self.dids
+            self._known[did] = known
+        return known
+
+    def holds_records_of(self, did: str) -> bool:
+        """Tell whether single records of an account are purged."""
+        return bool(self.accounts) and self._hash(canonical_did(did)) in self.accounts
+
+    def holds_record(self, did: str, collection: str, rkey: str) -> bool:
+        """Tell whether this one record is purged."""
+        return self._hash(_record_uri(did, collection, rkey)) in self.records
+
+    def holds_uri(self, uri: str) -> bool:
+        """Tell whether this one record is purged, by its AT-URI as it stands in tables."""
+        did, _, path = uri.removeprefix("at://").partition("/")
+        return self._hash(f"at://{canonical_did(did)}/{path}") in self.records
+
+    def held_among(self, dids: pl.Series) -> list[str]:
+        """Return the DIDs of a column that are purged, each once."""
+        return [did for did in dids.unique().drop_nulls() if self.holds_did(did)]
+
+    def withheld_rows(
+        self, dids: Sequence[str], collections: Sequence[str], rkeys: Sequence[str]
+    ) -> list[int]:
+        """Return the positions of records that are purged or whose key, which cannot be masked, names the purged."""
+        if not self:
+            return []
+        accounts = {did for did in set(dids) if self.holds_records_of(did)}
+        return [
+            position
+            for position, (did, collection, rkey) in enumerate(zip(dids, collections, rkeys, strict=True))
+            if (did in accounts and self.holds_record(did, collection, rkey))
+            or (("did" in rkey or "did" in collection) and self.named_in(f"{collection}/{rkey}"))
+        ]
+
+    def named_in(self, text: str) -> bool:
+        """Tell whether a text names a purged account."""
+        return bool(self.dids) and names_purged(text, self.holds_did)
+
+    def may_be_named_in(self, blocks: Sequence[bytes]) -> bool:
+        """Tell quickly whether blocks seem to name a purged account."""
+        # Between two blocks stands a byte that no text holds.
+        return bool(self.dids) and may_name_purged(b"\xff".join(blocks), self.holds_did, self.web_lengths)
+
+    def mask_blocks(self, blocks: Sequence[bytes]) -> list[bytes]:
+        """Return the blocks with purged accounts masked; a block that names none is the same object."""
+        if not self.may_be_named_in(blocks):
+            return list(blocks)
+        return [mask_block(block, self.holds_did, self.web_lengths) for block in blocks]
+
+    def mask(self, text: str | None) -> str | None:
+        """Return a text with purged accounts masked."""
+        return mask_text(text, self.holds_did) if text and self.dids else text
+
+    def mask_texts(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return a frame with purged accounts masked in all columns of text."""
+        if not self.dids:
+            return frame
+        texts = [name for name, kind in frame.schema.items() if kind == pl.String]
+        return frame.with_columns(self._mask_column(frame[name]) for name in texts)
+
+    def withhold(self, entries: pl.DataFrame) -> pl.DataFrame:
+        """Take purged DIDs out of a source's entries, by `input` and `reason`: the one is emptied, the other says so.
+
+        In the other entries they are masked.
+        """
+        if not self.dids:
+            return entries
+        purged = pl.col("input").is_in(self.held_among(entries["input"]))
+        return self.mask_texts(
+            entries.with_columns(
+                input=pl.when(~purged).then("input"),
+                reason=pl.when(purged).then(pl.lit(PURGED)).otherwise("reason"),
+            )
+        )
+
+    def _mask_column(self, texts: pl.Series) -> pl.Series:
+        suspects = texts.filter(texts.str.contains(_LOOKS_LIKE_DID)).unique().to_list()
+        masked = {text: mask_text(text, self.holds_did) for text in suspects}
+        changed = {text: other for text, other in masked.items() if text != other}
+        return texts.replace(changed) if changed else texts
+
+    def _hash(self, text: str) -> bytes:
+        return hashlib.sha256(self.salt + text.encode()).digest()
+
+
+def _record_uri(did: str, collection: str, rkey: str) -> str:
+    return f"at://{canonical_did(did)}/{collection}/{rkey}"
+
+
+def bury(
+    storage: StudyStorage, dids: Iterable[str], records: Iterable[tuple[str, str, str]], now: datetime
+) -> Tombstones:
+    """Add accounts and records (did, collection, rkey) to the study's list, as not yet removed.
+
+    One file is written, in one step: from then on nothing of them is collected again. What is on the list
+    already is put on it anew, so that it is looked for once more.
+    """
+    salt = Tombstones.load(storage).salt or secrets.token_bytes(_SALT_BYTES)
+    hashing = Tombstones(salt)
+    new = [
+        *((_DID, hashing._hash(canonical_did(did)), None, _web_length(did)) for did in dids),
+        *(
+            (_RECORD, hashing._hash(_record_uri(*record)), hashing._hash(canonical_did(record[0])), None)
+            for record in records
+        ),
+    ]
+    if new:
+        rows = pl.DataFrame(
+            [(*row, now, None) for row in new],
+            schema=_SCHEMA,
+            orient="row",
+        )
+        if storage.exists(TOMBSTONES_KEY):
+            rows = pl.concat([storage.read(TOMBSTONES_KEY), rows])
+        _write(storage, rows.unique(["kind", "hash"], keep="last", maintain_order=True), salt)
+    return Tombstones.load(storage)
+
+
+def settle(storage: StudyStorage, now: datetime) -> None:
+    """Note that everything on the list is removed from all that is stored."""
+    if storage.exists(TOMBSTONES_KEY):
+        rows = storage.read(TOMBSTONES_KEY).with_columns(pl.col("removed_at").fill_null(now))
+        _write(storage, rows, Tombstones.load(storage).salt)
+
+
+def _write(storage: StudyStorage, rows: pl.DataFrame, salt: bytes) -> None:
+    storage.write(TOMBSTONES_KEY, rows, metadata={_SALT: salt.hex()})
+
+
+def _web_length(did: str) -> int | None:
+    return len(did) if did.startswith("did:web:") else None

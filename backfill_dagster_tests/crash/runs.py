@@ -1,0 +1,238 @@
+"""Kills a run at a chosen failpoint or moment, runs the same command again, and checks what must hold.
+
+What must hold after a kill, before anything else runs: no file under its final name is torn, and every pack has all
+of its blocks. After the next, undisturbed run: tables and accounts equal those of a run that was never killed, the
+sums reconcile, no account that was settled when the run was killed was fetched again, and nothing is left over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import polars as pl
+from polars.testing import assert_frame_equal
+
+from backfill_dagster import pipeline
+from backfill_dagster.records.tables import TABLES
+from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys, read_ledger
+from backfill_dagster.storage import StudyStorage
+from backfill_dagster.tables.accounts import unreconciled
+from backfill_dagster_tests.conftest import ROOT
+from backfill_dagster_tests.crash.scenario import crash_study, earlier_run
+
+if TYPE_CHECKING:
+    from backfill_dagster.config import Study
+
+PATIENCE_SECONDS = 120
+# Of an account's row, what depends on when it was fetched.
+CLOCK_COLUMNS = ["snapshot_fetched_at"]
+FAILPOINTS = Path(__file__).parent / "failpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Failpoint:
+    """A moment of a run: `<role> <primitive> <place> < <caller> <before|after>`, and its number in its process."""
+
+    name: str
+    number: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.number}"
+
+
+class CrashLab:
+    """A folder with the state that every run begins with, and what an undisturbed run makes of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        begin = folder / "begin"
+        begin.mkdir(parents=True)
+        self._begin = earlier_run(begin)
+        undisturbed = self.new_run("undisturbed")
+        started = time.monotonic()
+        undisturbed.run(lock=True)
+        self.seconds = time.monotonic() - started
+        self.passed = undisturbed.passed()
+        self.reference = undisturbed.study
+
+    def new_run(self, name: str) -> CrashRun:
+        """Return a run that begins with a copy of the common state."""
+        folder = self._folder / name
+        folder.mkdir()
+        study = crash_study(folder)
+        shutil.copytree(self._begin, study.storage.path)
+        return CrashRun(folder, study)
+
+    def failpoints(self, *parts: str) -> list[Failpoint]:
+        """Return the failpoints that the undisturbed run passed and whose name has all of these parts."""
+        return [
+            Failpoint(name)
+            for name in sorted(self.passed)
+            if all(part in f" {name} " for part in parts)
+        ]
+
+
+class CrashRun:
+    """One study's folder, on which the command runs, is killed, and runs again."""
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        self.folder = folder
+        self.study = study
+        self._storage = StudyStorage(study.root)
+        self._log = folder / "failpoints.log"
+
+    def start(self, kill_at: Failpoint | None = None, *, lock: bool = False) -> subprocess.Popen[bytes]:
+        """Start the command in a process group of its own."""
+        self._log.unlink(missing_ok=True)
+        (self.folder / "requests.json").unlink(missing_ok=True)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(FAILPOINTS), str(ROOT)]),
+            "FAILPOINTS_ROOT": str(self.study.root),
+            "FAILPOINTS_LOG": str(self._log),
+        }
+        environment.pop("FAILPOINTS_KILL_AT", None)
+        if kill_at is not None:
+            environment["FAILPOINTS_KILL_AT"] = str(kill_at)
+        command = [sys.executable, "-m", "backfill_dagster_tests.crash.command", str(self.folder)]
+        with (self.folder / "output.txt").open("wb") as output:
+            return subprocess.Popen(
+                [*command, *(["--lock"] if lock else [])],
+                env=environment,
+                cwd=self.folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def run(self, kill_at: Failpoint | None = None, *, lock: bool = False) -> bool:
+        """Run the command to its end; say whether it was killed. Any other failure is an error."""
+        process = self.start(kill_at, lock=lock)
+        code = process.wait(PATIENCE_SECONDS)
+        wait_for_group(process.pid)
+        if code not in (0, -signal.SIGKILL):
+            raise AssertionError(f"the run ended with {code}:\n{(self.folder / 'output.txt').read_text()}")
+        return code != 0
+
+    def kill_after(self, seconds: float, *, whole_group: bool) -> bool:
+        """Run the command and kill it after so long, with its workers or alone; say whether it was killed."""
+        process = self.start()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
+        return process.wait(PATIENCE_SECONDS) != 0
+
+    def passed(self) -> dict[str, int]:
+        """Return the failpoints that the latest run passed, and how often in the process that did so most."""
+        found: dict[str, int] = {}
+        for line in self._log.read_text().splitlines():
+            name, _, number = line.rpartition(" ")
+            found[name] = max(found.get(name, 0), int(number))
+        return found
+
+    def settled(self) -> set[str]:
+        """Return the accounts that need no fetching any more."""
+        ledger = read_ledger(self._storage)
+        return set(ledger.filter(pl.col("outcome") != "failed")["did"])
+
+    def asked(self) -> set[str]:
+        """Return the accounts whose repositories the latest undisturbed run asked for."""
+        return set(orjson.loads((self.folder / "requests.json").read_bytes()))
+
+    def check_after_kill(self) -> set[str]:
+        """Check what a killed run left; return the accounts that are settled."""
+        for path in self.study.root.rglob("*.parquet"):
+            if ".scratch" not in path.parts:
+                pl.read_parquet(path, glob=False, hive_partitioning=False)
+        self._check_packs()
+        return self.settled()
+
+    def check_after_next_run(self, settled: set[str], reference: Study) -> None:
+        """Check what the run after a killed one left; `settled` is what the killed one had achieved."""
+        asked_again = self.asked() & settled
+        assert not asked_again, f"fetched again: {sorted(asked_again)}"
+        assert table_files(self.study) == table_files(reference)
+        for table in TABLES:
+            assert_frame_equal(read_rows(self.study, table), read_rows(reference, table))
+        accounts, expected = read_accounts(self.study), read_accounts(reference)
+        assert_frame_equal(accounts.drop(CLOCK_COLUMNS), expected.drop(CLOCK_COLUMNS))
+        assert unreconciled(accounts).is_empty()
+        assert_frame_equal(
+            self._storage.read(pipeline.DIRECTORY_KEY).drop("resolved_at"),
+            StudyStorage(reference.root).read(pipeline.DIRECTORY_KEY).drop("resolved_at"),
+        )
+        self._check_nothing_left(reference)
+
+    def _check_packs(self) -> None:
+        for host, _, key in pack_keys(self._storage):
+            files = self._storage.scan([key], PACK_SCHEMA).collect()["blocks_files"].to_list()[0]
+            for file in files:
+                path = self._storage.path(f"repos/pds={host}/{file['name']}")
+                assert path.stat().st_size == file["bytes"]
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == file["sha256"]
+
+    def _check_nothing_left(self, reference: Study) -> None:
+        self._check_packs()
+        assert not list((self.study.root / ".scratch").iterdir())
+        packs = {pack for _, pack, _ in pack_keys(self._storage)}
+        for folder in ("repos", "records"):
+            for path in (self.study.root / folder).rglob("*.parquet"):
+                assert path.name[:20] in packs, f"{path} belongs to no pack"
+        lasting = ("source_dids", "source_rejects", "directory", "accounts")
+        for study in (self.study, reference):
+            assert {path.stem for path in study.root.glob("*.parquet")} == set(lasting)
+
+
+def read_rows(study: Study, table: str) -> pl.DataFrame:
+    """Return all rows of a table, dated or not, sorted; an empty frame if the study has no such table."""
+    storage = StudyStorage(study.root)
+    keys = [*storage.keys(f"tables/{table}"), *storage.keys(f"undated/{table}")]
+    if not keys:
+        return pl.DataFrame()
+    rows = pl.concat([storage.read(key) for key in keys])
+    assert not rows["uri"].is_duplicated().any()
+    return rows.sort("uri")
+
+
+def read_accounts(study: Study) -> pl.DataFrame:
+    """Return the table of accounts."""
+    return StudyStorage(study.root).read(pipeline.ACCOUNTS_KEY)
+
+
+def table_files(study: Study) -> list[str]:
+    """Return the files and folders that a user of the study reads."""
+    found = [path for folder in ("tables", "undated") for path in (study.root / folder).rglob("*")]
+    return sorted(str(path.relative_to(study.root)) for path in found)
+
+
+def wait_for_group(group: int, seconds: float = 20) -> None:
+    """Wait until no process of a group is alive; a worker outlives its parent by a moment."""
+    deadline = time.monotonic() + seconds
+    while group_members(group):
+        assert time.monotonic() < deadline, f"processes {group_members(group)} of group {group} live on"
+        time.sleep(0.02)
+
+
+def group_members(group: int) -> list[int]:
+    """Return the living processes of a group."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # gone meanwhile
+            if int(fields[2]) == group and fields[0] not in ("Z", "X"):
+                found.append(int(folder.name))
+    return found

@@ -1,0 +1,342 @@
+"""What hosts see of us, by the sandbox's own accounting: its limiter's answers and its log of requests."""
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from backfill_dagster.config import Network, Processing, SandboxSettings
+from backfill_dagster.directory.documents import parse_document
+from backfill_dagster.directory.resolver import Resolver
+from backfill_dagster.network.addresses import AddressPolicy
+from backfill_dagster.network.http import Download, HttpClient
+from backfill_dagster.network.leases import LocalHostLeases
+from backfill_dagster.network.limits import HostGate, HostGates
+from backfill_dagster.repos.client import DownloadBounds
+from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport
+from backfill_dagster.repos.outcomes import FailureReason, Outcome
+from backfill_dagster.repos.proof import ProofSettings
+from backfill_dagster.repos.verify import RepoLimits
+from backfill_dagster.sandbox.documents import did_document
+from backfill_dagster.sandbox.network import SandboxNetwork
+from backfill_dagster.sandbox.population import Population, Role
+from backfill_dagster.sandbox.repo import Repos
+from backfill_dagster.sandbox.request_log import LoggedRequest, RequestLog
+from backfill_dagster.sandbox.servers import Exports, PersonalDataServer, Query, RateLimit
+from backfill_dagster_tests.network.loopback import loopback_client
+from backfill_dagster_tests.network.virtual_time import run_in_virtual_time
+from backfill_dagster_tests.studies import sandbox_study
+
+HOSTS = 20
+STATUS = "com.atproto.sync.getRepoStatus"
+ON_THE_CLOCK = [
+    "backfill_dagster.network.limits",
+    "backfill_dagster.network.leases",
+    "backfill_dagster.repos.crawl",
+    "backfill_dagster.sandbox.servers",
+    "backfill_dagster.sandbox.request_log",
+]
+
+
+def most_in_a_window(requests: Iterable[LoggedRequest], seconds: float) -> int:
+    """Count the most requests that arrived within any so many seconds."""
+    times = sorted(request.started for request in requests)
+    most = first = 0
+    for last, moment in enumerate(times):
+        while times[first] <= moment - seconds:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def assert_polite(requests: Sequence[LoggedRequest], limit: RateLimit) -> None:
+    """Hold the log of one host against its limit."""
+    assert most_in_a_window(requests, limit.seconds) <= limit.requests
+    assert 429 not in {request.status for request in requests}
+
+
+def test_a_window_is_counted_wherever_it_begins() -> None:
+    log = [LoggedRequest("a", "GET", "/", None, "", started) for started in (0, 5, 6, 7, 14.9, 15, 16)]
+    assert most_in_a_window(log, 10) == 4
+    assert most_in_a_window(log, 10.1) == 5
+    assert most_in_a_window(log, 0.1) == 1
+    assert most_in_a_window(log, 1.5) == 3
+
+
+# --- at the limit ---
+
+
+@pytest.mark.parametrize("limit", [RateLimit(300, 30), RateLimit(30, 3)], ids=str)
+def test_hosts_at_their_limit_never_see_more_of_us_and_hardly_less(
+    limit: RateLimit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gates as a study has them, but set faster than the hosts allow, so that these have to say so."""
+    population = Population(SandboxSettings(accounts=30, hosts=HOSTS))
+    exports = Exports(Repos(population))
+    servers = {host: PersonalDataServer(host, population, exports, limit) for host in population.hosts}
+    log = RequestLog()
+    chance = random.Random(1)
+    seconds = 45.0
+
+    async def ask(host: str, gate: HostGate, end: float) -> None:
+        while asyncio.get_running_loop().time() < end:
+            async with gate.request():
+                await asyncio.sleep(chance.uniform(0.005, 0.1))
+                entry = log.begin(host=host, method="GET", path=STATUS, did=None, user_agent="")
+                answer = await servers[host].answer(
+                    Query("GET", f"/xrpc/{STATUS}", {"did": "did:web:none.test"})
+                )
+                entry.status = answer.status
+                await asyncio.sleep(chance.uniform(0.005, 0.1))
+            gate.observe(answer.status, httpx.Headers(list(answer.headers)))
+
+    async def work() -> dict[str, float]:
+        loop = asyncio.get_running_loop()
+        all_gates = {
+            host: HostGate(host, rate=20, burst=10, in_flight=4, clock=loop.time) for host in servers
+        }
+        end = loop.time() + seconds
+        await asyncio.gather(*(ask(host, gate, end) for host, gate in all_gates.items() for _ in range(4)))
+        return {host: gate.rate for host, gate in all_gates.items()}
+
+    rates = run_in_virtual_time(monkeypatch, ON_THE_CLOCK, work)
+
+    for host in servers:
+        assert_polite(log.all(host=host), limit)
+        burst = min(10, limit.requests / 10)
+        assert rates[host] == pytest.approx(0.9 * (limit.requests - burst) / limit.seconds)
+    assert log.count() >= 0.95 * sum(rates.values()) * seconds
+
+
+def test_real_requests_keep_to_the_limit_as_well() -> None:
+    limit = RateLimit(30, 3)
+    settings = SandboxSettings(accounts=30, hosts=HOSTS, records=1)
+    gates = HostGates(rate=20, burst=3, in_flight=2)
+
+    async def ask(client: HttpClient, host: str) -> None:
+        gate = gates.gate(host)
+        for _ in range(18):
+            async with gate.request():
+                answer = await client.get(
+                    f"http://{host}/xrpc/{STATUS}", params={"did": "did:web:none.test"}, max_bytes=1000
+                )
+            gate.observe(answer.status, answer.headers)
+
+    async def work(network: SandboxNetwork) -> None:
+        async with loopback_client(connect_to=network.connect_to) as client:
+            await asyncio.gather(*(ask(client, host) for host in network.hosts for _ in range(2)))
+
+    with SandboxNetwork(settings, rate_limit=limit) as network:
+        asyncio.run(work(network))
+        for host in network.hosts:
+            requests = network.requests.all(host=host)
+            assert len(requests) == 36
+            # However late the machine delivers them: what the gate lets go in a window, and those under way
+            # at its beginning, are together fewer than the limit.
+            assert 3 + 8.1 * limit.seconds + 2 <= limit.requests
+            assert_polite(requests, limit)
+
+
+# --- one host that is parked ---
+
+
+class InlineExecutor(Executor):
+    """Does at once what it is given."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+class VirtualHttp(HttpClient):
+    """Answers getRepo from memory after 0.1 s; `parked` hosts answer 429 and ask for a quarter of an hour."""
+
+    def __init__(self, repos: Mapping[str, bytes], parked: frozenset[str]) -> None:
+        super().__init__(AddressPolicy(), contact=None, connect_timeout=1, read_timeout=1)
+        self._repos = repos
+        self._parked = parked
+
+    async def download(
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        to: Path,
+        max_bytes: int,
+        total_timeout: float,
+    ) -> Download:
+        await asyncio.sleep(0.1)
+        assert params is not None
+        if httpx.URL(url).host in self._parked:
+            return Download(429, httpx.Headers({"retry-after": "900"}), 0, 0, b"", 0.1)
+        car = self._repos[params["did"]]
+        _write(to, car)
+        return Download(200, httpx.Headers(), len(car), len(car), b"", 0.1)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def crawl_in_virtual_time(
+    monkeypatch: pytest.MonkeyPatch,
+    root: Path,
+    accounts: Sequence[Account],
+    http: HttpClient,
+) -> dict[str, tuple[float, HostReport]]:
+    """Crawl with five hosts active at once; returns when each host was done, and what it came to."""
+    settings = CrawlSettings(
+        batch_size=100,
+        pack_bytes=2**20,
+        max_concurrent_pds=5,
+        requests_in_flight=4,
+        requests_per_second=0.5,
+        max_retries=0,
+        retry_base_seconds=1,
+        max_park_seconds=600,
+        max_run_seconds=None,
+        bounds=DownloadBounds(2**20, 60),
+        proof=ProofSettings(check_signature=True, limits=RepoLimits()),
+    )
+    scratch = root / "scratch"
+    scratch.mkdir(parents=True)
+
+    async def work() -> dict[str, tuple[float, HostReport]]:
+        loop = asyncio.get_running_loop()
+        gates = HostGates(rate=0.5, burst=1, in_flight=4, clock=loop.time)
+        crawl = Crawl(
+            root=root,
+            scratch=scratch,
+            http=http,
+            gates=gates,
+            leases=LocalHostLeases(root / ".leases", "study"),
+            resolver=Resolver(http, gates, Network(), Processing()),
+            workers=InlineExecutor(),
+            worker_count=2,
+            settings=settings,
+        )
+        started, done = loop.time(), {}
+
+        def note(report: HostReport) -> None:
+            done[report.pds_host] = (loop.time() - started, report)
+
+        await crawl.run(accounts, note)
+        return done
+
+    return run_in_virtual_time(monkeypatch, ON_THE_CLOCK, work)
+
+
+def test_a_parked_host_delays_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    population = Population(SandboxSettings(accounts=250, hosts=1, records=1))
+    repos = Repos(population)
+    normal = [account for account in population.accounts if account.role is Role.NORMAL][: 8 * HOSTS]
+    accounts, cars = [], {}
+    for number, account in enumerate(normal):
+        host = f"pds{number % HOSTS}.sandbox.test"
+        document = parse_document(account.did, json.dumps(did_document(account)).encode())
+        cars[account.did] = repos.build(account).car
+        accounts.append(
+            Account.from_directory(
+                account.did, f"http://{host}", host, document.key_type, document.key_multibase
+            )
+        )
+    slow = accounts[0].pds_host
+    others = [account for account in accounts if account.pds_host != slow]
+    assert len(others) == 8 * (HOSTS - 1)
+
+    without = crawl_in_virtual_time(monkeypatch, tmp_path / "without", others, VirtualHttp(cars, frozenset()))
+    beside = crawl_in_virtual_time(
+        monkeypatch, tmp_path / "beside", accounts, VirtualHttp(cars, frozenset({slow}))
+    )
+
+    parked_for, report = beside.pop(slow)
+    assert report.reasons == {FailureReason.RATE_LIMITED: 8}
+    assert all(found.outcomes == {Outcome.COMPLETE: 8} for _, found in beside.values())
+    assert beside.keys() == without.keys()
+    last_without = max(seconds for seconds, _ in without.values())
+    last_beside = max(seconds for seconds, _ in beside.values())
+    assert parked_for > last_beside
+    assert last_beside <= 1.05 * last_without
+
+
+# --- two processes on one host ---
+
+FETCH = """
+import sys
+from pathlib import Path
+from backfill_dagster import pipeline
+from backfill_dagster.config import load_study
+
+if __name__ == "__main__":
+    study = load_study(Path(sys.argv[1]))
+    pipeline.collect_source(study)
+    pipeline.resolve_accounts(study)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    pipeline.fetch_repos(study)
+"""
+
+
+def test_two_processes_on_one_host_keep_its_limit_together(tmp_path: Path) -> None:
+    """Each fetches everything from it, at a pace at which one alone needs nearly all that it allows.
+
+    However late the machine delivers requests: 5 at once, 13 a second for 3 s and 4 under way are fewer than 50.
+    """
+    limit = RateLimit(50, 3)
+    settings = SandboxSettings(accounts=30, hosts=1, records=1)
+    with SandboxNetwork(settings, rate_limit=limit) as network, ExitStack() as stack:
+        host = network.hosts[0]
+        fetch = tmp_path / "fetch.py"
+        fetch.write_text(FETCH)
+        processes = []
+        for name in ("one", "two"):
+            sandbox_study(
+                tmp_path,
+                name,
+                settings,
+                source={"type": "inline", "dids": network.dids},
+                processing={"requests_per_second": 13, "requests_in_flight": 4, "workers": 1},
+                network={
+                    "sandbox": None,
+                    "plc_url": network.plc_url,
+                    "connect_to": network.connect_to,
+                    "contact": name,
+                },
+            )
+            command = [sys.executable, str(fetch), str(tmp_path / f"{name}.yaml")]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            processes.append(process)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            process.communicate(timeout=60)
+            assert process.returncode == 0
+
+        requests = network.requests.all(host=host)
+        assert_polite(requests, limit)
+        repos = {
+            name: {request.did for request in requests if f"+{name})" in request.user_agent}
+            for name in ("one", "two")
+        }
+        assert repos["one"] == repos["two"]
+        assert len(requests) > limit.requests
+        # They took turns: whoever came first was done before the other began.
+        agents = [request.user_agent for request in requests]
+        assert agents == sorted(agents, key=agents.index)
