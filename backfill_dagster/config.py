@@ -8,8 +8,6 @@ network.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import keyword
 import os
 import re
@@ -395,13 +393,6 @@ class Study(Section):
     def root(self) -> Path:
         """The folder that holds all of this study's files."""
         return self.storage.path / self.name
-
-    @property
-    def records_fingerprint(self) -> str:
-        """Identity of the settings that decide what becomes of a record; unequal ones mean stale tables."""
-        period = self.time_range.model_dump(mode="json")
-        settings = [sorted(self.record_types), period, self.processing.record_json]
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # --- reading the file ---

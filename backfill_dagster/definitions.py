@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from backfill_dagster.config import Study, load_study
+from backfill_dagster.config import RESERVED_NAMES, Study, load_study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.assets import study_assets
 from backfill_dagster.orchestration.console import human_console
 from backfill_dagster.orchestration.jobs import broken_job, stage_jobs, study_jobs
 from backfill_dagster.orchestration.resources import ExclusiveResource, LimitsResource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CONFIGS_VARIABLE = "BACKFILL_CONFIGS"
 DEFAULT_CONFIGS = "configs"
@@ -27,15 +32,27 @@ def build_defs(configs: Path | None = None) -> dg.Definitions:
     """
     folder = configs or Path(os.environ.get(CONFIGS_VARIABLE, DEFAULT_CONFIGS))
     parts = [_shared()]
-    for path in sorted(folder.glob("*.yaml")):
+    broken: list[tuple[str, ConfigError]] = []
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
-            study = load_study(path)
-        except ConfigError as error:
-            name = re.sub(r"[^A-Za-z0-9_]", "_", path.stem)
-            parts.append(dg.Definitions(jobs=[broken_job(name, error)]))
-        else:
-            parts.append(study_definitions(study))
+            if path.suffix != ".yaml":
+                raise ConfigError(f"{path}: must be named {path.stem}.yaml")  # noqa: TRY301
+            parts.append(study_definitions(load_study(path)))
+        except ConfigError as complaint:
+            broken.append((re.sub(r"[^A-Za-z0-9_]", "_", path.stem), complaint))
+    taken = {job.name for part in parts for job in part.jobs or ()} | RESERVED_NAMES
+    for wanted, error in broken:
+        name = next(name for name in _candidates(wanted) if name not in taken)
+        taken.add(name)
+        parts.append(dg.Definitions(jobs=[broken_job(name, error)]))
     return dg.Definitions.merge(*parts)
+
+
+def _candidates(name: str) -> Iterator[str]:
+    """Yield names for the job of a YAML that does not validate: its own, or one beside it that is free."""
+    yield name
+    for number in itertools.count(1):
+        yield f"{name}__invalid_{number}"
 
 
 def study_definitions(study: Study) -> dg.Definitions:

@@ -12,9 +12,11 @@ A stage can be called again at any time: it does only what is missing, or writes
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
+import json
 import logging
 from concurrent.futures import as_completed
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,7 +28,7 @@ from backfill_dagster.dids.collect import CollectedDids, collect_dids
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.directory.history import with_state_since
 from backfill_dagster.directory.resolve import resolve_directory
-from backfill_dagster.errors import StorageError
+from backfill_dagster.interrupts import run_interruptible
 from backfill_dagster.purge.expiry import GONE_STATES, expired_accounts
 from backfill_dagster.purge.report import PurgeReport
 from backfill_dagster.purge.request import PurgeRequest, read_request
@@ -40,29 +42,38 @@ from backfill_dagster.purge.rewrite import (
 )
 from backfill_dagster.purge.tombstones import Tombstones, bury, settle
 from backfill_dagster.records.conversion import (
+    CONVERSION_VERSION,
     ConversionReport,
     PackFiles,
     convert_pack,
-    converted_fingerprint,
+    is_converted,
     read_counts,
 )
 from backfill_dagster.records.date_quality import is_undated
 from backfill_dagster.records.settings import RecordSettings, StudyPeriod
-from backfill_dagster.records.tables import TABLES_OF_COLLECTION
+from backfill_dagster.records.tables import SCHEMA_VERSION, TABLE_BY_NAME, TABLES_OF_COLLECTION
 from backfill_dagster.repos.client import DownloadBounds
 from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport, Progress
-from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys, read_ledger, sweep_uncommitted_blocks
+from backfill_dagster.repos.packs import (
+    PACK_SCHEMA,
+    pack_keys,
+    read_ledger,
+    stored_hosts,
+    sweep_uncommitted_blocks,
+)
+from backfill_dagster.repos.preflight import ensure_space, estimate_space
 from backfill_dagster.repos.proof import ProofSettings
-from backfill_dagster.repos.snapshots import FetchMode, accounts_to_fetch, snapshots
+from backfill_dagster.repos.snapshots import PENDING, UNRESOLVED, FetchMode, accounts_to_fetch, snapshots
 from backfill_dagster.repos.verify import RepoLimits
 from backfill_dagster.storage import StudyStorage, partition_folder
-from backfill_dagster.tables.accounts import INACTIVE_STATES, rows_from, summarise
+from backfill_dagster.tables.accounts import INACTIVE_STATES, misplaced, rows_from, summarise
 from backfill_dagster.tables.build import (
     PartitionReport,
     build_months,
     build_undated,
     remove_other_months,
     scan_table,
+    table_keys,
 )
 from backfill_dagster.tables.months import study_months
 from backfill_dagster.workers import worker_pool
@@ -155,13 +166,16 @@ def fetch_repos(
     """
     storage = StudyStorage(study.root)
     processing = processing or study.processing
-    waiting = _waiting_accounts(storage, mode)
+    storage.sweep_scratch()
+    # Of all hosts: a killed run can have followed an account to one that has nothing else to fetch.
+    for host in stored_hosts(storage):
+        sweep_uncommitted_blocks(storage, host)
+    waiting = _waiting_accounts(study, mode)
     if pds_hosts is not None:
         waiting = waiting.filter(pl.col("pds_host").is_in(list(pds_hosts)))
     if waiting.is_empty():
         return []
-    for host in waiting["pds_host"].unique():
-        sweep_uncommitted_blocks(storage, host)
+    ensure_space(storage, estimate_space(waiting, read_ledger(storage), processing))
     columns = waiting.select("did", "pds", "pds_host", "key_type", "key_multibase", "known_rev")
     accounts = [Account.from_directory(*row) for row in columns.iter_rows()]
 
@@ -187,15 +201,17 @@ def convert_records(
     study: Study,
     pds_hosts: Sequence[str] | None = None,
     *,
+    again: bool = False,
     on_pack: Callable[[ConversionReport], None] = lambda _: None,
 ) -> int:
     """Stage 4: decode, type and classify the records of every stored pack that holds a snapshot.
 
-    Packs converted with the same settings before are passed over. Returns how many were converted.
+    Packs converted with the same settings before are passed over, unless they are to be converted `again`.
+    Returns how many were converted.
     """
     storage = StudyStorage(study.root)
-    settings, fingerprint = record_settings(study), study.records_fingerprint
-    todo = _packs_to_convert(study, pds_hosts)
+    settings, fingerprint = record_settings(study), records_fingerprint(study)
+    todo = _packs_to_convert(study, pds_hosts, again=again)
     if not todo:
         return 0
     with worker_pool(study.processing.worker_count) as workers:
@@ -221,22 +237,32 @@ def build_undated_rows(study: Study) -> dict[str, PartitionReport]:
     return {table: build_undated(storage, table, shown) for table in study_tables(study)}
 
 
-def build_accounts(study: Study) -> pl.DataFrame:
+@dataclass(frozen=True, slots=True)
+class AccountsBuild:
+    """The table of accounts, and what reading the final files again found wrong with them."""
+
+    accounts: pl.DataFrame
+    misplaced: pl.DataFrame
+    repeated_uris: int
+
+
+def build_accounts(study: Study) -> AccountsBuild:
     """Stage 5: write the table of accounts, counting the records kept by reading the final files again."""
     storage = StudyStorage(study.root)
     directory, ledger = storage.read(DIRECTORY_KEY), read_ledger(storage)
     current = snapshots(directory, ledger)
     packs = current.select("pds_host", "pack").unique().sort("pds_host", "pack")
+    counts, kept = read_counts(storage, packs.iter_rows()), count_kept(study)
     accounts = summarise(
         storage.read(SOURCE_KEY),
         directory,
         ledger,
-        read_counts(storage, packs.iter_rows()),
-        count_kept(study),
+        counts,
+        kept,
         hide_inactive=study.inactive_accounts != "keep",
     )
     storage.write(ACCOUNTS_KEY, accounts)
-    return accounts
+    return AccountsBuild(accounts, misplaced(accounts, current, counts, kept), count_repeated_uris(study))
 
 
 def build_tables(study: Study) -> pl.DataFrame:
@@ -247,7 +273,7 @@ def build_tables(study: Study) -> pl.DataFrame:
     for table in tables:
         build_table(study, table)
     build_undated_rows(study)
-    return build_accounts(study)
+    return build_accounts(study).accounts
 
 
 def rebuild(study: Study) -> None:
@@ -314,7 +340,22 @@ def count_kept(study: Study) -> pl.DataFrame:
         .select("did", pl.lit(table).alias("table"), "rows", "undated", "first", "last")
         for table in study_tables(study)
     ]
-    return pl.concat(pl.collect_all(counted))
+    keys = [key for table in study_tables(study) for key in table_keys(storage, table)]
+    return pl.concat(storage.collect(counted, keys))
+
+
+def count_repeated_uris(study: Study) -> int:
+    """Count the rows of the final files whose URI stands in its table before; one month at a time in memory."""
+    storage = StudyStorage(study.root)
+    repeated = 0
+    for table in study_tables(study):
+        folders: dict[str, list[str]] = {}
+        for key in table_keys(storage, table):
+            folders.setdefault(key.rpartition("/")[0], []).append(key)
+        for keys in folders.values():
+            uris = storage.scan(keys, TABLE_BY_NAME[table].schema).select("uri")
+            repeated += int(storage.collect([uris], keys)[0]["uri"].is_duplicated().sum())
+    return repeated
 
 
 def shown_snapshots(study: Study) -> pl.DataFrame:
@@ -326,6 +367,14 @@ def shown_snapshots(study: Study) -> pl.DataFrame:
         read_ledger(storage),
         hide_inactive=study.inactive_accounts != "keep",
     )
+
+
+def records_fingerprint(study: Study) -> str:
+    """Return the identity of all that decides what becomes of a record; another one makes tables stale."""
+    period = study.time_range.model_dump(mode="json")
+    settings = [sorted(study.record_types), period, study.processing.record_json]
+    told = json.dumps([CONVERSION_VERSION, SCHEMA_VERSION, settings], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def record_settings(study: Study) -> RecordSettings:
@@ -340,12 +389,21 @@ def record_settings(study: Study) -> RecordSettings:
 
 def hosts_to_fetch(study: Study, mode: FetchMode) -> list[str]:
     """Return the hosts with accounts that a fetch in this mode is for."""
-    return sorted(_waiting_accounts(StudyStorage(study.root), mode)["pds_host"].unique())
+    return sorted(_waiting_accounts(study, mode)["pds_host"].unique())
 
 
-def hosts_to_convert(study: Study) -> list[str]:
+def hosts_to_convert(study: Study, *, again: bool = False) -> list[str]:
     """Return the hosts with packs to be converted."""
-    return sorted({host for host, _, _ in _packs_to_convert(study, None)})
+    return sorted({host for host, _, _ in _packs_to_convert(study, None, again=again)})
+
+
+def unfinished_accounts(study: Study) -> tuple[int, int]:
+    """Count the source's accounts that the PLC directory failed to tell of, and those not attempted yet."""
+    accounts = StudyStorage(study.root).read(ACCOUNTS_KEY).filter("in_source")
+    failures = [state.value for state in DirectoryState if not state.settled]
+    unknown = (pl.col("state") == UNRESOLVED) & pl.col("reason").is_in(failures)
+    at_plc = pl.col("did").str.starts_with("did:plc:")
+    return accounts.filter(unknown & at_plc).height, accounts.filter(pl.col("state") == PENDING).height
 
 
 def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
@@ -362,36 +420,35 @@ def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
     return pl.concat(rows, how="diagonal").sort("resolved_at").unique("did", keep="last", maintain_order=True)
 
 
-def _waiting_accounts(storage: StudyStorage, mode: FetchMode) -> pl.DataFrame:
+def _waiting_accounts(study: Study, mode: FetchMode) -> pl.DataFrame:
     """Return the directory's rows of accounts of the source that a fetch in this mode is for."""
+    storage = StudyStorage(study.root)
     directory = storage.read(DIRECTORY_KEY).join(
         storage.read(SOURCE_KEY), on="did", how="semi", maintain_order="left"
     )
-    return accounts_to_fetch(directory, read_ledger(storage), mode)
+    return accounts_to_fetch(directory, read_ledger(storage), mode, signed=study.processing.verify == "full")
 
 
-def _packs_to_convert(study: Study, pds_hosts: Sequence[str] | None) -> list[tuple[str, str, str]]:
-    """Return (PDS host, pack, key) of packs that hold a snapshot and are not converted with these settings."""
-    storage = StudyStorage(study.root)
+def _packs_to_convert(
+    study: Study, pds_hosts: Sequence[str] | None, *, again: bool
+) -> list[tuple[str, str, str]]:
+    """Return (PDS host, pack, key) of packs that hold a snapshot and are not converted, or are to be again."""
+    storage, fingerprint = StudyStorage(study.root), records_fingerprint(study)
     current = snapshots(storage.read(DIRECTORY_KEY), read_ledger(storage))
     wanted = set(current.select("pds_host", "pack").unique().iter_rows())
     return [
         (host, pack, key)
         for host, pack, key in pack_keys(storage, pds_hosts)
-        if (host, pack) in wanted and converted_fingerprint(storage, host, pack) != study.records_fingerprint
+        if (host, pack) in wanted and (again or not is_converted(storage, host, pack, fingerprint))
     ]
 
 
 def _pack_files(storage: StudyStorage, host: str, pack: str, key: str) -> PackFiles:
-    """Name a pack's files, and make sure that those it lists are there in their full size."""
-    listed = storage.scan([key], PACK_SCHEMA).select("blocks_files").head(1).collect()
-    blocks = []
-    for file in listed["blocks_files"].to_list()[0] or []:
-        blocks_key = f"repos/{partition_folder(host)}/{file['name']}"
-        if not storage.exists(blocks_key) or storage.size(blocks_key) != file["bytes"]:
-            raise StorageError(f"{storage.path(blocks_key)} is missing or damaged; fetch {host} again")
-        blocks.append(blocks_key)
-    return PackFiles(host, pack, key, tuple(blocks))
+    """Name a pack's blocks files, and the digests that they must have."""
+    [listed] = storage.collect([storage.scan([key], PACK_SCHEMA).select("blocks_files").head(1)], [key])
+    folder = f"repos/{partition_folder(host)}"
+    files = listed["blocks_files"].to_list()[0] or []
+    return PackFiles(host, pack, key, tuple((f"{folder}/{file['name']}", file["sha256"]) for file in files))
 
 
 def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]) -> PurgeReport:
@@ -488,4 +545,4 @@ def _with_connections(
         async with open_connections(study, gates, processing or study.processing) as connections:
             return await work(connections)
 
-    return asyncio.run(run())
+    return run_interruptible(run())

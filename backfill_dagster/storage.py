@@ -108,6 +108,20 @@ class StudyStorage:
             paths, glob=False, schema=pl.Schema(schema), missing_columns="insert", extra_columns="ignore"
         )
 
+    def collect(self, frames: Sequence[pl.LazyFrame], keys: Iterable[str]) -> list[pl.DataFrame]:
+        """Read lazy frames over these files; raises StorageError naming the first file that cannot be read."""
+        try:
+            return pl.collect_all(frames)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            for key in keys:
+                self.read(key)
+            raise StorageError(f"files below {self.root} cannot be read: {error}") from error
+
+    def sha256(self, key: str) -> str:
+        """Return the SHA-256 of a stored file's bytes, in hex."""
+        with self.path(key).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def write(self, key: str, frame: pl.DataFrame, metadata: Mapping[str, str] | None = None) -> StoredFile:
         """Write one frame as one file, replacing what was there."""
         with self.scratch() as folder:

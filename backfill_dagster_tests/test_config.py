@@ -168,14 +168,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_study(tmp_path / "study.yaml")
 
 
-def test_settings_that_change_records_change_the_fingerprint(tmp_path: Path) -> None:
-    plain = load(tmp_path, INLINE)
-    dropped = load(tmp_path, f"{INLINE}\ntime_range: {{outside: drop}}")
-    faster = load(tmp_path, f"{INLINE}\nprocessing: {{requests_per_second: 1}}")
-    assert plain.records_fingerprint != dropped.records_fingerprint
-    assert plain.records_fingerprint == faster.records_fingerprint
-
-
 def test_every_name_that_dagster_keeps_is_reserved() -> None:
     from dagster._core.definitions.utils import DISALLOWED_NAMES
 

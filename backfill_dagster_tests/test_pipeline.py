@@ -141,6 +141,14 @@ def test_a_rebuild_from_the_packs_alone_gives_the_same_tables(
     assert table_hashes(collected) == before
 
 
+def test_settings_that_change_records_change_the_fingerprint(tmp_path: Path) -> None:
+    plain = pipeline.records_fingerprint(sandbox_study(tmp_path))
+    dropped = sandbox_study(tmp_path, time_range={"outside": "drop"})
+    slower = sandbox_study(tmp_path, processing={"requests_per_second": 1})
+    assert pipeline.records_fingerprint(dropped) != plain
+    assert pipeline.records_fingerprint(slower) == plain
+
+
 def test_a_changed_period_and_type_list_gives_the_tables_of_a_fresh_run(
     network: SandboxNetwork, tmp_path: Path
 ) -> None:

@@ -28,7 +28,11 @@ from backfill_dagster.orchestration.metadata import (
 from backfill_dagster.orchestration.partitions import month_partitions, pds_partitions, register_hosts
 from backfill_dagster.orchestration.progress import ProgressLog
 from backfill_dagster.orchestration.resources import LimitsResource
-from backfill_dagster.orchestration.run_settings import FetchSettings, fetch_settings_class
+from backfill_dagster.orchestration.run_settings import (
+    ConversionSettings,
+    FetchSettings,
+    fetch_settings_class,
+)
 from backfill_dagster.records.conversion import ConversionReport
 from backfill_dagster.records.tables import TABLE_BY_NAME, Column
 from backfill_dagster.repos.crawl import HostReport
@@ -153,6 +157,8 @@ def _fetch(
             on_host=on_host,
             on_progress=ProgressLog(context.log.info),
         )
+    attempted = sum(sum(report.outcomes.values()) for report in reports.values())
+    context.log.info(f"{attempted:,} accounts attempted on {len(reports)} of {len(hosts)} hosts")
     register_hosts(context.instance, study, reports)
     for host in [*hosts, *sorted(reports.keys() - set(hosts))]:
         report = reports.get(host, HostReport(host))
@@ -200,11 +206,13 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
         backfill_policy=_SINGLE_RUN,
         output_required=False,
         dagster_type=_NO_OUTPUT,
-        code_version=study.records_fingerprint,
+        code_version=pipeline.records_fingerprint(study),
         description="Every record of each PDS's repositories: decoded, typed, dated, and either kept, filtered or "
         "rejected with the reason.",
     )
-    def records(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
+    def records(
+        context: dg.AssetExecutionContext, config: ConversionSettings
+    ) -> Iterator[dg.AssetMaterialization]:
         hosts = list(context.partition_keys)
         counts: dict[str, Counter[tuple[str | None, str, str | None]]] = {host: Counter() for host in hosts}
 
@@ -213,7 +221,8 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
                 counts[report.pds_host][table, fate, reason] += number
 
         with clear_failures():
-            pipeline.convert_records(study, hosts, on_pack=on_pack)
+            converted = pipeline.convert_records(study, hosts, again=config.again, on_pack=on_pack)
+        context.log.info(f"{converted} packs of {len(hosts)} hosts turned into records")
         for host in hosts:
             folder = study.root / "records" / partition_folder(host)
             yield dg.AssetMaterialization(
@@ -237,13 +246,14 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
         backfill_policy=_SINGLE_RUN,
         output_required=False,
         dagster_type=_NO_OUTPUT,
-        code_version=study.records_fingerprint,
+        code_version=pipeline.records_fingerprint(study),
         description=f"{table.description} By month of the record's true creation.",
         metadata={"dagster/column_schema": _column_schema(table.columns)},
     )
     def months(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
         with clear_failures():
             reports = pipeline.build_table(study, name, list(context.partition_keys))
+        context.log.info(f"{name}: {sum(report.rows for report in reports):,} rows in {len(reports)} months")
         for report in reports:
             folder = study.root / "tables" / name / f"month={report.partition}"
             yield dg.AssetMaterialization(
@@ -261,7 +271,7 @@ def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
         group_name=study.name,
         kinds={"parquet", "polars"},
         deps=[dg.AssetDep(records, partition_mapping=dg.AllPartitionMapping())],
-        code_version=study.records_fingerprint,
+        code_version=pipeline.records_fingerprint(study),
         description="Records whose creation date is missing, unreadable, before the network or in the future: kept "
         "apart from the months, one folder per table, with the reason in date_quality.",
     )
@@ -297,10 +307,10 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
     )
     def accounts() -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it only bare
         with clear_failures():
-            frame = pipeline.build_accounts(study)
+            built = pipeline.build_accounts(study)
         return dg.MaterializeResult(
-            metadata=accounts_metadata(frame, study.root / pipeline.ACCOUNTS_KEY),
-            check_results=accounts_check_results(frame),
+            metadata=accounts_metadata(built.accounts, study.root / pipeline.ACCOUNTS_KEY),
+            check_results=accounts_check_results(built.accounts, built.misplaced, built.repeated_uris),
         )
 
     return accounts

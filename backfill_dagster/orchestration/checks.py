@@ -27,6 +27,18 @@ def accounts_checks(accounts: dg.AssetKey) -> Sequence[dg.AssetCheckSpec]:
             "those rejected.",
         ),
         dg.AssetCheckSpec(
+            "rows_stand_in_their_tables",
+            asset=accounts,
+            blocking=True,
+            description="For every account and table, the final files hold as many rows as the conversion kept.",
+        ),
+        dg.AssetCheckSpec(
+            "uris_are_unique",
+            asset=accounts,
+            blocking=True,
+            description="No record stands in its table twice.",
+        ),
+        dg.AssetCheckSpec(
             "every_account_settled",
             asset=accounts,
             blocking=False,
@@ -35,8 +47,13 @@ def accounts_checks(accounts: dg.AssetKey) -> Sequence[dg.AssetCheckSpec]:
     ]
 
 
-def accounts_check_results(accounts: pl.DataFrame) -> list[dg.AssetCheckResult]:
-    """Evaluate the checks on the table of accounts."""
+_BUILD_AGAIN = "Run the study's `_rebuild` job; if it still fails, a stored file was changed, or this is a defect."
+
+
+def accounts_check_results(
+    accounts: pl.DataFrame, misplaced: pl.DataFrame, repeated_uris: int
+) -> list[dg.AssetCheckResult]:
+    """Evaluate the checks on the table of accounts, and on the tables that it counts."""
     off = unreconciled(accounts)
     pending = accounts.filter(pl.col("state") == PENDING)
     return [
@@ -46,9 +63,22 @@ def accounts_check_results(accounts: pl.DataFrame) -> list[dg.AssetCheckResult]:
             metadata={
                 "accounts": off.height,
                 "first": off["did"].head(_SHOWN_ACCOUNTS).to_list(),
-                "what_to_do": "Materialize `records`, then every month of every table and `undated`, and then "
-                "`accounts` again; if it still fails, a stored file was changed or this is a defect.",
+                "what_to_do": _BUILD_AGAIN,
             },
+        ),
+        dg.AssetCheckResult(
+            check_name="rows_stand_in_their_tables",
+            passed=misplaced.is_empty(),
+            metadata={
+                "differences": misplaced.height,
+                "tables": sorted(set(misplaced["table"])),
+                "what_to_do": _BUILD_AGAIN,
+            },
+        ),
+        dg.AssetCheckResult(
+            check_name="uris_are_unique",
+            passed=repeated_uris == 0,
+            metadata={"repeated": repeated_uris, "what_to_do": _BUILD_AGAIN},
         ),
         dg.AssetCheckResult(
             check_name="every_account_settled",

@@ -39,7 +39,8 @@ class _HumanFilter(logging.Filter):
         meta: dict[str, Any] = getattr(record, "dagster_meta", {})
         event = meta.get("dagster_event")
         if event is None:
-            return True
+            # What follows from a failure that was told already.
+            return not str(meta.get("orig_message", "")).startswith("Dependencies for step")
         if event.event_type_value != "STEP_FAILURE":
             return False
         message = _reason(event)

@@ -16,12 +16,14 @@ from backfill_dagster.config import Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
+from backfill_dagster.orchestration.history import STUDY_TAG
 from backfill_dagster.orchestration.partitions import (
     covering_range,
     month_partitions,
     pds_partitions_name,
     register_hosts,
 )
+from backfill_dagster.orchestration.purge_job import finish_purge, purge_expired, purge_job, wants_expiry
 from backfill_dagster.orchestration.resources import ExclusiveResource
 from backfill_dagster.orchestration.summary import study_summary
 from backfill_dagster.repos.packs import stored_hosts
@@ -31,7 +33,6 @@ from backfill_dagster.storage import StudyStorage
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-STUDY_TAG = "backfill_dagster/study"
 PARENT_TAG = "backfill_dagster/parent_run"
 _RANGE_START = "dagster/asset_partition_range_start"
 _RANGE_END = "dagster/asset_partition_range_end"
@@ -83,7 +84,7 @@ def study_jobs(study: Study) -> list[dg.JobDefinition]:
     name = study.name
     rebuild: tuple[str, list[_MakeOp]] = (
         f"Rebuilds the records and tables of `{name}` from what is stored; fetches nothing.",
-        [_begin_op, _build_op],
+        [_begin_op, partial(_build_op, again=True)],
     )
     whole: tuple[str, list[_MakeOp]] = (
         study.description
@@ -103,6 +104,7 @@ def study_jobs(study: Study) -> list[dg.JobDefinition]:
         _sequence(study, f"{name}_rebuild", *rebuild),
         _sequence(study, f"{name}_retry_failed", *retry),
         _sequence(study, f"{name}_refresh", *refresh),
+        purge_job(study, _begin, _rebuild_tables),
     ]
 
 
@@ -138,6 +140,7 @@ def _begin_op(study: Study, job: str) -> dg.OpDefinition:
     def begin(context: dg.OpExecutionContext, exclusive: ExclusiveResource) -> list[str]:
         with clear_failures():
             _begin(context, study, exclusive)
+            finish_purge(context, study, _rebuild_tables)
         return []
 
     return begin
@@ -161,11 +164,13 @@ def _fetch_op(study: Study, job: str, *, mode: FetchMode) -> dg.OpDefinition:
     return fetch_hosts
 
 
-def _build_op(study: Study, job: str) -> dg.OpDefinition:
+def _build_op(study: Study, job: str, *, again: bool = False) -> dg.OpDefinition:
     @dg.op(name=f"{job}__build", ins=_AFTER, description="Makes the records, the tables and the accounts.")
     def build(context: dg.OpExecutionContext, failed_hosts: list[str]) -> list[str]:
         with clear_failures():
-            _build(context, study)
+            _build(context, study, again=again)
+            if wants_expiry(study):
+                purge_expired(context, study, _rebuild_tables)
         return failed_hosts
 
     return build
@@ -217,15 +222,20 @@ def _fetch_hosts(context: dg.OpExecutionContext, study: Study, mode: FetchMode) 
     return []
 
 
-def _build(context: dg.OpExecutionContext, study: Study) -> None:
+def _build(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None:
     register_hosts(context.instance, study, stored_hosts(StudyStorage(study.root)))
     hosts = list(context.instance.get_dynamic_partitions(pds_partitions_name(study)))
-    span = covering_range(hosts, pipeline.hosts_to_convert(study))
+    span = covering_range(hosts, pipeline.hosts_to_convert(study, again=again))
     if span is not None:
-        _run_stage(context, study, "convert", span)
+        _run_stage(context, study, "convert", span, {"records": {"again": again}})
     months = month_partitions(study.time_range).get_partition_keys()
     _run_stage(context, study, "tables", (months[0], months[-1]))
     _run_stage(context, study, "accounts")
+
+
+def _rebuild_tables(context: dg.OpExecutionContext, study: Study) -> None:
+    """Make again what a purge took away with the packs that it rewrote."""
+    _build(context, study, again=False)
 
 
 def _run_stage(
@@ -233,7 +243,7 @@ def _run_stage(
     study: Study,
     stage: str,
     span: tuple[str, str] | None = None,
-    asset_config: dict[str, dict[str, str]] | None = None,
+    asset_config: dict[str, dict[str, str | bool]] | None = None,
 ) -> None:
     """Execute a stage's asset job as a child run; what it raises, this raises."""
     context.log.info(_STAGE_DESCRIPTIONS[stage])
@@ -254,10 +264,16 @@ def _run_stage(
 
 def _report(context: dg.OpExecutionContext, study: Study, failed_hosts: list[str]) -> None:
     context.log.info(study_summary(study))
-    if failed_hosts:
+    missing = [f"hosts could not be read whole: {', '.join(failed_hosts[:20])}"] if failed_hosts else []
+    unknown, pending = pipeline.unfinished_accounts(study)
+    if unknown:
+        missing.append(f"{unknown} accounts could not be looked up, because the PLC directory failed")
+    if pending and study.processing.max_run_minutes is None:
+        missing.append(f"{pending} accounts were not attempted")
+    if missing:
         raise dg.Failure(
-            description=f"{len(failed_hosts)} hosts could not be read whole: {', '.join(failed_hosts[:20])}. "
-            f"All others are in the tables. Run `{study.name}` again to fetch only what is missing.",
+            description=f"{'; '.join(missing)}. All others are in the tables. Run `{study.name}` again to fetch only "
+            "what is missing.",
             allow_retries=False,
         )
 

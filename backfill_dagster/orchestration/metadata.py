@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
+from backfill_dagster.dids.syntax import DidRejection
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -19,6 +21,12 @@ Metadata = dict[str, Any]
 
 # Rows of a table that the UI shows in full; what is longer is cut, and says so by its count.
 _SHOWN_ROWS = 20
+# Why an input was left out that cannot be anybody's DID.
+_NO_DIDS = [
+    reason.value
+    for reason in DidRejection
+    if reason not in (DidRejection.DUPLICATE, DidRejection.PURGED, DidRejection.UNSUPPORTED_METHOD)
+]
 
 
 def file_path(path: Path) -> dg.MetadataValue[Any]:
@@ -51,7 +59,8 @@ def source_metadata(collected: CollectedDids, path: Path) -> Metadata:
         "given": collected.given,
         "left_out": collected.rejects.height,
         "left_out_by_reason": counts_table(reasons),
-        "left_out_inputs": counts_table(collected.rejects),
+        # What is a DID stays out of the event log, from which nobody can be taken out one by one.
+        "left_out_inputs": counts_table(collected.rejects.filter(pl.col("reason").is_in(_NO_DIDS))),
         "path": file_path(path),
     }
 

@@ -48,6 +48,14 @@ class FetchSettings(dg.Config):
         return Processing.model_validate({**processing.model_dump(), **chosen})
 
 
+class ConversionSettings(dg.Config):
+    """What may change from one conversion to the next."""
+
+    again: bool = Field(
+        default=False, description="Also convert what is converted with these settings already."
+    )
+
+
 def fetch_settings_class(study: Study) -> type[FetchSettings]:
     """Make the class of a study's fetch settings, its defaults from the YAML."""
     fields: dict[str, Any] = {}

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backfill_dagster.purge.tombstones import PURGED, Tombstones
+from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.packs import (
     BLOCKS_SCHEMA,
     PACK_SCHEMA,
@@ -49,7 +50,11 @@ class PackPurge:
 
 
 def purge_pack(root: Path, pds_host: str, key: str) -> PackPurge | None:
-    """Write one pack anew without what has a tombstone; None if it holds nothing of the kind."""
+    """Write one pack anew without what has a tombstone; None if it holds nothing of the kind.
+
+    What is left of a pack that has lost blocks goes too, except for its attempts that brought none: its accounts
+    count as never fetched.
+    """
     storage = StudyStorage(root)
     tombstones = Tombstones.load(storage)
     rows = storage.scan([key], PACK_SCHEMA).collect()
@@ -58,14 +63,17 @@ def purge_pack(root: Path, pds_host: str, key: str) -> PackPurge | None:
     masked_rows = tombstones.mask_texts(stays)
     folder = f"repos/{partition_folder(pds_host)}"
     old_blocks = [f"{folder}/{file['name']}" for file in rows["blocks_files"].to_list()[0] or []]
-    rows_change = bool(purged) or not masked_rows.equals(stays)
+    whole = _are_whole(storage, folder, rows)
+    if not whole:
+        masked_rows = masked_rows.filter(pl.col("outcome") != Outcome.COMPLETE.value)
+    rows_change = not whole or not masked_rows.equals(rows)
     if not rows_change and not any(
         _may_hold_purged(storage.path(blocks), tombstones) for blocks in old_blocks
     ):
         return None
     with storage.scratch() as scratch:
         files = []
-        for number, blocks in enumerate(old_blocks):
+        for number, blocks in enumerate(old_blocks if whole else ()):
             target = scratch / f"blocks-{number}.parquet"
             files.append(_rewrite_blocks(storage.path(blocks), target, frozenset(purged), tombstones))
         if not rows_change and not any(file.removed or file.masked for file in files):
@@ -149,6 +157,12 @@ class _Rewritten:
     masked: int
 
 
+def _are_whole(storage: StudyStorage, folder: str, rows: pl.DataFrame) -> bool:
+    """Tell whether a pack's blocks files are those that it was written with."""
+    listed = {f"{folder}/{file['name']}": file["sha256"] for file in rows["blocks_files"].to_list()[0] or []}
+    return all(storage.exists(key) and storage.sha256(key) == sha256 for key, sha256 in listed.items())
+
+
 def _may_hold_purged(path: Path, tombstones: Tombstones) -> bool:
     with pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
@@ -166,8 +180,10 @@ def _rewrite_blocks(source: Path, target: Path, purged: frozenset[str], tombston
     """Copy a blocks file without what is purged, row group by row group."""
     rows = removed = masked = 0
     withheld: Counter[str] = Counter()
-    writer = RowGroupWriter(target, BLOCKS_SCHEMA, dictionary=("did", "collection"))
-    with pq.ParquetFile(source) as file:
+    with (
+        pq.ParquetFile(source) as file,
+        RowGroupWriter(target, BLOCKS_SCHEMA, dictionary=("did", "collection")) as writer,
+    ):
         for number in range(file.num_row_groups):
             group = file.read_row_group(number).select(BLOCKS_SCHEMA.names)
             dids, collections, rkeys = _keys(group)
@@ -186,7 +202,6 @@ def _rewrite_blocks(source: Path, target: Path, purged: frozenset[str], tombston
             removed += group.num_rows - kept.num_rows
             if kept.num_rows:
                 writer.write(kept.cast(BLOCKS_SCHEMA))
-    writer.close()
     return _Rewritten(target, rows, removed, withheld, masked)
 
 
@@ -210,12 +225,13 @@ def _publish(storage: StudyStorage, folder: str, attempts: pl.DataFrame, files: 
     if attempts.is_empty():
         return
     pack = _pack_name(attempts, files)
-    stored = [
-        storage.publish(file.path, f"{folder}/{blocks_file_name(pack, number)}", rows=file.rows)
-        for number, file in enumerate(files)
-    ]
-    listed = pl.Series("blocks_files", [_listing(stored)] * attempts.height, PACK_SCHEMA["blocks_files"])
-    storage.write(f"{folder}/{pack}.parquet", attempts.with_columns(listed))
+    with storage.shared(folder):
+        stored = [
+            storage.publish(file.path, f"{folder}/{blocks_file_name(pack, number)}", rows=file.rows)
+            for number, file in enumerate(files)
+        ]
+        listed = pl.Series("blocks_files", [_listing(stored)] * attempts.height, PACK_SCHEMA["blocks_files"])
+        storage.write(f"{folder}/{pack}.parquet", attempts.with_columns(listed))
 
 
 def _listing(stored: Iterable[StoredFile]) -> list[dict[str, str | int]]:

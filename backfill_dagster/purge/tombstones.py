@@ -10,6 +10,7 @@ answerable, or it would be collected again.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ _SCHEMA = pl.Schema(
 _DID, _RECORD = "did", "record"
 _SALT = "salt"
 _SALT_BYTES = 32
+# As far as a record's key goes; quotes and commas of a JSON text around it are none of it.
+_URI = re.compile(r"at://did:[A-Za-z0-9:._%-]+/[A-Za-z0-9.-]+/[A-Za-z0-9._:~-]+")
 _LOOKS_LIKE_DID = r"did(?::|%3[Aa])(?:plc|web)(?::|%3[Aa])"
 
 
@@ -122,6 +125,10 @@ class Tombstones:
     def named_in(self, text: str) -> bool:
         """Tell whether a text names a purged account."""
         return bool(self.dids) and names_purged(text, self.holds_did)
+
+    def record_named_in(self, text: str) -> bool:
+        """Tell whether a text names a purged record by its AT-URI."""
+        return bool(self.records) and any(self.holds_uri(uri) for uri in _URI.findall(text))
 
     def may_be_named_in(self, blocks: Sequence[bytes]) -> bool:
         """Tell quickly whether blocks seem to name a purged account."""

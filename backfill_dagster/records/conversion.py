@@ -7,11 +7,13 @@ of every record of every account of the pack, and which settings it was made wit
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.errors import StorageError
 from backfill_dagster.records.outcomes import Fate, FilterReason
 from backfill_dagster.records.tables import COUNTS_SCHEMA, TABLES
 from backfill_dagster.records.transform import transform_records
@@ -24,17 +26,21 @@ if TYPE_CHECKING:
 
     from backfill_dagster.records.settings import RecordSettings
 
+# Raised whenever the same record would become another row, so that what is stored is converted again.
+CONVERSION_VERSION = 1
+
 _FINGERPRINT = "settings"
+_FILES = "files"
 
 
 @dataclass(frozen=True, slots=True)
 class PackFiles:
-    """One pack to convert: where its rows and its blocks are, as keys of the study's storage."""
+    """One pack to convert: where its rows are, and its blocks files with their SHA-256, as keys of the storage."""
 
     pds_host: str
     pack: str
     key: str
-    blocks: tuple[str, ...]
+    blocks: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,10 @@ class ConversionReport:
 
 
 def convert_pack(root: Path, pack: PackFiles, settings: RecordSettings, fingerprint: str) -> ConversionReport:
-    """Decode, type and classify every record of one pack, one blocks file in memory at a time."""
+    """Decode, type and classify every record of one pack, one blocks file in memory at a time.
+
+    Raises StorageError for a blocks file that is not the one that the pack was written with.
+    """
     storage = StudyStorage(root)
     # From here on the pack counts as not converted: what is written over is of other settings, and an interrupted
     # conversion must not pass for a finished one when those settings come back.
@@ -59,7 +68,13 @@ def convert_pack(root: Path, pack: PackFiles, settings: RecordSettings, fingerpr
         .collect()
     )
     counts = [_count_purged(accounts)]
-    for number, key in enumerate(pack.blocks):
+    files: dict[str, int] = {}
+    for number, (key, sha256) in enumerate(pack.blocks):
+        if storage.sha256(key) != sha256:
+            raise StorageError(
+                f"{storage.path(key)} is damaged: its bytes are not those that were written. Delete it and run the "
+                "study again: its accounts are then fetched anew"
+            )
         transformed = transform_records(storage.read(key).to_arrow(), accounts, settings)
         for table in TABLES:
             rows = transformed.tables.get(table)
@@ -67,15 +82,16 @@ def convert_pack(root: Path, pack: PackFiles, settings: RecordSettings, fingerpr
             if rows is None or rows.is_empty():
                 storage.remove(target)
             else:
-                storage.write(target, rows)
+                files[target] = storage.write(target, rows).bytes
         rejects = records_key(pack.pds_host, "rejects", pack.pack, number)
         if transformed.rejects.is_empty():
             storage.remove(rejects)
         else:
-            storage.write(rejects, transformed.rejects)
+            files[rejects] = storage.write(rejects, transformed.rejects).bytes
         counts.append(transformed.counts)
     total = _sum_counts(counts)
-    storage.write(_counts_key(pack.pds_host, pack.pack), total, metadata={_FINGERPRINT: fingerprint})
+    told = {_FINGERPRINT: fingerprint, _FILES: json.dumps(files)}
+    storage.write(_counts_key(pack.pds_host, pack.pack), total, metadata=told)
     summed = total.group_by("table", "fate", "reason").agg(pl.col("records").sum()).sort(pl.all())
     return ConversionReport(pack.pds_host, pack.pack, tuple(summed.iter_rows()))
 
@@ -85,24 +101,31 @@ def records_key(pds_host: str, kind: str, pack: str, number: int) -> str:
     return f"records/{partition_folder(pds_host)}/{kind}/{pack}-{number}.parquet"
 
 
-def converted_fingerprint(storage: StudyStorage, pds_host: str, pack: str) -> str | None:
-    """Return the settings that a pack's stored conversion was made with; None if there is none."""
+def is_converted(storage: StudyStorage, pds_host: str, pack: str, fingerprint: str) -> bool:
+    """Tell whether a pack's conversion with these settings is stored, with all of its files in their size."""
     key = _counts_key(pds_host, pack)
     if not storage.exists(key):
-        return None
-    return pl.read_parquet_metadata(storage.path(key)).get(_FINGERPRINT)
+        return False
+    try:
+        told = pl.read_parquet_metadata(storage.path(key))
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+    files: dict[str, int] = json.loads(told.get(_FILES, "{}"))
+    return told.get(_FINGERPRINT) == fingerprint and all(
+        storage.exists(name) and storage.size(name) == size for name, size in files.items()
+    )
 
 
 def read_counts(storage: StudyStorage, packs: Iterable[tuple[str, str]]) -> pl.DataFrame:
     """Return the counts (COUNTS_SCHEMA and `pack`) of these packs, given as (PDS host, pack)."""
+    keys = {_counts_key(host, pack): pack for host, pack in packs}
+    stored = {key: pack for key, pack in keys.items() if storage.exists(key)}
     frames = [
-        storage.scan([_counts_key(host, pack)], COUNTS_SCHEMA).with_columns(pack=pl.lit(pack))
-        for host, pack in packs
-        if storage.exists(_counts_key(host, pack))
+        storage.scan([key], COUNTS_SCHEMA).with_columns(pack=pl.lit(pack)) for key, pack in stored.items()
     ]
     if not frames:
         return pl.DataFrame(schema={**COUNTS_SCHEMA, "pack": pl.String()})
-    return pl.concat(pl.collect_all(frames))
+    return pl.concat(storage.collect(frames, stored))
 
 
 def converted_keys(

@@ -18,7 +18,7 @@ converted, and digits past the microsecond cut off. Of the rest, whatever can me
 | anything else                                        | nothing                              | unparseable  |
 
 Among "anything else" are days that do not exist, epochs, years of other than four digits, and numbers without
-their leading zero, since those may be strings that were cut short.
+their leading zero, since those may be strings that were cut short; and whatever is longer than a kilobyte.
 """
 
 from datetime import UTC, datetime
@@ -58,6 +58,8 @@ _TIME = (
     rf"(?: ?{_ZONE})?"
 )
 _READABLE = whole(rf"(?P<date>[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[Tt _]{_TIME})?")
+# The protocol's own limit is 64. To take a long string apart costs a microsecond per byte, and megabytes are sent.
+_MAX_BYTES = 1024
 
 
 def read_datetimes(raw: pl.Series) -> pl.DataFrame:
@@ -92,9 +94,9 @@ def _read_usual(raw: pl.Series, is_usual: pl.Series) -> pl.Series | None:
 
 def _read_any(raw: pl.Series) -> pl.DataFrame:
     """Read strings of every form of the table above, one vectorised step after the other."""
-    parts = pl.DataFrame({"raw": raw}).with_columns(
-        pl.col("raw").str.strip_chars().str.extract_groups(_READABLE).struct.unnest()
-    )
+    text = pl.col("raw").str.strip_chars()
+    readable = pl.when(text.str.len_bytes() <= _MAX_BYTES).then(text)
+    parts = pl.DataFrame({"raw": raw}).with_columns(readable.str.extract_groups(_READABLE).struct.unnest())
     day = pl.col("date").str.to_date("%Y-%m-%d", strict=False).cast(pl.Int32).cast(pl.Int64)
     hour, minute, second = (_number(name) for name in ("hour", "minute", "second"))
     fraction = pl.col("fraction").str.slice(0, 6).str.pad_end(6, "0").cast(pl.Int64).fill_null(0)

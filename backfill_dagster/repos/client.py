@@ -7,10 +7,12 @@ pause that the host asks for (429; it concerns the host, not the account).
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backfill_dagster.network.http import HttpClient, RequestFailedError, RequestFault
+from backfill_dagster.network.limits import HostParkedError
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
 
 if TYPE_CHECKING:
@@ -77,11 +79,20 @@ class DownloadBounds:
 
 
 async def get_repo(
-    http: HttpClient, gate: HostGate, origin: str, did: str, to: Path, bounds: DownloadBounds
+    http: HttpClient,
+    gate: HostGate,
+    origin: str,
+    did: str,
+    to: Path,
+    bounds: DownloadBounds,
+    max_park: float = math.inf,
 ) -> RepoAnswer:
-    """Download `com.atproto.sync.getRepo` to a file, in the host's turn."""
+    """Download `com.atproto.sync.getRepo` to a file, in the host's turn.
+
+    If the host's pauses last for longer than `max_park` seconds, it is not asked, and the answer says so.
+    """
     try:
-        async with gate.request():
+        async with gate.request(max_park):
             download = await http.download(
                 f"{origin}/xrpc/com.atproto.sync.getRepo",
                 params={"did": did},
@@ -89,6 +100,8 @@ async def get_repo(
                 max_bytes=bounds.max_bytes,
                 total_timeout=bounds.seconds,
             )
+    except HostParkedError as error:
+        return RepoAnswer(Outcome.FAILED, FailureReason.RATE_LIMITED, detail=str(error), throttled=True)
     except RequestFailedError as error:
         return RepoAnswer(
             Outcome.FAILED, _FAILURES_BY_FAULT[error.kind], detail=str(error.detail)[:_MAX_DETAIL]

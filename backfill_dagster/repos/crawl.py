@@ -364,7 +364,13 @@ class HostCrawl:
             await self._wait_out_park()
             work.fetched_at = datetime.now(UTC)
             answer = await get_repo(
-                self._crawl.http, self._gate, account.pds, account.did, car, self._settings.bounds
+                self._crawl.http,
+                self._gate,
+                account.pds,
+                account.did,
+                car,
+                self._settings.bounds,
+                self._settings.max_park_seconds,
             )
             if not answer.throttled:
                 break
@@ -404,6 +410,7 @@ class HostCrawl:
         if row.state is DirectoryState.TOMBSTONED:
             state: Outcome | None = Outcome.DELETED
         else:
+            await self._wait_out_park()
             state = await get_account_state(self._crawl.http, self._gate, account.pds, account.did)
         if work.answer is not None and state is not None:
             work.answer = replace(work.answer, outcome=state)

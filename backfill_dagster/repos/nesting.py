@@ -7,11 +7,17 @@ rest of a megabyte, make them reserve gigabytes, and work for minutes. cbrrr kno
 
 from __future__ import annotations
 
+import re
+
 # Below this size nothing can be claimed that would matter; a node of the tree or a post is rarely larger.
 SMALL_BLOCK_BYTES = 4096
 
 # CBOR's major types: what the upper three bits of a head say (RFC 8949, section 3.1).
 _BYTES, _TEXT, _ARRAY, _MAP, _TAG = 2, 3, 4, 5, 6
+# Items that are whole in their first byte: small numbers, simple values, and whatever is empty. Megabytes of them
+# are gone through at once.
+_MANY = 64
+_ONE_BYTE_ITEMS = re.compile(rb"[\x00-\x17\x20-\x37\x40\x60\x80\xa0\xe0-\xf7]+")
 
 
 def nests_deeper(block: bytes, levels: int) -> bool:
@@ -30,6 +36,14 @@ def nests_deeper(block: bytes, levels: int) -> bool:
     while owed:
         if owed > size - position:
             raise ValueError("more items are claimed than there are bytes")
+        if waiting[-1] > _MANY and len(waiting) <= levels:
+            # All but the last, which is left to the rest of this loop.
+            run = _ONE_BYTE_ITEMS.match(block, position, position + waiting[-1] - 1)
+            if run is not None:
+                items = run.end() - position
+                position += items
+                owed -= items
+                waiting[-1] -= items
         major, argument, position = _head_at(block, position)
         if major == _TAG:
             # It belongs to the item that follows.

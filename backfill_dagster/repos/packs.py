@@ -8,6 +8,7 @@ names is the left-over of an interrupted run. Names are made from the content's 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.storage import (
     RowGroupWriter,
     StoredFile,
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from backfill_dagster.repos.outcomes import FailureReason, Outcome
+    from backfill_dagster.repos.outcomes import FailureReason
+
+logger = logging.getLogger(__name__)
 
 ROW_GROUP_BYTES = 16 * 2**20
 BLOCKS_FILE_BYTES = 64 * 2**20
@@ -220,16 +224,34 @@ def stored_hosts(storage: StudyStorage) -> list[str]:
 
 
 def read_ledger(storage: StudyStorage, pds_hosts: Iterable[str] | None = None) -> pl.DataFrame:
-    """Return every attempt ever recorded (LEDGER_SCHEMA), sorted by DID and time."""
-    frames = [
-        storage.scan([key], PACK_SCHEMA)
-        .select(name for name in LEDGER_SCHEMA if name in PACK_SCHEMA)
-        .with_columns(pds_host=pl.lit(host), pack=pl.lit(pack))
-        for host, pack, key in pack_keys(storage, pds_hosts)
-    ]
-    if not frames:
-        return pl.DataFrame(schema=LEDGER_SCHEMA)
-    return pl.concat(pl.collect_all(frames)).sort("did", "fetched_at", "pack")
+    """Return every attempt ever recorded (LEDGER_SCHEMA), sorted by DID and time.
+
+    A repository whose blocks are missing, or not of the size that its pack tells, counts as never fetched.
+    """
+    packs = pack_keys(storage, pds_hosts)
+    columns = [*(name for name in LEDGER_SCHEMA if name in PACK_SCHEMA), "blocks_files"]
+    frames = [storage.scan([key], PACK_SCHEMA).select(columns) for _, _, key in packs]
+    ledger = [LEDGER_SCHEMA.to_frame()]
+    for (host, pack, key), frame in zip(
+        packs, storage.collect(frames, [key for _, _, key in packs]), strict=True
+    ):
+        rows = frame.drop("blocks_files").with_columns(pds_host=pl.lit(host), pack=pl.lit(pack))
+        if not _blocks_are_there(storage, key, frame):
+            logger.warning("%s has lost blocks; its accounts are to be fetched again", storage.path(key))
+            rows = rows.filter(pl.col("outcome") != Outcome.COMPLETE.value)
+        ledger.append(rows.select(LEDGER_SCHEMA.names()))
+    return pl.concat(ledger).sort("did", "fetched_at", "pack")
+
+
+def _blocks_are_there(storage: StudyStorage, key: str, pack: pl.DataFrame) -> bool:
+    # Every row of a pack names the same files.
+    [named] = pack["blocks_files"].head(1).to_list() or [None]
+    files = named or []
+    return all(
+        storage.exists(name) and storage.size(name) == file["bytes"]
+        for file in files
+        for name in [f"{key.rpartition('/')[0]}/{file['name']}"]
+    )
 
 
 def sweep_uncommitted_blocks(storage: StudyStorage, pds_host: str) -> int:

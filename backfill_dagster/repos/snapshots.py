@@ -87,29 +87,28 @@ def account_states(directory: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFram
     )
 
 
-def accounts_to_fetch(directory: pl.DataFrame, ledger: pl.DataFrame, mode: FetchMode) -> pl.DataFrame:
+def accounts_to_fetch(
+    directory: pl.DataFrame, ledger: pl.DataFrame, mode: FetchMode, *, signed: bool
+) -> pl.DataFrame:
     """Return the directory's rows of the accounts that a fetch is for, and `known_rev`.
 
-    An account is settled if its latest attempt, made at the host where it lives now, did not fail. `known_rev`
-    is the revision of the snapshot from that host when refreshing, and null otherwise.
+    An account is settled if its latest attempt, made at the host where it lives now, did not fail; and, where
+    repositories are to be `signed`, if the signature of its snapshot was checked. `known_rev` is the revision
+    of such a snapshot when refreshing, and null otherwise.
     """
     resolved = directory.filter(pl.col("state") == _RESOLVED)
-    latest = latest_attempts(ledger)
-    failed = pl.col("outcome") == Outcome.FAILED.value
     homes = current_hosts(directory, ledger)
+    latest = latest_attempts(ledger).join(homes, on="did")
+    stored = snapshots(directory, ledger).join(homes, on="did")
+    failed = pl.col("outcome") == Outcome.FAILED.value
+    at_home = pl.col("pds_host") == pl.col("current_host")
+    proven = pl.col("signed_by").is_not_null() | (not signed)
     if mode is FetchMode.REFRESH:
-        at_home = (
-            snapshots(directory, ledger)
-            .join(homes, on="did")
-            .filter(pl.col("pds_host") == pl.col("current_host"))
-            .select("did", known_rev="repo_rev")
-        )
-        return resolved.join(at_home, on="did", how="left", maintain_order="left")
+        known = stored.filter(at_home & proven).select("did", known_rev="repo_rev")
+        return resolved.join(known, on="did", how="left", maintain_order="left")
     if mode is FetchMode.FAILED:
         chosen = resolved.join(latest.filter(failed), on="did", how="semi", maintain_order="left")
     else:
-        settled = (
-            latest.filter(~failed).join(homes, on="did").filter(pl.col("pds_host") == pl.col("current_host"))
-        )
+        settled = latest.filter(~failed & at_home).join(stored.filter(~proven), on="did", how="anti")
         chosen = resolved.join(settled, on="did", how="anti", maintain_order="left")
     return chosen.with_columns(known_rev=pl.lit(None, dtype=pl.String))

@@ -154,6 +154,27 @@ def unreconciled(accounts: pl.DataFrame) -> pl.DataFrame:
     return accounts.filter(pl.col("records_fetched") != total)
 
 
+def misplaced(
+    accounts: pl.DataFrame, snapshot_packs: pl.DataFrame, counts: pl.DataFrame, kept: pl.DataFrame
+) -> pl.DataFrame:
+    """Return `did, table, converted, rows` where a table does not hold what the conversion kept for it.
+
+    Sums over all tables could agree by two errors that cancel out.
+    """
+    shown = accounts.filter("shown").select("did").join(snapshot_packs, on="did").select("did", "pack")
+    converted = (
+        counts.filter(pl.col("fate") == "kept")
+        .join(shown, on=["did", "pack"], how="semi")
+        .group_by("did", "table")
+        .agg(converted=pl.col("records").sum())
+    )
+    rows = kept.select("did", "table", pl.col("rows").cast(pl.Int64))
+    both = converted.join(rows, on=["did", "table"], how="full", coalesce=True).with_columns(
+        pl.col("converted", "rows").fill_null(0)
+    )
+    return both.filter(pl.col("converted") != pl.col("rows")).sort("did", "table")
+
+
 def _fates(counts: pl.DataFrame, visible: pl.DataFrame) -> pl.DataFrame:
     """Sum the conversions' counts per account; what was kept there but is not shown counts as filtered."""
     hidden = visible.filter(~pl.col("shown")).select(

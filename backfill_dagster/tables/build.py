@@ -78,10 +78,14 @@ def remove_other_months(storage: StudyStorage, months: Iterable[str], tables: It
     return removed
 
 
+def table_keys(storage: StudyStorage, table: str) -> list[str]:
+    """Return the files of all months of one table and of its undated rows."""
+    return [*storage.keys(f"tables/{table}"), *storage.keys(f"undated/{table}")]
+
+
 def scan_table(storage: StudyStorage, table: str) -> pl.LazyFrame:
     """Return a lazy frame over all months of one table and its undated rows."""
-    keys = [*storage.keys(f"tables/{table}"), *storage.keys(f"undated/{table}")]
-    return storage.scan(keys, TABLE_BY_NAME[table].schema)
+    return storage.scan(table_keys(storage, table), TABLE_BY_NAME[table].schema)
 
 
 def _build(
@@ -144,11 +148,11 @@ def _read_chunk(
 ) -> pl.DataFrame:
     schema = TABLE_BY_NAME[table].schema
     frames = [storage.scan([key], schema).with_columns(_pack=pl.lit(pack)) for pack, key in chunk]
-    return (
+    rows = (
         pl.concat(frames)
         .with_columns(_partition=partition_of)
         .filter(pl.col("_partition").is_in(partitions))
         .join(rows_from.lazy().select("did", _pack="pack"), on=["did", "_pack"], how="semi")
         .select(*schema.names(), "_partition")
-        .collect()
     )
+    return storage.collect([rows], [key for _, key in chunk])[0]

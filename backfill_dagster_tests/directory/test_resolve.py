@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
@@ -25,7 +26,8 @@ from backfill_dagster.directory.resolve import (
 )
 from backfill_dagster.directory.resolver import DirectoryRow, Resolver
 from backfill_dagster.errors import DirectoryUnreachableError
-from backfill_dagster.network.limits import HostGates
+from backfill_dagster.network.leases import HostLeases, LocalHostLeases
+from backfill_dagster.network.limits import HostGate, HostGates
 from backfill_dagster_tests.network.loopback import Handler, Talk, loopback_client, serve, serve_bytes
 from backfill_dagster_tests.network.test_http import free_port
 
@@ -108,6 +110,7 @@ async def resolver_for(
     allow_private: bool = True,
     read_timeout: float = 2,
     rate: float = 1000,
+    leases: HostLeases | None = None,
 ) -> AsyncIterator[Resolver]:
     network = Network(
         plc_url=f"http://{address}",
@@ -118,7 +121,8 @@ async def resolver_for(
     gates = HostGates(rate=1000, burst=100, in_flight=8)
     client = loopback_client(connect_to=connect_to, allow_private=allow_private, read_timeout=read_timeout)
     async with client as http:
-        yield Resolver(http, gates, network, Processing(max_retries=retries), jitter=lambda: 0.5)
+        processing = Processing(max_retries=retries)
+        yield Resolver(http, gates, network, processing, leases=leases, jitter=lambda: 0.5)
 
 
 def with_resolver(
@@ -291,6 +295,31 @@ def test_a_rate_limit_holds_everybody_back() -> None:
 
     assert {row.state for row in rows} == {DirectoryState.RESOLVED}
     assert min(times[1:]) - times[0] >= 0.99
+
+
+def test_the_plc_directory_is_left_to_whoever_has_its_lease(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "backfill_dagster.network.leases")
+    directory = FakeDirectory()
+
+    async def run() -> None:
+        mine, theirs = LocalHostLeases(tmp_path, "study a"), LocalHostLeases(tmp_path, "study b")
+        async with serve(directory) as address, resolver_for(address, leases=mine) as resolver:
+            gate = HostGate(address, rate=1, burst=1, in_flight=1)
+            lease = await theirs.take(gate)
+            assert lease is not None
+            lookups = [asyncio.create_task(resolver.resolve(plc(n))) for n in range(5)]
+            await asyncio.sleep(0.2)
+            assert not directory.asked
+            await lease.release()
+            rows = await asyncio.gather(*lookups)
+            assert {row.state for row in rows} == {DirectoryState.RESOLVED}
+            # It is theirs again as soon as nothing is looked up.
+            assert await theirs.take(gate) is not None
+
+    asyncio.run(run())
+    assert len(caplog.records) == 1
 
 
 def test_a_rate_limit_without_end_is_given_up() -> None:

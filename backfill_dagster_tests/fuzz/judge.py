@@ -50,7 +50,8 @@ MAX_SECONDS = 2.0
 ATTEMPTS = 3
 
 LIMITS = RepoLimits()
-NSID = re.compile(r"[a-zA-Z]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+")
+LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
+NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9]{0,62}")
 RECORD_KEY = re.compile(r"[a-zA-Z0-9._:~-]{1,512}")
 MAX_RECORD_BYTES = 4 * 2**20
 MAX_NESTING = 250
@@ -289,9 +290,7 @@ def _lawful_fates(
     collection: str, rkey: str, cid: bytes, block: bytes, record_types: frozenset[str]
 ) -> frozenset[Fate]:
     """Say what may become of a record: two answers only for what one decoder reads, and the other does not."""
-    if not (
-        NSID.fullmatch(collection) and len(collection) <= 317 and _is_name(collection.rpartition(".")[2])
-    ):
+    if not _is_nsid(collection):
         return frozenset({Fate.REJECTED})
     if collection not in record_types:
         return frozenset({Fate.FILTERED})
@@ -321,8 +320,15 @@ def _is_a_bomb(block: bytes) -> bool:
         return True
 
 
-def _is_name(label: str) -> bool:
-    return re.fullmatch("[a-zA-Z][a-zA-Z0-9]{0,62}", label) is not None
+def _is_nsid(text: str) -> bool:
+    *labels, name = text.split(".")
+    return (
+        len(text) <= 317
+        and len(labels) > 1
+        and all(LABEL.fullmatch(label) for label in labels)
+        and not labels[0][0].isdigit()
+        and NAME.fullmatch(name) is not None
+    )
 
 
 def _levels(value: object) -> int:

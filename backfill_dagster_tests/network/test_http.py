@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import pytest
 from aiohttp import web
 
-from backfill_dagster.errors import ConfigError
+from backfill_dagster.errors import ConfigError, StorageError
 from backfill_dagster.network.http import (
     Answer,
     Download,
@@ -680,7 +680,7 @@ def test_a_full_disk_is_no_fault_of_the_server(tmp_path: Path) -> None:
     async def do(client: HttpClient, url: str) -> Any:
         return await client.download(url, to=tmp_path / "missing" / "body", max_bytes=MAX, total_timeout=5)
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StorageError, match="body cannot be written"):
         exchange(serve(hello), do)
 
 

@@ -251,18 +251,23 @@ def test_who_gives_up_is_told_that_it_has_nothing(tmp_path: Path) -> None:
 def test_a_forked_process_neither_keeps_nor_ends_the_lease_of_its_parent(tmp_path: Path) -> None:
     mine, subject = gate(), leases(tmp_path)
     lease = asyncio.run(taken(subject, mine))
+    begun, tell = os.pipe()
     child = os.fork()
     if child == 0:
         signal.alarm(60)
+        os.write(tell, b"!")
         while True:
             signal.pause()
     try:
+        os.read(begun, 1)
         assert is_locked(tmp_path)
         asyncio.run(release(lease))
         assert not is_locked(tmp_path)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(begun)
+        os.close(tell)
 
 
 async def release(lease: HostLease) -> None:

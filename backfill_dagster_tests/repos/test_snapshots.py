@@ -134,14 +134,14 @@ def test_what_a_fetch_is_for(attempts: list[dict[str, Any]], unsettled: bool, fa
     made = ledger(*attempts)
     # Resolved after the attempts, so that the directory has the last word on the host.
     frame = directory(day=9)
-    assert accounts_to_fetch(frame, made, FetchMode.UNSETTLED).height == unsettled
-    assert accounts_to_fetch(frame, made, FetchMode.FAILED).height == failed_only
-    assert accounts_to_fetch(frame, made, FetchMode.REFRESH).height == 1
+    assert accounts_to_fetch(frame, made, FetchMode.UNSETTLED, signed=False).height == unsettled
+    assert accounts_to_fetch(frame, made, FetchMode.FAILED, signed=False).height == failed_only
+    assert accounts_to_fetch(frame, made, FetchMode.REFRESH, signed=False).height == 1
 
 
 def test_refreshing_knows_the_revision_only_of_a_snapshot_from_the_present_host() -> None:
     def known(*attempts: dict[str, Any]) -> str | None:
-        chosen = accounts_to_fetch(directory(day=9), ledger(*attempts), FetchMode.REFRESH)
+        chosen = accounts_to_fetch(directory(day=9), ledger(*attempts), FetchMode.REFRESH, signed=False)
         rev: str | None = chosen["known_rev"].item()
         return rev
 
@@ -152,4 +152,15 @@ def test_refreshing_knows_the_revision_only_of_a_snapshot_from_the_present_host(
 
 def test_accounts_that_the_directory_cannot_place_are_never_fetched() -> None:
     for mode in FetchMode:
-        assert accounts_to_fetch(directory("no_pds", host=None), ledger(failed(1)), mode).is_empty()
+        assert accounts_to_fetch(directory("no_pds", host=None), ledger(failed(1)), mode, signed=False).is_empty()
+
+
+@pytest.mark.parametrize(("signed_by", "fetched"), [(None, True), ("current", False), ("previous", False)])
+def test_a_snapshot_whose_signature_nobody_checked_does_not_settle_a_study_that_wants_it(
+    signed_by: str | None, fetched: bool
+) -> None:
+    made = ledger(complete(1, signed_by=signed_by))
+    assert accounts_to_fetch(directory(), made, FetchMode.UNSETTLED, signed=True).height == fetched
+    assert accounts_to_fetch(directory(), made, FetchMode.UNSETTLED, signed=False).height == 0
+    known = accounts_to_fetch(directory(), made, FetchMode.REFRESH, signed=True)["known_rev"].item()
+    assert (known is None) == fetched

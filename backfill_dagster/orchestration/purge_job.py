@@ -1,0 +1,177 @@
+"""Purging as a job: by name, for whoever asks to be taken out, and by age, for accounts that are gone.
+
+Neither the log nor an event says whom it was about. Only the run's own configuration does, if DIDs or URIs are given
+in it: in a file they leave no trace, and the job says so.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import dagster as dg
+import polars as pl
+
+from backfill_dagster import pipeline
+from backfill_dagster.config import Study
+from backfill_dagster.errors import ConfigError
+from backfill_dagster.orchestration.console import console_config
+from backfill_dagster.orchestration.failures import clear_failures
+from backfill_dagster.orchestration.history import STUDY_TAG, forget_purged
+from backfill_dagster.orchestration.resources import ExclusiveResource
+from backfill_dagster.purge.report import PurgeReport
+from backfill_dagster.purge.tombstones import Tombstones
+from backfill_dagster.repos.packs import read_ledger
+from backfill_dagster.repos.snapshots import latest_attempts
+from backfill_dagster.storage import StudyStorage
+
+Begin: TypeAlias = Callable[[dg.OpExecutionContext, Study, ExclusiveResource], None]
+Rebuild: TypeAlias = Callable[[dg.OpExecutionContext, Study], None]
+
+_FIELDS = {
+    "dids": dg.Field(
+        [str],
+        default_value=[],
+        description="Accounts to purge. Better in a file: a run's configuration is kept with its history.",
+    ),
+    "uris": dg.Field(
+        [str], default_value=[], description="Single records to purge, at://<did>/<collection>/<rkey>."
+    ),
+    "file": dg.Field(
+        dg.Noneable(str), default_value=None, description="A text file with one DID or URI to purge a line."
+    ),
+}
+
+
+class PurgeSettings(dg.Config):
+    """What to purge; see `_FIELDS`."""
+
+    dids: list[str]
+    uris: list[str]
+    file: str | None
+
+
+def purge_job(study: Study, begin: Begin, rebuild: Rebuild) -> dg.JobDefinition:
+    """Return the job that removes accounts and records for good; `rebuild` makes the tables anew."""
+    name = f"{study.name}_purge"
+
+    @dg.op(
+        name=f"{name}__remove",
+        out=dg.Out(dg.Nothing),
+        description="Removes them and keeps them from coming back.",
+    )
+    def remove(context: dg.OpExecutionContext, config: PurgeSettings, exclusive: ExclusiveResource) -> None:
+        with clear_failures():
+            begin(context, study, exclusive)
+            _purge(context, study, config, rebuild)
+
+    @dg.config_mapping(config_schema=_FIELDS)
+    def settings(given: dict[str, Any]) -> dict[str, Any]:
+        return {**console_config(study), "ops": {remove.name: {"config": given}}}
+
+    @dg.job(
+        name=name,
+        config=settings,
+        tags={STUDY_TAG: study.name},
+        description=f"Removes accounts and records from all that `{study.name}` has stored, for good, and keeps them "
+        "from being collected again.",
+    )
+    def job() -> None:
+        remove()
+
+    return job
+
+
+def wants_expiry(study: Study) -> bool:
+    """Tell whether the study's settings have accounts purged by themselves."""
+    return study.inactive_accounts == "purge" or study.purge_deleted_after_days is not None
+
+
+def purge_expired(context: dg.OpExecutionContext, study: Study, rebuild: Rebuild) -> None:
+    """Purge the accounts whose time is up by the study's settings."""
+    report = pipeline.purge_expired(study, rebuild=lambda study: rebuild(context, study))
+    if report is not None:
+        _tell(context, study, report)
+
+
+def finish_purge(context: dg.OpExecutionContext, study: Study, rebuild: Rebuild) -> None:
+    """Finish a purge that was interrupted, if there is one."""
+    if pipeline.is_purge_unfinished(study):
+        context.log.info("An earlier purge was interrupted; it is finished first.")
+        _tell(context, study, pipeline.purge(study, rebuild=lambda study: rebuild(context, study)))
+
+
+def _purge(context: dg.OpExecutionContext, study: Study, config: PurgeSettings, rebuild: Rebuild) -> None:
+    if not (config.dids or config.uris or config.file or pipeline.is_purge_unfinished(study)):
+        raise ConfigError("run config: nothing to purge is named; give dids, uris or file")
+    report = pipeline.purge(
+        study,
+        dids=config.dids,
+        uris=config.uris,
+        file=Path(config.file) if config.file else None,
+        rebuild=lambda study: rebuild(context, study),
+    )
+    metadata = _tell(context, study, report)
+    if config.dids or config.uris:
+        hint = (
+            f"This run's own configuration names them, and a run cannot delete itself: `dagster run delete "
+            f"{context.run_id}`, or the next purge, removes it. Given in a file, they leave no trace."
+        )
+        context.log.warning(hint)
+        metadata["this_run"] = hint
+    context.add_output_metadata(metadata)
+
+
+def _tell(context: dg.OpExecutionContext, study: Study, report: PurgeReport) -> dict[str, Any]:
+    """Take what was purged out of Dagster's history as well, and say in numbers what was removed."""
+    history = forget_purged(context.instance, study, Tombstones.load(StudyStorage(study.root)))
+    _log_changes(context, study, report)
+    rows = {f"removed_{kind}": rows for kind, rows in report.removed.items()}
+    runs = {"removed_runs": history.runs, "removed_outputs_of_runs": history.outputs}
+    counts = {
+        "accounts": report.accounts,
+        "records": report.records,
+        **rows,
+        "masked_in_records_of_others": report.masked,
+        **runs,
+    }
+    listed = ", ".join(
+        f"{number:,} {kind.removeprefix('removed_')}" for kind, number in (rows | runs).items() if number
+    )
+    context.log.info(
+        f"Purged {report.accounts:,} accounts and {report.records:,} single records; removed: {listed or 'nothing'}; "
+        f"masked in {report.masked:,} records of others."
+    )
+    if report.named_in_config:
+        context.log.warning(
+            f"The study's YAML still names {report.named_in_config:,} of the accounts that are purged; they are passed "
+            "over, but only its owner can take them out of it."
+        )
+        counts["still_named_in_the_yaml"] = report.named_in_config
+    live = [run_id for run_id in history.live if run_id != context.run_id]
+    if live:
+        context.log.warning(
+            f"Runs that name somebody are not over yet: {', '.join(live)}; purge again when they are."
+        )
+    return counts
+
+
+def _log_changes(context: dg.OpExecutionContext, study: Study, report: PurgeReport) -> None:
+    """Record the files that changed without being built anew, so that the last word on each asset holds."""
+    storage = StudyStorage(study.root)
+    for name, key in (("source_dids", pipeline.SOURCE_KEY), ("directory", pipeline.DIRECTORY_KEY)):
+        if report.removed.get(name):
+            rows = pl.scan_parquet(storage.path(key)).select(pl.len()).collect().item()
+            _log(context, study, name, None, int(rows))
+    ledger = latest_attempts(read_ledger(storage, report.hosts))
+    for host in report.hosts:
+        _log(context, study, "repos", host, int(ledger.filter(pl.col("pds_host") == host)["records"].sum()))
+
+
+def _log(context: dg.OpExecutionContext, study: Study, name: str, partition: str | None, rows: int) -> None:
+    context.log_event(
+        dg.AssetMaterialization(
+            asset_key=[study.name, name],
+            partition=partition,
+            metadata={"dagster/row_count": rows, "changed_by": "purge"},
+        )
+    )

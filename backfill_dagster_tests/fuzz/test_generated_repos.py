@@ -1,0 +1,109 @@
+"""Verification against the independent reader, on repositories of any keys, in any order of blocks."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
+from backfill_dagster.repos.keys import SigningKey
+from backfill_dagster.repos.verify import VerifiedRepo, verify_repo
+from backfill_dagster_tests.fuzz.draft import SIGNERS, Draft, entry_of, tree_of
+from backfill_dagster_tests.fuzz.reader import Repo, UnlawfulError, read_repo
+from backfill_dagster_tests.repos.forge import DID, cid_of, keys_at_layer
+
+if TYPE_CHECKING:
+    from backfill_dagster_tests.fuzz.draft import Node
+    from backfill_dagster_tests.repos.forge import Signer
+
+# Few labels, so that keys share beginnings; any text, so that they do not.
+labels = st.sampled_from(["app", "bsky", "feed", "post", "com", "example"]) | st.text(min_size=1, max_size=4)
+collections = st.lists(labels, min_size=1, max_size=4).map(".".join)
+rkeys = (
+    st.text(alphabet="23ab", min_size=1, max_size=6)
+    | st.text(max_size=8)
+    | st.sampled_from(["self", "a" * 512])
+)
+paths = st.tuples(collections, rkeys).map(lambda parts: "/".join(parts).encode())
+high_paths = st.sampled_from([key for layer in (2, 3, 4) for key in keys_at_layer(layer, 4)])
+records = st.dictionaries(paths | high_paths, st.binary(max_size=40), max_size=50)
+
+
+def read(draft: Draft, car: bytes) -> Repo:
+    return read_repo(car, draft.did, draft.signer.did_key)
+
+
+def verify(draft: Draft, car: bytes) -> VerifiedRepo:
+    return verify_repo(car, did=draft.did, keys=[SigningKey.from_did_key(draft.signer.did_key)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(records, st.sampled_from(SIGNERS), st.sets(st.integers(0, 49)), st.integers())
+def test_a_repository_is_read_as_the_reader_reads_it(
+    records: dict[bytes, bytes], signer: Signer, raw: set[int], order: int
+) -> None:
+    draft = Draft(DID, signer, records)
+    draft.raw = {key for number, key in enumerate(sorted(records)) if number in raw}
+    sections = list(draft.sections)
+    Random(order).shuffle(sections)
+    draft.sections = sections
+    car = draft.car()
+
+    verified, expected = verify(draft, car), read(draft, car)
+
+    blocks = [car[start:end] for start, end in verified.spans]
+    assert {key: block for key, (_, block) in expected.leaves.items()} == records
+    assert blocks == [block for _, block in expected.leaves.values()]
+    assert verified.cids == [cid for cid, _ in expected.leaves.values()]
+    paths = zip(verified.collections, verified.rkeys, strict=True)
+    assert ["/".join(path).encode() for path in paths] == list(expected.leaves) == sorted(records)
+
+
+def exchange_keys(top: Node, changes: list[int], keys: list[bytes], chance: Random) -> None:
+    """Put other keys into a tree, each in the form that its place asks for: only order and layer can be wrong."""
+    waiting, nodes = [top], []
+    while waiting:
+        node = waiting.pop()
+        nodes.append(node)
+        waiting += [
+            child for child in (node.left, *(entry.tree for entry in node.entries)) if child is not None
+        ]
+    for change in changes:
+        node = nodes[change % len(nodes)]
+        before = b""
+        for entry in node.entries:
+            key = chance.choice(keys) if chance.random() < 0.5 else before + entry.rest
+            fresh = entry_of(key, entry.value, entry.tree, before)
+            entry.prefix, entry.rest, before = fresh.prefix, fresh.rest, key
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(paths | high_paths, st.just(b"\xa0"), min_size=1, max_size=20),
+    st.lists(st.integers(0, 99), min_size=1, max_size=3),
+    st.integers(),
+)
+def test_keys_in_other_places_are_lawful_for_both_or_for_neither(
+    records: dict[bytes, bytes], changes: list[int], seed: int
+) -> None:
+    draft = Draft(DID, SIGNERS[0], records)
+    tree = tree_of(dict.fromkeys(records, cid_of(b"\xa0")))
+    _ = draft.tree
+    exchange_keys(tree, changes, sorted(records), Random(seed))
+    draft.tree = tree
+    car = draft.car()
+
+    try:
+        expected = list(read(draft, car).leaves)
+    except UnlawfulError:
+        with pytest.raises(RepoRejectedError) as caught:
+            verify(draft, car)
+        assert caught.value.fault is RepoFault.BAD_TREE
+    else:
+        repo = verify(draft, car)
+        found = zip(repo.collections, repo.rkeys, strict=True)
+        assert ["/".join(path).encode() for path in found] == expected
