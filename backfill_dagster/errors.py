@@ -57,8 +57,20 @@ class StorageError(BackfillError):
         )
 
 
+class WorkerLostError(BackfillError):
+    """A worker process was ended from outside, most likely for want of memory."""
+
+
 class ReconciliationError(BackfillError):
     """Counts that must agree do not: a defect of this package, never of the data."""
+
+
+def first_known(group: BaseExceptionGroup[BaseException]) -> BackfillError | None:
+    """Return the first of our own errors in a group of tasks' errors; None if it holds none."""
+    known: BaseException | None = group.subgroup(BackfillError)
+    while isinstance(known, BaseExceptionGroup):
+        known = known.exceptions[0]
+    return known if isinstance(known, BackfillError) else None
 
 
 def _os_error(error: Exception) -> int | None:

@@ -28,6 +28,7 @@ from backfill_dagster.dids.collect import CollectedDids, collect_dids
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.directory.history import with_state_since
 from backfill_dagster.directory.resolve import resolve_directory
+from backfill_dagster.errors import first_known
 from backfill_dagster.interrupts import run_interruptible
 from backfill_dagster.purge.expiry import GONE_STATES, expired_accounts
 from backfill_dagster.purge.report import PurgeReport
@@ -92,6 +93,9 @@ SOURCE_REJECTS_KEY = "source_rejects.parquet"
 DIRECTORY_KEY = "directory.parquet"
 UNFINISHED_DIRECTORY_KEY = "directory_unfinished.parquet"
 ACCOUNTS_KEY = "accounts.parquet"
+
+# Packs that are looked through sooner than worker processes are started.
+_SMALL_BYTES = 64 * 2**20
 
 _Result = TypeVar("_Result")
 
@@ -304,16 +308,15 @@ def purge_expired(
     study: Study, now: datetime | None = None, rebuild: Callable[[Study], None] = rebuild
 ) -> PurgeReport | None:
     """Purge the accounts that the study's settings want purged by now; None if there are none."""
-    storage = StudyStorage(study.root)
-    at_once = study.inactive_accounts == "purge"
-    days = study.purge_deleted_after_days if study.purge_deleted_after_days is not None else 0
-    if not at_once and study.purge_deleted_after_days is None:
+    storage, days = StudyStorage(study.root), study.purge_deleted_after_days
+    inactive_too = study.inactive_accounts == "purge"
+    if days is None and not inactive_too:
         return None
     expired = expired_accounts(
         storage.read(DIRECTORY_KEY),
         read_ledger(storage),
-        INACTIVE_STATES if at_once else GONE_STATES,
-        (now or datetime.now(UTC)) - timedelta(days=days),
+        INACTIVE_STATES if inactive_too else GONE_STATES,
+        (now or datetime.now(UTC)) - timedelta(days=days or 0),
     )
     return _purge(study, PurgeRequest(tuple(expired)), rebuild) if expired else None
 
@@ -485,12 +488,14 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
 
 
 def _purge_packs(study: Study) -> list[PackPurge]:
-    packs = pack_keys(StudyStorage(study.root))
-    if not packs:
-        return []
-    with worker_pool(study.processing.worker_count) as workers:
-        futures = [workers.submit(purge_pack, study.root, host, key) for host, _, key in packs]
-        done = [future.result() for future in as_completed(futures)]
+    storage = StudyStorage(study.root)
+    packs = [(host, key) for host, _, key in pack_keys(storage)]
+    if sum(map(storage.size, storage.keys("repos"))) < _SMALL_BYTES:
+        done = [purge_pack(study.root, host, key) for host, key in packs]
+    else:
+        with worker_pool(study.processing.worker_count) as workers:
+            futures = [workers.submit(purge_pack, study.root, host, key) for host, key in packs]
+            done = [future.result() for future in as_completed(futures)]
     return [pack for pack in done if pack is not None]
 
 
@@ -545,4 +550,11 @@ def _with_connections(
         async with open_connections(study, gates, processing or study.processing) as connections:
             return await work(connections)
 
-    return run_interruptible(run())
+    try:
+        return run_interruptible(run())
+    except BaseExceptionGroup as group:
+        # Of tasks that failed together, for one reason as a rule.
+        known = first_known(group)
+        if known is None:
+            raise
+        raise known from group

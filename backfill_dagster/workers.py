@@ -11,11 +11,20 @@ import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from backfill_dagster.errors import WorkerLostError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_LOST = (
+    "a worker process was ended from outside, most likely for want of memory; run the same again to go on, "
+    "with a smaller processing.workers or processing.pack_megabytes if it happens again"
+)
 
 
 @contextmanager
@@ -31,6 +40,12 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     )
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise WorkerLostError(_LOST) from error
+    except BaseExceptionGroup as group:
+        if group.subgroup(BrokenProcessPool) is None:
+            raise
+        raise WorkerLostError(_LOST) from group
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -41,7 +41,8 @@ _NAT64 = ip_network("64:ff9b::/96")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 # A name whose last label is a number is an IPv4 address to a resolver, in forms such as 127.1 or 0x7f000001.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_MAX_HOST = 253
+# DNS allows 253; a host and its port are also the name of one folder, of which file systems allow 255 bytes.
+_MAX_HOST = 240
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 Lookup: TypeAlias = Callable[[str, int], Awaitable[list[str]]]

@@ -104,7 +104,8 @@ def decoder_for(content_encoding: str) -> Identity | Gzip | Deflate:
 def _inflate(stream: zlib._Decompress, chunk: bytes) -> Iterator[bytes]:
     full = True
     # A piece of full size may leave output behind in the decompressor even when all input is used up.
-    while chunk or (full and not stream.eof):
+    # What follows the end of the stream is not this stream's, and stays where it is.
+    while not stream.eof and (chunk or full):
         try:
             piece = stream.decompress(chunk, _PIECE)
         except zlib.error as error:

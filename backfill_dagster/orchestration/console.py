@@ -59,7 +59,11 @@ def _reason(event: dg.DagsterEvent) -> str:
     error = failure.error
     while error is not None and error.cause is not None:
         error = error.cause
-    return str(error.message).strip() if error is not None else str(event.message)
+    if error is None:
+        return str(event.message)
+    if error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+        return "Interrupted. What was done is kept: run the same again to go on."
+    return str(error.message).strip()
 
 
 @dg.logger(

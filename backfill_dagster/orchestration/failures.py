@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from backfill_dagster.errors import BackfillError
+from backfill_dagster.errors import BackfillError, first_known
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,18 +21,7 @@ def clear_failures() -> Iterator[None]:
     except BackfillError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
     except BaseExceptionGroup as group:
-        known = _first_known(group)
+        known = first_known(group)
         if known is None:
             raise
         raise dg.Failure(description=str(known), allow_retries=False) from group
-
-
-def _first_known(group: BaseExceptionGroup[BaseException]) -> BackfillError | None:
-    for error in group.exceptions:
-        if isinstance(error, BackfillError):
-            return error
-        if isinstance(error, BaseExceptionGroup):
-            found = _first_known(error)
-            if found is not None:
-                return found
-    return None

@@ -23,7 +23,7 @@ from backfill_dagster.orchestration.partitions import (
     pds_partitions_name,
     register_hosts,
 )
-from backfill_dagster.orchestration.purge_job import finish_purge, purge_expired, purge_job, wants_expiry
+from backfill_dagster.orchestration.purge_job import finish_purge, purge_expired, purge_job
 from backfill_dagster.orchestration.resources import ExclusiveResource
 from backfill_dagster.orchestration.summary import study_summary
 from backfill_dagster.repos.packs import stored_hosts
@@ -104,7 +104,7 @@ def study_jobs(study: Study) -> list[dg.JobDefinition]:
         _sequence(study, f"{name}_rebuild", *rebuild),
         _sequence(study, f"{name}_retry_failed", *retry),
         _sequence(study, f"{name}_refresh", *refresh),
-        purge_job(study, _begin, _rebuild_tables),
+        purge_job(study, _begin, partial(_build, again=False)),
     ]
 
 
@@ -140,7 +140,7 @@ def _begin_op(study: Study, job: str) -> dg.OpDefinition:
     def begin(context: dg.OpExecutionContext, exclusive: ExclusiveResource) -> list[str]:
         with clear_failures():
             _begin(context, study, exclusive)
-            finish_purge(context, study, _rebuild_tables)
+            finish_purge(context, study, partial(_build, again=False))
         return []
 
     return begin
@@ -168,9 +168,9 @@ def _build_op(study: Study, job: str, *, again: bool = False) -> dg.OpDefinition
     @dg.op(name=f"{job}__build", ins=_AFTER, description="Makes the records, the tables and the accounts.")
     def build(context: dg.OpExecutionContext, failed_hosts: list[str]) -> list[str]:
         with clear_failures():
-            _build(context, study, again=again)
-            if wants_expiry(study):
-                purge_expired(context, study, _rebuild_tables)
+            make_tables = partial(_build, again=again)
+            if not purge_expired(context, study, make_tables):
+                make_tables(context, study)
         return failed_hosts
 
     return build
@@ -231,11 +231,6 @@ def _build(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None
     months = month_partitions(study.time_range).get_partition_keys()
     _run_stage(context, study, "tables", (months[0], months[-1]))
     _run_stage(context, study, "accounts")
-
-
-def _rebuild_tables(context: dg.OpExecutionContext, study: Study) -> None:
-    """Make again what a purge took away with the packs that it rewrote."""
-    _build(context, study, again=False)
 
 
 def _run_stage(

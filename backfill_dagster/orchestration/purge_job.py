@@ -81,16 +81,12 @@ def purge_job(study: Study, begin: Begin, rebuild: Rebuild) -> dg.JobDefinition:
     return job
 
 
-def wants_expiry(study: Study) -> bool:
-    """Tell whether the study's settings have accounts purged by themselves."""
-    return study.inactive_accounts == "purge" or study.purge_deleted_after_days is not None
-
-
-def purge_expired(context: dg.OpExecutionContext, study: Study, rebuild: Rebuild) -> None:
-    """Purge the accounts whose time is up by the study's settings."""
+def purge_expired(context: dg.OpExecutionContext, study: Study, rebuild: Rebuild) -> bool:
+    """Purge the accounts whose time is up by the study's settings; tell whether any was, and the tables are built."""
     report = pipeline.purge_expired(study, rebuild=lambda study: rebuild(context, study))
     if report is not None:
         _tell(context, study, report)
+    return report is not None
 
 
 def finish_purge(context: dg.OpExecutionContext, study: Study, rebuild: Rebuild) -> None:

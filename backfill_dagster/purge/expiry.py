@@ -23,7 +23,8 @@ def expired_accounts(
     """Return the sorted DIDs of accounts that are in one of these states, and have been since `until` or longer.
 
     A state given by a server began with the first attempt that found it, of those with no other answer between; a
-    failure is no answer. A state of the directory began as its column `state_since` says.
+    failure is no answer. A state of the directory began as its column `state_since` says, without
+    which, in a directory of an older version, it began when it was last seen.
     """
     current = account_states(directory, ledger).filter(pl.col("state").is_in(sorted(states)))
     answers = ledger.filter(pl.col("outcome") != Outcome.FAILED.value).join(current, on="did")
@@ -41,6 +42,6 @@ def expired_accounts(
     )
     by_directory = directory.join(
         current.filter(pl.col("state") == TOMBSTONED).select("did"), on="did", how="semi"
-    ).select("did", since="state_since")
+    ).select("did", since=pl.coalesce("^state_since$", "resolved_at"))
     since = pl.concat([by_directory, by_server.join(by_directory, on="did", how="anti")])
     return since.filter(pl.col("since") <= until)["did"].sort().to_list()

@@ -37,13 +37,10 @@ def nests_deeper(block: bytes, levels: int) -> bool:
         if owed > size - position:
             raise ValueError("more items are claimed than there are bytes")
         if waiting[-1] > _MANY and len(waiting) <= levels:
-            # All but the last, which is left to the rest of this loop.
-            run = _ONE_BYTE_ITEMS.match(block, position, position + waiting[-1] - 1)
-            if run is not None:
-                items = run.end() - position
-                position += items
-                owed -= items
-                waiting[-1] -= items
+            items = _one_byte_items(block, position, waiting[-1] - 1)
+            position += items
+            owed -= items
+            waiting[-1] -= items
         major, argument, position = _head_at(block, position)
         if major == _TAG:
             # It belongs to the item that follows.
@@ -63,6 +60,12 @@ def nests_deeper(block: bytes, levels: int) -> bool:
     if position != size:
         raise ValueError("the block does not end with its item")
     return False
+
+
+def _one_byte_items(block: bytes, position: int, at_most: int) -> int:
+    """Count the items of one byte each that stand at `position`, one after the other."""
+    run = _ONE_BYTE_ITEMS.match(block, position, position + at_most)
+    return 0 if run is None else run.end() - position
 
 
 def _head_at(block: bytes, position: int) -> tuple[int, int, int]:

@@ -22,10 +22,15 @@ def uvarint(number: int) -> bytes:
     return bytes(written)
 
 
-def write_car(root: Link, blocks: Iterable[Block]) -> bytes:
-    """Write a CAR of one root with the blocks in the given order."""
-    header = encode({"roots": [root], "version": 1})
-    chunks = [uvarint(len(header)), header]
+def write_header(*roots: Link) -> bytes:
+    """Write the header of a CAR, with its length before it."""
+    header = encode({"roots": list(roots), "version": 1})
+    return uvarint(len(header)) + header
+
+
+def write_blocks(blocks: Iterable[Block]) -> bytes:
+    """Write the sections of a CAR in the given order."""
+    chunks: list[bytes] = []
     for cid, data in blocks:
         chunks += (uvarint(len(cid) + len(data)), cid, data)
     return b"".join(chunks)

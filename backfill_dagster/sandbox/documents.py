@@ -7,32 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import libipld
 
+from backfill_dagster.sandbox.account_state import DAY, Identity, endpoint
 from backfill_dagster.sandbox.dag_cbor import cid_of, cid_text, encode
-from backfill_dagster.sandbox.keys import SigningKey, derive_key, did_key
+from backfill_dagster.sandbox.keys import derive_key, did_key
 from backfill_dagster.sandbox.population import Account, Role
 from backfill_dagster.sandbox.written import iso_milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_MOVED = frozenset({Role.MIGRATED, Role.PREVIOUS_KEY})
-_BORN = 1_684_000_000_000_000
-_DAY = 86_400_000_000
+    from backfill_dagster.sandbox.account_state import AccountState
+
+_ROBBED = frozenset({Role.MIGRATED, Role.PREVIOUS_KEY})
 
 
-def endpoint(host: str) -> str:
-    """Return the URL of a PDS as documents give it."""
-    return f"http://{host}"
-
-
-def did_document(account: Account) -> dict[str, Any]:
+def did_document(state: AccountState) -> dict[str, Any]:
     """Write an account's DID document in the form of today's PLC directory."""
-    did = account.did
+    account, identity = state.account, state.identity
+    did = state.did
     subject = f"did:plc:{'other':a<24}" if account.role is Role.DOCUMENT_OF_ANOTHER else did
     service = {
         "id": "#atproto_pds",
         "type": "AtprotoPersonalDataServer",
-        "serviceEndpoint": endpoint(account.host),
+        "serviceEndpoint": identity.pds,
     }
     # Not every service is a PDS: a reader must choose by id and type.
     labeler = {
@@ -41,7 +38,6 @@ def did_document(account: Account) -> dict[str, Any]:
         "serviceEndpoint": "http://labels.sandbox.test",
     }
     without_pds = account.role is Role.DOCUMENT_WITHOUT_PDS
-    key = account.current_key
     return {
         "@context": [
             "https://www.w3.org/ns/did/v1",
@@ -49,49 +45,45 @@ def did_document(account: Account) -> dict[str, Any]:
             "https://w3id.org/security/suites/secp256k1-2019/v1",
         ],
         "id": subject,
-        "alsoKnownAs": [f"at://{account.handle}"],
+        "alsoKnownAs": [f"at://{identity.handle}"],
         "verificationMethod": [
             {
                 "id": f"{subject}#atproto",
                 "type": "Multikey",
                 "controller": subject,
-                "publicKeyMultibase": key.multikey,
+                "publicKeyMultibase": state.key(identity.key).multikey,
             }
         ],
         "service": [labeler] if without_pds else [service],
     }
 
 
-def audit_log(account: Account) -> list[dict[str, Any]]:
+def audit_log(state: AccountState) -> list[dict[str, Any]]:
     """List an account's operations as `/<did>/log/audit` does, oldest first.
 
     CIDs are those of the operations; signatures are of the right shape only, for nobody here checks them. An
-    account that moved has an operation in between that was nullified: its key never counted.
+    account that moved before the sandbox began has an operation in between that was nullified: its key never
+    counted.
     """
-    born = _BORN + account.index * 7_919_000_000
-    if account.role not in _MOVED:
-        first = _operation(account, account.current_key, account.host, None)
-        entries = [_entry(account, first, born)]
-    else:
-        first = _operation(account, account.previous_key, account.former_host or account.host, None)
-        genesis = _entry(account, first, born)
-        stolen = derive_key(account.curve, f"{account.seed} {account.did} nullified")
-        theft = _operation(account, stolen, "stolen.sandbox.test", genesis["cid"])
-        move = _operation(account, account.current_key, account.host, genesis["cid"])
-        entries = [
-            genesis,
-            _entry(account, theft, born + 300 * _DAY, nullified=True),
-            _entry(account, move, born + 301 * _DAY),
-        ]
-    if account.role is Role.TOMBSTONED:
-        tombstone = {"type": "plc_tombstone", "prev": entries[-1]["cid"], "sig": _signature(account.did)}
-        entries.append(_entry(account, tombstone, born + 400 * _DAY))
+    entries: list[dict[str, Any]] = []
+    last: str | None = None
+    for number, identity in enumerate(state.identities):
+        operation = _operation(state, identity, last)
+        entries.append(_entry(state, operation, identity.since))
+        last = entries[-1]["cid"]
+        if number == 0 and state.account.role in _ROBBED:
+            theft = Identity(identity.handle, endpoint("stolen.sandbox.test"), "nullified", identity.since)
+            operation = _operation(state, theft, last)
+            entries.append(_entry(state, operation, identity.since + 300 * DAY, nullified=True))
+    if state.tombstoned is not None:
+        tombstone = {"type": "plc_tombstone", "prev": last, "sig": _signature(state.did)}
+        entries.append(_entry(state, tombstone, state.tombstoned))
     return entries
 
 
-def export_lines(accounts: Iterable[Account]) -> list[dict[str, Any]]:
+def export_lines(states: Iterable[AccountState]) -> list[dict[str, Any]]:
     """List the operations of many accounts in the order of time, as the directory's `/export` does."""
-    entries = [entry for account in accounts for entry in audit_log(account)]
+    entries = [entry for state in states for entry in audit_log(state)]
     return sorted(entries, key=lambda entry: (entry["createdAt"], entry["did"]))
 
 
@@ -100,26 +92,27 @@ def is_in_plc(account: Account) -> bool:
     return not account.is_web and account.role is not Role.UNKNOWN_TO_PLC
 
 
-def _operation(account: Account, key: SigningKey, host: str, prev: str | None) -> dict[str, Any]:
+def _operation(state: AccountState, identity: Identity, prev: str | None) -> dict[str, Any]:
+    account = state.account
     rotation = derive_key(account.curve, f"{account.seed} rotation")
     operation: dict[str, Any] = {
         "type": "plc_operation",
-        "verificationMethods": {"atproto": did_key(key)},
+        "verificationMethods": {"atproto": did_key(state.key(identity.key))},
         "rotationKeys": [did_key(rotation)],
-        "alsoKnownAs": [f"at://{account.handle}"],
-        "services": {"atproto_pds": {"type": "AtprotoPersonalDataServer", "endpoint": endpoint(host)}},
+        "alsoKnownAs": [f"at://{identity.handle}"],
+        "services": {"atproto_pds": {"type": "AtprotoPersonalDataServer", "endpoint": identity.pds}},
         "prev": prev,
     }
     if account.role is Role.DOCUMENT_WITHOUT_PDS:
         operation["services"] = {}
-    return {**operation, "sig": _signature(f"{account.did} {host}")}
+    return {**operation, "sig": _signature(f"{state.did} {identity.pds}")}
 
 
 def _entry(
-    account: Account, operation: dict[str, Any], created: int, *, nullified: bool = False
+    state: AccountState, operation: dict[str, Any], created: int, *, nullified: bool = False
 ) -> dict[str, Any]:
     return {
-        "did": account.did,
+        "did": state.did,
         "operation": operation,
         "cid": cid_text(cid_of(encode(operation))),
         "nullified": nullified,

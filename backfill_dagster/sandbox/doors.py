@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import itertools
+import math
 import re
 import socket
 import struct
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from backfill_dagster.sandbox.servers import Query, Site
+from backfill_dagster.sandbox.servers import WEB_DOCUMENT, Query, Site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from backfill_dagster.sandbox.faults import Answer, Faults
+    from backfill_dagster.sandbox.answer import Answer
+    from backfill_dagster.sandbox.faults import Faults
     from backfill_dagster.sandbox.request_log import RequestLog
 
 _ADDRESS = "127.0.0.1"
@@ -26,6 +28,8 @@ _PIECE = 64 * 1024
 _BACKLOG = 1024
 # aiohttp takes 0 for no limit.
 _GRACE_SECONDS = 0.01
+# A slow body comes in pieces that take about this long.
+_DRIP_SECONDS = 0.05
 _DID_IN_PATH = re.compile(r"/(did:[^/]+)")
 
 
@@ -82,8 +86,7 @@ class Door:
         if host not in self._sites:
             host = self._host
         path, parameters = request.path, request.query
-        named = _DID_IN_PATH.match(path)
-        did = named[1] if named else parameters.get("did")
+        did = _did_of(host, path, parameters)
         agent = request.headers.get("User-Agent", "")
         entry = self._log.begin(host=host, method=request.method, path=path, did=did, user_agent=agent)
         try:
@@ -102,16 +105,25 @@ def _bind(port: int) -> socket.socket:
     return bound
 
 
+def _did_of(host: str, path: str, parameters: Mapping[str, str]) -> str | None:
+    """Say which account a request is about."""
+    if path == WEB_DOCUMENT:
+        return f"did:web:{host}"
+    named = _DID_IN_PATH.match(path)
+    return named[1] if named else parameters.get("did")
+
+
 async def _send(request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
     body = answer.body
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
-    if answer.streamed:
+    if not answer.streamed:
+        response.content_length = len(body)
+    else:
         response.enable_chunked_encoding()
-        if "gzip" in request.headers.get("Accept-Encoding", ""):
+        accepted = request.headers.get("Accept-Encoding", "")
+        if "gzip" in accepted and not answer.endless and not answer.is_encoded:
             response.headers["Content-Encoding"] = "gzip"
             body = gzip.compress(body, 6, mtime=0)
-    else:
-        response.content_length = len(body)
 
     pause, reset_after = answer.pause, answer.reset_after
     if pause is not None and pause.after_bytes == 0:
@@ -120,24 +132,35 @@ async def _send(request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
     if request.method == "HEAD":
         return response
     sent = 0
-    marks = {mark for mark in (pause and pause.after_bytes, reset_after) if mark}
-    for piece in _pieces(body, marks):
+    marks = [mark for mark in (pause and pause.after_bytes, reset_after) if mark]
+    speed = answer.bytes_per_second
+    largest = _PIECE if speed is None else max(1, min(_PIECE, int(speed * _DRIP_SECONDS)))
+    parts = itertools.chain([body], itertools.repeat(answer.endless) if answer.endless else ())
+    for piece in _pieces(parts, marks, largest):
         if sent == reset_after:
             break
         if pause is not None and 0 < sent == pause.after_bytes:
             await asyncio.sleep(pause.seconds)
         await response.write(piece)
         sent += len(piece)
+        # Without a word to the loop, a client that takes all at once would have this thread for itself.
+        await asyncio.sleep(0 if speed is None else len(piece) / speed)
     if reset_after is not None:
         _reset(request)
     return response
 
 
-def _pieces(body: bytes, marks: set[int]) -> Iterator[bytes]:
+def _pieces(parts: Iterable[bytes], marks: list[int], largest: int) -> Iterator[bytes]:
     """Cut a body into pieces of bounded length, so that one begins at each mark inside of it."""
-    cuts = sorted({*range(0, len(body), _PIECE), *(mark for mark in marks if mark < len(body)), len(body)})
-    for start, stop in itertools.pairwise(cuts):
-        yield body[start:stop]
+    place = 0
+    for part in parts:
+        start = 0
+        while start < len(part):
+            to_mark = min((mark - place for mark in marks if mark > place), default=math.inf)
+            stop = int(min(start + largest, len(part), start + to_mark))
+            yield part[start:stop]
+            place += stop - start
+            start = stop
 
 
 def _reset(request: web.BaseRequest) -> None:

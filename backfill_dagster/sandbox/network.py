@@ -8,13 +8,15 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
+from backfill_dagster.sandbox.accounts import Accounts
 from backfill_dagster.sandbox.doors import Door
+from backfill_dagster.sandbox.editing import Editor
+from backfill_dagster.sandbox.exports import Exports
 from backfill_dagster.sandbox.faults import Faults
 from backfill_dagster.sandbox.population import PLC_HOST, Population
 from backfill_dagster.sandbox.repo import Repos
 from backfill_dagster.sandbox.request_log import RequestLog
 from backfill_dagster.sandbox.servers import (
-    Exports,
     PersonalDataServer,
     PlcDirectory,
     RateLimit,
@@ -35,7 +37,8 @@ _PATIENCE_SECONDS = 10
 class SandboxNetwork:
     """A PLC directory and PDSs on loopback, from `start` to `stop`; may be started again, on other ports.
 
-    `requests` logs what was asked, `faults` may be switched at any time, `truth` says what must be found.
+    `requests` logs what was asked. At any time `faults` may be switched, and accounts changed with `edit`;
+    `truth` says what must be found.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class SandboxNetwork:
         self.population = Population(settings)
         self.faults = faults or Faults()
         self.requests = RequestLog()
+        self._accounts = Accounts(self.population)
         self._repos = Repos(self.population)
-        self.truth = Truth(self.population, self._repos)
+        self.edit = Editor(self._accounts, self._repos)
+        self.truth = Truth(self._accounts, self._repos)
         self._rate_limit = rate_limit or RateLimit()
         self._servers: _Servers | None = None
         self.faults.listen(self._follow_fault)
@@ -101,12 +106,13 @@ class SandboxNetwork:
         self.stop()
 
     def _sites(self, exports: Exports) -> dict[str, Site]:
-        sites: dict[str, Site] = {PLC_HOST: PlcDirectory(self.population)}
+        accounts, faults = self._accounts, self.faults
+        sites: dict[str, Site] = {PLC_HOST: PlcDirectory(accounts, faults)}
         for host in self.population.hosts:
-            sites[host] = PersonalDataServer(host, self.population, exports, self._rate_limit)
+            sites[host] = PersonalDataServer(host, accounts, exports, faults, self._rate_limit)
         for account in self.population.accounts:
             if account.is_web:
-                sites[account.did.removeprefix("did:web:")] = WebHost(account)
+                sites[account.did.removeprefix("did:web:")] = WebHost(account.did, accounts, faults)
         return sites
 
     def _follow_fault(self, host: str) -> None:

@@ -112,18 +112,17 @@ class Account:
 
     @property
     def current_key(self) -> SigningKey:
-        """The key in its DID document."""
-        return derive_key(self.curve, f"{self.seed} {self.did} current")
+        """The key in its DID document, in the beginning."""
+        return self.key("current")
 
     @property
     def previous_key(self) -> SigningKey:
         """The key that its DID document held before, for an account that has moved."""
-        return derive_key(self.curve, f"{self.seed} {self.did} previous")
+        return self.key("previous")
 
-    @property
-    def repo_key(self) -> SigningKey:
-        """The key that signed its repository."""
-        return self.previous_key if self.role is Role.PREVIOUS_KEY else self.current_key
+    def key(self, name: str) -> SigningKey:
+        """Return the one key that belongs to a name."""
+        return derive_key(self.curve, f"{self.seed} {self.did} {name}")
 
 
 class Population:
@@ -134,15 +133,6 @@ class Population:
         self.hosts = tuple(f"pds{number}.sandbox.test" for number in range(1, settings.hosts + 1))
         self.accounts = tuple(self._accounts())
         self.by_did = {account.did: account for account in self.accounts}
-        self._by_host: dict[str, list[Account]] = {host: [] for host in self.hosts}
-        for account in self.accounts:
-            for host in (account.host, account.former_host):
-                if host is not None and account.has_repo:
-                    self._by_host[host].append(account)
-
-    def on_host(self, host: str) -> list[Account]:
-        """List the accounts that a host has, or had, the repository of."""
-        return self._by_host[host]
 
     def _accounts(self) -> list[Account]:
         total, seed = self.settings.accounts, self.settings.seed

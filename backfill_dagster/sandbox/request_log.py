@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 
 
@@ -62,3 +63,32 @@ class RequestLog:
         """Forget all requests."""
         with self._lock:
             self._requests.clear()
+
+    def most_within(self, seconds: float, *, host: str | None = None, path: str | None = None) -> int:
+        """Return the largest number of requests that arrived within any window of so many seconds.
+
+        A window has its beginning and not its end, and may lie anywhere: the number is exact.
+        """
+        arrivals = sorted(request.started for request in self.all(host=host, path=path))
+        most = first = 0
+        for last, arrival in enumerate(arrivals):
+            while arrival - arrivals[first] >= seconds:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
+
+    def most_at_once(self, *, host: str | None = None, path: str | None = None) -> int:
+        """Return the largest number of requests that were under way at one moment.
+
+        One that ends in the moment in which another arrives counts with it; one that runs yet has no end.
+        """
+        requests = self.all(host=host, path=path)
+        ends = deque(sorted(request.ended for request in requests if request.ended is not None))
+        most = under_way = 0
+        for arrival in sorted(request.started for request in requests):
+            while ends and ends[0] < arrival:
+                ends.popleft()
+                under_way -= 1
+            under_way += 1
+            most = max(most, under_way)
+        return most

@@ -6,43 +6,43 @@ without its entity tags. How answers are sent, and what goes wrong on the way, i
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
 import time
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backfill_dagster.sandbox.dag_cbor import cid_text
+from backfill_dagster.sandbox.account_state import AccountState, Status
+from backfill_dagster.sandbox.answer import HTML, JSON, RATE_LIMIT_BODY, Answer
 from backfill_dagster.sandbox.documents import audit_log, did_document, export_lines, is_in_plc
-from backfill_dagster.sandbox.faults import JSON, RATE_LIMIT_BODY, Answer
-from backfill_dagster.sandbox.population import Account, Population, Role
-from backfill_dagster.sandbox.repo import Repo, Repos, repo_rev
+from backfill_dagster.sandbox.faults.pretences import View
+from backfill_dagster.sandbox.population import PLC_HOST, Role
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from backfill_dagster.sandbox.accounts import Accounts
+    from backfill_dagster.sandbox.exports import Exports
+    from backfill_dagster.sandbox.faults.switches import Faults
+
 _DID = re.compile(r"did:[a-z]+:[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]")
+WEB_DOCUMENT = "/.well-known/did.json"
+
 _CAR = ("Content-Type", "application/vnd.ipld.car")
 _DID_DOCUMENT = ("Content-Type", "application/did+ld+json; charset=utf-8")
 _EXPRESS = (("X-Powered-By", "Express"), ("Access-Control-Allow-Origin", "*"))
 _PRIVATE = (("Cache-Control", "private"), ("Vary", "Authorization, Accept-Encoding"))
 _PUBLIC = (("Vary", "Accept-Encoding"),)
 
-# What an account's host says about it, by role; all others are active.
-_STATUS = {
-    Role.DEACTIVATED: "deactivated",
-    Role.TAKENDOWN: "takendown",
-    Role.SUSPENDED: "suspended",
-}
+# What `getRepo` and `getLatestCommit` say of accounts that are not active. Their lexicons know no other errors,
+# so that the rest is the nearest one.
 _ERRORS = {
-    "deactivated": ("RepoDeactivated", "Repo has been deactivated"),
-    "takendown": ("RepoTakendown", "Repo has been takendown"),
-    "suspended": ("RepoSuspended", "Repo has been suspended"),
+    Status.TAKENDOWN: ("RepoTakendown", "Repo has been takendown"),
+    Status.SUSPENDED: ("RepoSuspended", "Repo has been suspended"),
+    Status.DELETED: ("RepoNotFound", "Could not find repo for DID"),
 }
+_OTHER_ERROR = ("RepoDeactivated", "Repo has been deactivated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,56 +69,14 @@ class RateLimit:
     seconds: int = 300
 
 
-class Exports:
-    """Repositories, written when first asked for, in a thread of their own, so that servers go on answering.
-
-    Keeps up to `capacity` bytes of them; the CIDs of commits are kept for good.
-    """
-
-    def __init__(self, repos: Repos, capacity: int = 256 * 2**20) -> None:
-        self._repos = repos
-        self._capacity = capacity
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sandbox-repos")
-        self._kept: OrderedDict[str, Repo] = OrderedDict()
-        self._size = 0
-        self._commits: dict[str, str] = {}
-
-    async def repo(self, account: Account) -> Repo:
-        """Return an account's repository."""
-        kept = self._kept.get(account.did)
-        if kept is not None:
-            return kept
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._build, account)
-
-    async def commit(self, account: Account) -> str:
-        """Return the CID of an account's commit, as text."""
-        if account.did not in self._commits:
-            await self.repo(account)
-        return self._commits[account.did]
-
-    def close(self) -> None:
-        """Let the thread end after what it is doing."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _build(self, account: Account) -> Repo:
-        kept = self._kept.get(account.did)
-        if kept is not None:  # written while this request waited
-            return kept
-        repo = self._repos.build(account)
-        self._commits[account.did] = cid_text(repo.commit)
-        self._kept[account.did] = repo
-        self._size += len(repo.car)
-        while self._size > self._capacity and len(self._kept) > 1:
-            self._size -= len(self._kept.popitem(last=False)[1].car)
-        return repo
-
-
 class PlcDirectory:
     """The directory of did:plc documents."""
 
-    def __init__(self, population: Population) -> None:
-        self._accounts = population.by_did
-        self._exported: list[dict[str, Any]] | None = None
+    def __init__(self, accounts: Accounts, faults: Faults) -> None:
+        self._accounts = accounts
+        self._faults = faults
+        self._exported: list[dict[str, Any]] = []
+        self._exported_version = -1
 
     async def answer(self, query: Query) -> Answer:
         """Answer `/<did>`, `/<did>/log/audit`, `/export` and `/_health`."""
@@ -130,26 +88,27 @@ class PlcDirectory:
         if path == "/export":
             return self._export(query.parameters)
         did, _, rest = path[1:].partition("/")
-        account = self._accounts.get(did)
-        if account is None or not is_in_plc(account):
+        state = self._accounts.get(did)
+        if state is None or not is_in_plc(state.account):
             return _json(404, {"message": f"DID not registered: {did}"}, _EXPRESS)
         if rest == "log/audit":
-            return _json(200, audit_log(account), _EXPRESS)
+            return _json(200, audit_log(self._faults.shown(state, View.AUDIT_LOG, PLC_HOST)), _EXPRESS)
         if rest:
             return _json(404, {"message": "Not Found"}, _EXPRESS)
-        if account.role is Role.TOMBSTONED:
+        if state.tombstoned is not None:
             return _json(410, {"message": f"DID not available: {did}"}, _EXPRESS)
-        return Answer(200, (*_EXPRESS, _DID_DOCUMENT), _dump(did_document(account)))
+        shown = self._faults.shown(state, View.DOCUMENT, PLC_HOST)
+        return Answer(200, (*_EXPRESS, _DID_DOCUMENT), _dump(did_document(shown)))
 
     def _export(self, parameters: Mapping[str, str]) -> Answer:
         """List operations as JSON lines; `after` is a time, or the `seq` of the last operation seen."""
         count, after = parameters.get("count", "10"), parameters.get("after", "")
         if not count.isascii() or not count.isdigit() or not 1 <= int(count) <= 1000:
             return _json(400, {"message": "Invalid count parameter"}, _EXPRESS)
-        if self._exported is None:
-            self._exported = export_lines(
-                account for account in self._accounts.values() if is_in_plc(account)
-            )
+        version = self._accounts.directory_version
+        if version != self._exported_version:
+            listed = (state for state in self._accounts.all() if is_in_plc(state.account))
+            self._exported, self._exported_version = export_lines(listed), version
         if after.isascii() and after.isdigit():
             first = int(after)
             lines: list[dict[str, Any]] = [
@@ -165,23 +124,30 @@ class PlcDirectory:
 class WebHost:
     """The host of one did:web account."""
 
-    def __init__(self, account: Account) -> None:
-        self._account = account
+    def __init__(self, did: str, accounts: Accounts, faults: Faults) -> None:
+        self._did = did
+        self._host = did.removeprefix("did:web:")
+        self._accounts = accounts
+        self._faults = faults
 
     async def answer(self, query: Query) -> Answer:
         """Answer `/.well-known/did.json`."""
-        if query.path != "/.well-known/did.json" or self._account.role is Role.DID_WEB_GONE:
-            return Answer(404, (("Content-Type", "text/html; charset=utf-8"),), b"<h1>404 Not Found</h1>")
-        return _json(200, did_document(self._account))
+        state = self._accounts[self._did]
+        if query.path != WEB_DOCUMENT or state.account.role is Role.DID_WEB_GONE:
+            return Answer(404, (HTML,), b"<h1>404 Not Found</h1>")
+        return _json(200, did_document(self._faults.shown(state, View.DOCUMENT, self._host)))
 
 
 class PersonalDataServer:
     """One PDS."""
 
-    def __init__(self, host: str, population: Population, exports: Exports, limit: RateLimit) -> None:
-        self._exports = exports
+    def __init__(
+        self, host: str, accounts: Accounts, exports: Exports, faults: Faults, limit: RateLimit
+    ) -> None:
         self._host = host
-        self._accounts = {account.did: account for account in population.on_host(host)}
+        self._accounts = accounts
+        self._exports = exports
+        self._faults = faults
         self._window = _Window(limit)
         self._methods: dict[str, Callable[[Mapping[str, str]], Awaitable[Answer]]] = {
             "com.atproto.sync.getRepo": self._get_repo,
@@ -196,7 +162,7 @@ class PersonalDataServer:
             return _json(200, {"version": "0.5.35"}, (*_EXPRESS, *_PUBLIC))
         method = query.path.removeprefix("/xrpc/")
         if method == query.path:
-            return Answer(404, (*_EXPRESS, ("Content-Type", "text/html; charset=utf-8")), b"Cannot GET")
+            return Answer(404, (*_EXPRESS, HTML), b"Cannot GET")
         if method not in self._methods:
             return _invalid(f"No service configured for {method}")
         if query.method not in ("GET", "HEAD"):
@@ -205,7 +171,7 @@ class PersonalDataServer:
         if spent:
             return Answer(429, (*_EXPRESS, *_PUBLIC, *headers, JSON), RATE_LIMIT_BODY)
         answer = await self._checked(method, query.parameters)
-        return Answer(answer.status, (*answer.headers, *headers), answer.body, answer.streamed)
+        return replace(answer, headers=(*answer.headers, *headers))
 
     async def _checked(self, method: str, parameters: Mapping[str, str]) -> Answer:
         if method != "com.atproto.sync.listRepos":
@@ -217,34 +183,35 @@ class PersonalDataServer:
         return await self._methods[method](parameters)
 
     async def _get_repo(self, parameters: Mapping[str, str]) -> Answer:
-        account = self._available(parameters["did"])
-        if isinstance(account, Answer):
-            return account
-        # A repository here was written in one revision: what came since an earlier one is all of it.
-        repo = await self._exports.repo(account)
+        state = self._available(parameters["did"])
+        if isinstance(state, Answer):
+            return state
+        shown = self._faults.shown(state, View.REPO, self._host)
+        repo = await self._exports.repo(shown, self._faults.distortions(self._host, state.did))
+        # What came since an earlier revision is not told apart: all blocks are sent, as a server may.
         body = repo.car if parameters.get("since", "") < repo.rev else repo.header
         return Answer(200, (*_EXPRESS, *_PRIVATE, _CAR), body, streamed=True)
 
     async def _get_latest_commit(self, parameters: Mapping[str, str]) -> Answer:
-        account = self._available(parameters["did"])
-        if isinstance(account, Answer):
-            return account
-        commit = await self._exports.commit(account)
-        return _json(200, {"cid": commit, "rev": repo_rev(account)}, (*_EXPRESS, *_PRIVATE))
+        state = self._available(parameters["did"])
+        if isinstance(state, Answer):
+            return state
+        commit = await self._exports.commit(state)
+        return _json(200, {"cid": commit, "rev": state.rev}, (*_EXPRESS, *_PRIVATE))
 
     async def _get_repo_status(self, parameters: Mapping[str, str]) -> Answer:
         did = parameters["did"]
-        account = self._accounts.get(did)
-        if account is None:
+        state = self._accounts.get(did)
+        status = None if state is None else state.copies.get(self._host)
+        if state is None or status is None:
             return _unknown_repo(did, _PUBLIC)
-        status = self._status(account)
-        if status is not None:
-            return _json(200, {"did": did, "active": False, "status": status}, (*_EXPRESS, *_PUBLIC))
-        body = {"did": did, "active": True, "rev": repo_rev(account)}
+        body = {"did": did, **_activity(status)}
+        if status is Status.ACTIVE:
+            body["rev"] = state.rev
         return _json(200, body, (*_EXPRESS, *_PUBLIC))
 
     async def _list_repos(self, parameters: Mapping[str, str]) -> Answer:
-        """List accounts in the order of the population; the cursor holds the index of the last one."""
+        """List accounts in the order of the population; the cursor holds the index after the last one."""
         limit = parameters.get("limit", "500")
         if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 1000:
             detail = f"integer too big (maximum 1000, got {limit})"
@@ -252,38 +219,40 @@ class PersonalDataServer:
         cursor = re.fullmatch(r"(\d{1,12})::did:\S+", parameters.get("cursor", "0::did:none"))
         if cursor is None:
             return _invalid("Malformed cursor")
-        listed = [account for account in self._accounts.values() if account.index >= int(cursor[1])][
-            : int(limit)
-        ]
-        repos: list[dict[str, Any]] = []
-        for account in listed:
-            status = self._status(account)
-            entry = {
-                "did": account.did,
-                "head": await self._exports.commit(account),
-                "rev": repo_rev(account),
-                "active": status is None,
-            }
-            repos.append(entry if status is None else {**entry, "status": status})
-        body: dict[str, Any] = {"repos": repos}
+        listed = self._accounts.on_host(self._host, int(cursor[1]), int(limit))
+        body: dict[str, Any] = {
+            "repos": [
+                {
+                    "did": state.did,
+                    "head": await self._exports.commit(state),
+                    "rev": state.rev,
+                    **_activity(status),
+                }
+                for state, status in listed
+            ]
+        }
         if listed:
-            body = {"cursor": f"{listed[-1].index + 1}::{listed[-1].did}", **body}
+            account = listed[-1][0].account
+            body = {"cursor": f"{account.index + 1}::{account.did}", **body}
         return _json(200, body, (*_EXPRESS, *_PUBLIC))
 
-    def _status(self, account: Account) -> str | None:
-        """Say why an account is not active here; None if it is."""
-        return "deactivated" if account.host != self._host else _STATUS.get(account.role)
-
-    def _available(self, did: str) -> Account | Answer:
+    def _available(self, did: str) -> AccountState | Answer:
         """Find an active account, or say why there is none."""
-        account = self._accounts.get(did)
-        if account is None:
+        state = self._accounts.get(did)
+        status = None if state is None else state.copies.get(self._host)
+        if state is None or status is None:
             return _unknown_repo(did, _PRIVATE)
-        status = self._status(account)
-        if status is None:
-            return account
-        error, message = _ERRORS[status]
+        if status is Status.ACTIVE:
+            return state
+        error, message = _ERRORS.get(status, _OTHER_ERROR)
         return _json(400, {"error": error, "message": f"{message}: {did}"}, (*_EXPRESS, *_PRIVATE))
+
+
+def _activity(status: Status) -> dict[str, Any]:
+    """Say whether an account is active, and why not, as `getRepoStatus` and `listRepos` do."""
+    if status in (Status.ACTIVE, Status.INACTIVE):
+        return {"active": status is Status.ACTIVE}
+    return {"active": False, "status": status.value}
 
 
 class _Window:

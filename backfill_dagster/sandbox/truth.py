@@ -5,39 +5,35 @@ All of it comes from the side that writes. Nothing here decodes a block.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from backfill_dagster.sandbox.account_state import Status, endpoint
 from backfill_dagster.sandbox.dag_cbor import as_json, cid_text
-from backfill_dagster.sandbox.documents import endpoint
-from backfill_dagster.sandbox.population import Account, Population, Role
-from backfill_dagster.sandbox.repo import Repos, record_block, repo_rev
+from backfill_dagster.sandbox.population import Role
+from backfill_dagster.sandbox.repo import Repos, record_block
 from backfill_dagster.sandbox.written import BLOCK, FOLLOW, LIKE, POST, REPOST, Defect, Written, instant_of
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from backfill_dagster.sandbox.account_state import AccountState
+    from backfill_dagster.sandbox.accounts import Accounts
+
 # Roles of accounts that the directory or their own host cannot lead a crawler to.
 _DIRECTORY_STATES = {
-    Role.TOMBSTONED: "tombstoned",
     Role.UNKNOWN_TO_PLC: "not_found",
     Role.DID_WEB_GONE: "not_found",
     Role.DOCUMENT_WITHOUT_PDS: "no_pds",
     Role.DOCUMENT_OF_ANOTHER: "bad_document",
-}
-_OUTCOMES = {
-    Role.DEACTIVATED: "deactivated",
-    Role.TAKENDOWN: "takendown",
-    Role.SUSPENDED: "suspended",
-    Role.NOT_FOUND: "not_found",
 }
 _TABLES = {LIKE: "likes", REPOST: "reposts", FOLLOW: "follows", BLOCK: "blocks"}
 
 
 @dataclass(frozen=True, slots=True)
 class AccountTruth:
-    """How one account ends when nothing goes wrong on the way.
+    """How one account ends when nothing goes wrong on the way, as it stands at the moment.
 
     `directory_state` is `resolved`, `not_found`, `tombstoned`, `no_pds` or `bad_document`. `outcome` is that of
     a fetch: `complete`, or what the server says about the account; None for one that leads to no server.
@@ -108,56 +104,79 @@ class RecordTruth:
         return _TABLES.get(self.collection)
 
 
-class Truth:
-    """What is true of one population. Records are generated when they are asked for, and a few kept."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What records are kept under: an account in one of its states."""
 
-    def __init__(self, population: Population, repos: Repos) -> None:
-        self._population = population
+    did: str
+    edition: int
+    state: AccountState = field(compare=False)
+
+
+class Truth:
+    """What is true of one population, and follows every edit.
+
+    What was returned stays as it was, so that earlier and later can be compared. Records are generated when
+    they are asked for, and a few kept.
+    """
+
+    def __init__(self, accounts: Accounts, repos: Repos) -> None:
+        self._accounts = accounts
         self._repos = repos
         self._records = lru_cache(maxsize=256)(self._generate)
 
     def accounts(self) -> list[AccountTruth]:
         """List all accounts, in the order of the population."""
-        return [_account_truth(account) for account in self._population.accounts]
+        return [_account_truth(state) for state in self._accounts.all()]
 
     def account(self, did: str) -> AccountTruth:
         """Say how one account ends. Raises KeyError for a DID of no account."""
-        return _account_truth(self._population.by_did[did])
+        return _account_truth(self._accounts[did])
 
     def records(self, did: str) -> list[RecordTruth]:
         """List the records of an account in the order of their keys; none for one that is not complete."""
-        return list(self._records(did))
+        state = self._accounts[did]
+        return (
+            list(self._records(_Asked(did, state.edition, state)))
+            if _account_truth(state).is_complete
+            else []
+        )
 
     def commit_cid(self, did: str) -> str:
         """Name the commit of an account's repository. Writes the whole repository."""
-        return cid_text(self._repos.build(self._population.by_did[did]).commit)
+        return cid_text(self._repos.build(self._accounts[did]).commit)
 
-    def _generate(self, did: str) -> tuple[RecordTruth, ...]:
-        account = self._population.by_did[did]
-        if not _account_truth(account).is_complete:
-            return ()
-        records = [_record_truth(did, written) for written in self._repos.records(account)]
+    def _generate(self, asked: _Asked) -> tuple[RecordTruth, ...]:
+        records = [_record_truth(asked.did, written) for written in self._repos.records(asked.state)]
         return tuple(sorted(records, key=lambda record: f"{record.collection}/{record.rkey}".encode()))
 
 
-def _account_truth(account: Account) -> AccountTruth:
-    directory_state = _DIRECTORY_STATES.get(account.role, "resolved")
+def _account_truth(state: AccountState) -> AccountTruth:
+    role, identity = state.account.role, state.identity
+    directory_state = "tombstoned" if state.tombstoned else _DIRECTORY_STATES.get(role, "resolved")
     is_resolved = directory_state == "resolved"
-    outcome = _OUTCOMES.get(account.role, "complete") if is_resolved else None
+    outcome = _outcome(state.status) if is_resolved else None
     is_complete = outcome == "complete"
-    former = account.former_host
+    former = state.former_host
+    signed_by = "current" if state.repo_key == identity.key else "previous"
     return AccountTruth(
-        did=account.did,
-        role=account.role,
+        did=state.did,
+        role=role,
         directory_state=directory_state,
         outcome=outcome,
-        pds=endpoint(account.host) if is_resolved else None,
+        pds=identity.pds if is_resolved else None,
         former_pds=None if former is None else endpoint(former),
-        handle=account.handle if is_resolved else None,
-        signing_key=f"did:key:{account.current_key.multikey}" if is_resolved else None,
-        repo_rev=repo_rev(account) if is_complete else None,
-        signed_by=("previous" if account.role is Role.PREVIOUS_KEY else "current") if is_complete else None,
+        handle=identity.handle if is_resolved else None,
+        signing_key=f"did:key:{state.key(identity.key).multikey}" if is_resolved else None,
+        repo_rev=state.rev if is_complete else None,
+        signed_by=signed_by if is_complete else None,
     )
+
+
+def _outcome(status: Status | None) -> str:
+    if status is None:
+        return "not_found"
+    return "complete" if status is Status.ACTIVE else status.value
 
 
 def _record_truth(did: str, written: Written) -> RecordTruth:

@@ -1,6 +1,6 @@
-"""The program that crash tests kill: all stages of one study, as the study's job does them, in a fresh process.
+"""The program that crash tests kill: what one of a study's jobs does, in a fresh process and without Dagster.
 
-    python -m backfill_dagster_tests.crash.command FOLDER [--lock]
+    python -m backfill_dagster_tests.crash.command FOLDER (collect|purge) [--lock]
 
 FOLDER holds `study.yaml`. At the end, `requests.json` beside it lists the DIDs whose repositories were asked for. With
 `--lock`, the study is taken first as a job takes it, which costs the import of Dagster.
@@ -12,20 +12,20 @@ from pathlib import Path
 import orjson
 
 STUDY = "study"
+GET_REPO = "com.atproto.sync.getRepo"
 
 
-def main(folder: Path, *, lock: bool) -> None:
+def main(folder: Path, task: str, *, lock: bool) -> None:
     # Imported here, because every worker process imports this module.
     from backfill_dagster import pipeline
     from backfill_dagster.config import load_study
     from backfill_dagster.sandbox.network import process_sandbox
     from backfill_dagster.storage import StudyStorage
-    from backfill_dagster_tests.crash.scenario import set_faults
+    from backfill_dagster_tests.crash.scenario import set_faults, to_purge
 
     study = load_study(folder / f"{STUDY}.yaml")
     assert study.network.sandbox is not None
     network = process_sandbox(study.network.sandbox)
-    set_faults(network)
     if lock:
         import dagster as dg
 
@@ -35,14 +35,19 @@ def main(folder: Path, *, lock: bool) -> None:
         with exclusive.yield_for_execution(dg.build_init_resource_context()):
             exclusive.take(study, "crash-test")
     StudyStorage(study.root).sweep_scratch()
-    pipeline.collect_source(study)
-    pipeline.resolve_accounts(study)
-    pipeline.fetch_repos(study)
-    pipeline.convert_records(study)
-    pipeline.build_tables(study)
-    asked = [request.did for request in network.requests.all(path="com.atproto.sync.getRepo")]
+    if task == "purge":
+        dids, uris = to_purge(network)
+        pipeline.purge(study, dids=dids, uris=uris)
+    else:
+        set_faults(network)
+        pipeline.collect_source(study)
+        pipeline.resolve_accounts(study)
+        pipeline.fetch_repos(study)
+        pipeline.convert_records(study)
+        pipeline.build_tables(study)
+    asked = [request.did for request in network.requests.all(path=GET_REPO)]
     (folder / "requests.json").write_bytes(orjson.dumps(asked))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), lock="--lock" in sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2], lock="--lock" in sys.argv[3:])

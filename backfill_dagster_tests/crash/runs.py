@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import orjson
 import polars as pl
@@ -25,18 +25,25 @@ from polars.testing import assert_frame_equal
 from backfill_dagster import pipeline
 from backfill_dagster.records.tables import TABLES
 from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys, read_ledger
-from backfill_dagster.storage import StudyStorage
+from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import unreconciled
 from backfill_dagster_tests.conftest import ROOT
-from backfill_dagster_tests.crash.scenario import crash_study, earlier_run
+from backfill_dagster_tests.crash.scenario import SETTINGS, crash_study, earlier_run, to_purge
+from backfill_dagster_tests.purge.stored_bytes import files_with
+from backfill_dagster_tests.studies import sandbox
 
 if TYPE_CHECKING:
     from backfill_dagster.config import Study
 
 PATIENCE_SECONDS = 120
-# Of an account's row, what depends on when it was fetched.
-CLOCK_COLUMNS = ["snapshot_fetched_at"]
 FAILPOINTS = Path(__file__).parent / "failpoints"
+# Of a row, what depends on when it was made.
+CLOCK_COLUMNS = ["snapshot_fetched_at", "resolved_at", "state_since"]
+# Of a study's own files, those that an undisturbed run may leave, and those that it must.
+MUST_STAY = {"source_dids", "source_rejects", "directory", "accounts"}
+MAY_STAY = {*MUST_STAY, "purged"}
+
+Task = Literal["collect", "purge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +58,13 @@ class Failpoint:
 
 
 class CrashLab:
-    """A folder with the state that every run begins with, and what an undisturbed run makes of it."""
+    """A task, the data that it begins with, and what an undisturbed run makes of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, task: Task, begin: Path) -> None:
+        self.task = task
         self._folder = folder
-        begin = folder / "begin"
-        begin.mkdir(parents=True)
-        self._begin = earlier_run(begin)
+        self._begin = begin
+        folder.mkdir(parents=True)
         undisturbed = self.new_run("undisturbed")
         started = time.monotonic()
         undisturbed.run(lock=True)
@@ -65,46 +72,56 @@ class CrashLab:
         self.passed = undisturbed.passed()
         self.reference = undisturbed.study
 
+    @classmethod
+    def collecting(cls, folder: Path) -> CrashLab:
+        """Make the lab of a collection, after an earlier one with other settings."""
+        before = folder / "before"
+        before.mkdir(parents=True)
+        return cls(folder / "collect", "collect", earlier_run(before))
+
+    @classmethod
+    def purging(cls, folder: Path, collected: CrashLab) -> CrashLab:
+        """Make the lab of a purge of what was collected."""
+        return cls(folder / "purge", "purge", collected.reference.storage.path)
+
     def new_run(self, name: str) -> CrashRun:
-        """Return a run that begins with a copy of the common state."""
+        """Return a run that begins with a copy of the common data."""
         folder = self._folder / name
         folder.mkdir()
         study = crash_study(folder)
         shutil.copytree(self._begin, study.storage.path)
-        return CrashRun(folder, study)
+        return CrashRun(folder, study, self.task)
 
     def failpoints(self, *parts: str) -> list[Failpoint]:
         """Return the failpoints that the undisturbed run passed and whose name has all of these parts."""
-        return [
-            Failpoint(name)
-            for name in sorted(self.passed)
-            if all(part in f" {name} " for part in parts)
-        ]
+        return [Failpoint(name) for name in sorted(self.passed) if all(part in f" {name} " for part in parts)]
 
 
 class CrashRun:
     """One study's folder, on which the command runs, is killed, and runs again."""
 
-    def __init__(self, folder: Path, study: Study) -> None:
+    def __init__(self, folder: Path, study: Study, task: Task) -> None:
         self.folder = folder
         self.study = study
+        self.task = task
         self._storage = StudyStorage(study.root)
         self._log = folder / "failpoints.log"
 
-    def start(self, kill_at: Failpoint | None = None, *, lock: bool = False) -> subprocess.Popen[bytes]:
-        """Start the command in a process group of its own."""
-        self._log.unlink(missing_ok=True)
-        (self.folder / "requests.json").unlink(missing_ok=True)
+    def start(
+        self, kill_at: Failpoint | None = None, *, alone: bool = False, lock: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """Start the command in a process group of its own; all of it is killed there, or one process alone."""
+        for left in (self._log, self.folder / "requests.json"):
+            left.unlink(missing_ok=True)
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("FAILPOINTS_")},
             "PYTHONPATH": os.pathsep.join([str(FAILPOINTS), str(ROOT)]),
-            "FAILPOINTS_ROOT": str(self.study.root),
+            "FAILPOINTS_ROOT": str(self.study.storage.path),
             "FAILPOINTS_LOG": str(self._log),
+            **({} if kill_at is None else {"FAILPOINTS_KILL_AT": str(kill_at)}),
+            **({"FAILPOINTS_ALONE": "1"} if alone else {}),
         }
-        environment.pop("FAILPOINTS_KILL_AT", None)
-        if kill_at is not None:
-            environment["FAILPOINTS_KILL_AT"] = str(kill_at)
-        command = [sys.executable, "-m", "backfill_dagster_tests.crash.command", str(self.folder)]
+        command = [sys.executable, "-m", "backfill_dagster_tests.crash.command", str(self.folder), self.task]
         with (self.folder / "output.txt").open("wb") as output:
             return subprocess.Popen(
                 [*command, *(["--lock"] if lock else [])],
@@ -121,8 +138,15 @@ class CrashRun:
         code = process.wait(PATIENCE_SECONDS)
         wait_for_group(process.pid)
         if code not in (0, -signal.SIGKILL):
-            raise AssertionError(f"the run ended with {code}:\n{(self.folder / 'output.txt').read_text()}")
+            raise AssertionError(f"the run ended with {code}:\n{self.output()}")
         return code != 0
+
+    def run_without_worker(self, lost_at: Failpoint) -> int:
+        """Run the command while a worker is killed; return its exit code."""
+        process = self.start(lost_at, alone=True)
+        code = process.wait(PATIENCE_SECONDS)
+        wait_for_group(process.pid)
+        return code
 
     def kill_after(self, seconds: float, *, whole_group: bool) -> bool:
         """Run the command and kill it after so long, with its workers or alone; say whether it was killed."""
@@ -132,6 +156,10 @@ class CrashRun:
         except subprocess.TimeoutExpired:
             (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
         return process.wait(PATIENCE_SECONDS) != 0
+
+    def output(self) -> str:
+        """Return what the latest run said."""
+        return (self.folder / "output.txt").read_text()
 
     def passed(self) -> dict[str, int]:
         """Return the failpoints that the latest run passed, and how often in the process that did so most."""
@@ -143,55 +171,50 @@ class CrashRun:
 
     def settled(self) -> set[str]:
         """Return the accounts that need no fetching any more."""
-        ledger = read_ledger(self._storage)
-        return set(ledger.filter(pl.col("outcome") != "failed")["did"])
+        return set(read_ledger(self._storage).filter(pl.col("outcome") != "failed")["did"])
 
-    def asked(self) -> set[str]:
-        """Return the accounts whose repositories the latest undisturbed run asked for."""
-        return set(orjson.loads((self.folder / "requests.json").read_bytes()))
-
-    def check_after_kill(self) -> set[str]:
-        """Check what a killed run left; return the accounts that are settled."""
+    def check_after_kill(self) -> None:
+        """Check that nothing is torn."""
         for path in self.study.root.rglob("*.parquet"):
             if ".scratch" not in path.parts:
                 pl.read_parquet(path, glob=False, hive_partitioning=False)
         self._check_packs()
-        return self.settled()
 
     def check_after_next_run(self, settled: set[str], reference: Study) -> None:
         """Check what the run after a killed one left; `settled` is what the killed one had achieved."""
-        asked_again = self.asked() & settled
-        assert not asked_again, f"fetched again: {sorted(asked_again)}"
+        asked = set(orjson.loads((self.folder / "requests.json").read_bytes()))
+        assert not asked & settled, f"fetched again: {sorted(asked & settled)}"
         assert table_files(self.study) == table_files(reference)
         for table in TABLES:
             assert_frame_equal(read_rows(self.study, table), read_rows(reference, table))
-        accounts, expected = read_accounts(self.study), read_accounts(reference)
-        assert_frame_equal(accounts.drop(CLOCK_COLUMNS), expected.drop(CLOCK_COLUMNS))
-        assert unreconciled(accounts).is_empty()
-        assert_frame_equal(
-            self._storage.read(pipeline.DIRECTORY_KEY).drop("resolved_at"),
-            StudyStorage(reference.root).read(pipeline.DIRECTORY_KEY).drop("resolved_at"),
-        )
-        self._check_nothing_left(reference)
+        for key in (pipeline.SOURCE_KEY, pipeline.DIRECTORY_KEY, pipeline.ACCOUNTS_KEY):
+            found, expected = (
+                StudyStorage(study.root).read(key).drop(CLOCK_COLUMNS, strict=False)
+                for study in (self.study, reference)
+            )
+            assert_frame_equal(found, expected)
+        assert unreconciled(self._storage.read(pipeline.ACCOUNTS_KEY)).is_empty()
+        if self.task == "purge":
+            [purged], _ = to_purge(sandbox(SETTINGS))
+            assert files_with(self.study.root, purged) == []
+        self._check_nothing_left()
 
     def _check_packs(self) -> None:
         for host, _, key in pack_keys(self._storage):
             files = self._storage.scan([key], PACK_SCHEMA).collect()["blocks_files"].to_list()[0]
             for file in files:
-                path = self._storage.path(f"repos/pds={host}/{file['name']}")
+                path = self._storage.path(f"repos/{partition_folder(host)}/{file['name']}")
                 assert path.stat().st_size == file["bytes"]
                 assert hashlib.sha256(path.read_bytes()).hexdigest() == file["sha256"]
 
-    def _check_nothing_left(self, reference: Study) -> None:
+    def _check_nothing_left(self) -> None:
         self._check_packs()
         assert not list((self.study.root / ".scratch").iterdir())
         packs = {pack for _, pack, _ in pack_keys(self._storage)}
         for folder in ("repos", "records"):
             for path in (self.study.root / folder).rglob("*.parquet"):
                 assert path.name[:20] in packs, f"{path} belongs to no pack"
-        lasting = ("source_dids", "source_rejects", "directory", "accounts")
-        for study in (self.study, reference):
-            assert {path.stem for path in study.root.glob("*.parquet")} == set(lasting)
+        assert MUST_STAY <= {path.stem for path in self.study.root.glob("*.parquet")} <= MAY_STAY
 
 
 def read_rows(study: Study, table: str) -> pl.DataFrame:
@@ -203,11 +226,6 @@ def read_rows(study: Study, table: str) -> pl.DataFrame:
     rows = pl.concat([storage.read(key) for key in keys])
     assert not rows["uri"].is_duplicated().any()
     return rows.sort("uri")
-
-
-def read_accounts(study: Study) -> pl.DataFrame:
-    """Return the table of accounts."""
-    return StudyStorage(study.root).read(pipeline.ACCOUNTS_KEY)
 
 
 def table_files(study: Study) -> list[str]:

@@ -1,8 +1,9 @@
-"""The study that crash tests run: small, and such that an undisturbed run passes every place that writes.
+"""The study that crash tests run: small, and such that undisturbed runs pass every place that writes.
 
-It is the second run of a study whose first had other settings: half of the accounts, fewer types, an earlier period.
-So it fetches what is new, converts again what is stored, adds and removes months and tables. What a run killed
-earlier can have left lies about: dead scratch, blocks files that no pack names, an unfinished directory.
+`collect` is the second run of a study whose first had other settings: half of the accounts, other types, an earlier
+period. So it fetches what is new, converts again what is stored, adds and removes months and tables. What a run
+killed earlier can have left lies about: dead scratch, blocks files that no pack names, an unfinished directory.
+`purge` takes an account and a record out of what `collect` made.
 """
 
 import shutil
@@ -46,6 +47,18 @@ def earlier_run(folder: Path) -> Path:
     pipeline.build_tables(study)
     _leave_what_is_left(StudyStorage(study.root))
     return study.storage.path
+
+
+def to_purge(network: SandboxNetwork) -> tuple[list[str], list[str]]:
+    """Return the DIDs and URIs that are purged: an account, and a record of another one."""
+    uris = [
+        record.uri
+        for account in network.truth.accounts()
+        if account.is_complete
+        for record in network.truth.records(account.did)
+        if record.table == "posts" and record.created_at is not None and record.created_at.month == 10
+    ]
+    return [uris[0].split("/")[2]], [uris[-1]]
 
 
 def set_faults(network: SandboxNetwork) -> None:

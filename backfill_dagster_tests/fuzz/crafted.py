@@ -457,6 +457,10 @@ def _widen(chance: Random, draft: Draft) -> None:
     draft.tree = tree_of(leaves | dict.fromkeys(keys, cid_of(block)))
 
 
+def _link_to_node_as_raw(chance: Random, draft: Draft) -> None:
+    _some_node(chance, draft).codec = 0x55
+
+
 def _bend_node(chance: Random, draft: Draft) -> None:
     _some_node(chance, draft).bend = lambda fields: bent_map(chance, fields)
 
@@ -502,6 +506,11 @@ def _change_commit(chance: Random, draft: Draft) -> None:
         {"unknown": random_value(chance)},
         {"unknown": "x" * chance.choice([7_000, 8_500])},
         {"version": 2, "rev": None},
+        {
+            chance.choice(["version", "rev"]): chance.choice(
+                [3.0, lawless_item(chance), Raw(b"\x81" * 3_000 + b"\x01")]
+            )
+        },
     ]
     draft.commit = draft.commit | chance.choice(changes)
     if chance.random() < 0.1:
@@ -540,21 +549,14 @@ def _bend_header(chance: Random, draft: Draft) -> None:
 
 
 def _change_roots(chance: Random, draft: Draft) -> None:
-    root = draft.root
-    data = draft.commit.get("data")
-    others: list[list[Any]] = [
-        [],
-        [root, root],
-        [root, cid_of(b"")],
-        [cid_of(b"nowhere")],
-        [root[:-1]],
-        [root + b"\0"],
-    ]
-    others += [
-        [Link(b"\x01\x55" + root[2:])],
-        [data] if isinstance(data, Link) else [],
-        draft.record_links[:1],
-    ]
+    root, data = draft.root, draft.commit.get("data")
+    raw = Link(b"\x01\x55" + root[2:])
+    others: list[list[Any]] = [[], [root, root], [root, cid_of(b"")], [cid_of(b"nowhere")], [raw]]
+    others += [[root[:-1]], [root + b"\0"], [data] if isinstance(data, Link) else [], draft.record_links[:1]]
+    if chance.random() < 0.2:
+        # The commit is in the file under this link as well.
+        draft.sections = [*draft.sections, frame(raw, draft.sign())]
+        others = [[raw]]
     draft.header = car_header(chance.choice(others), version=chance.choice([1, 1, 1, 1, 2, 0]))
 
 
@@ -632,6 +634,7 @@ _BY_STAGE: dict[Stage, list[Mutation]] = {
         _remove_layer,
         _merge_into_one,
         _widen,
+        _link_to_node_as_raw,
         _bend_node,
         _bend_node,
         _bend_entry,

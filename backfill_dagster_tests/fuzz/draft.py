@@ -66,11 +66,12 @@ class Entry:
 
 @dataclass(eq=False)
 class Node:
-    """One node, with the nodes below it in place of links to them."""
+    """One node, with the nodes below it in place of links to them; `codec` is what links to it say it is."""
 
     left: Any
     entries: list[Entry]
     bend: Bend | None = None
+    codec: int = 0x71
 
     def fields(self, put: Callable[[Any], Any]) -> object:
         fields = {"l": put(self.left), "e": [entry.fields(put) for entry in self.entries]}
@@ -139,7 +140,7 @@ class Draft:
         while spine:
             top = spine.pop()
             block = encode(Node(link, top.entries, top.bend).fields(self._put))
-            link = cid_of(block)
+            link = cid_of(block, top.codec)
             self._blocks[link] = block
         return link
 

@@ -22,14 +22,15 @@ from backfill_dagster_tests.repos.forge import DID, REV, Link, cid_of, entry, ke
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-values = st.recursive(
+values: st.SearchStrategy[Any] = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**64), 2**64 - 1)
     | st.floats()
     | st.text(max_size=30)
     | st.binary(max_size=300)
-    | st.just(cid_of(b"")),
+    | st.just(cid_of(b""))
+    | st.lists(st.sampled_from([0, -1, None, "", b"", [], {}, 24, "a", [0]]), min_size=60, max_size=140),
     lambda inner: st.lists(inner, max_size=30) | st.dictionaries(st.text(max_size=5), inner, max_size=30),
     max_leaves=60,
 )

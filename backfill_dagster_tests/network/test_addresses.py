@@ -102,7 +102,7 @@ def test_an_endpoint_is_in_normal_form_or_refused(text: str) -> None:
     assert parse_endpoint(endpoint.origin) == endpoint
     assert not set(endpoint.host) - set(string.ascii_lowercase + string.digits + "-.:")
     assert ".." not in endpoint.host
-    assert len(endpoint.name) <= 253
+    assert len(endpoint.name) <= 240
 
 
 PUBLIC = [

@@ -87,3 +87,11 @@ def test_codings_that_nobody_asked_for_are_refused(coding: str) -> None:
     with pytest.raises(BadEncodingError) as caught:
         decoder_for(coding)
     assert len(str(caught.value)) < 200
+
+
+def test_a_large_member_with_another_behind_it_in_one_chunk_ends() -> None:
+    first, second = b"a" * 600_000, b"b" * 600_000
+    decoder = decoder_for("gzip")
+    pieces = b"".join(decoder.decode(gzip.compress(first) + gzip.compress(second)))
+    decoder.finish()
+    assert pieces == first + second

@@ -26,12 +26,16 @@ from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostRepo
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
 from backfill_dagster.repos.proof import ProofSettings
 from backfill_dagster.repos.verify import RepoLimits
+from backfill_dagster.sandbox.account_state import first_state
+from backfill_dagster.sandbox.accounts import Accounts
 from backfill_dagster.sandbox.documents import did_document
+from backfill_dagster.sandbox.exports import Exports
+from backfill_dagster.sandbox.faults import Faults
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.sandbox.population import Population, Role
 from backfill_dagster.sandbox.repo import Repos
 from backfill_dagster.sandbox.request_log import LoggedRequest, RequestLog
-from backfill_dagster.sandbox.servers import Exports, PersonalDataServer, Query, RateLimit
+from backfill_dagster.sandbox.servers import PersonalDataServer, Query, RateLimit
 from backfill_dagster_tests.network.loopback import loopback_client
 from backfill_dagster_tests.network.virtual_time import run_in_virtual_time
 from backfill_dagster_tests.studies import sandbox_study
@@ -82,7 +86,10 @@ def test_hosts_at_their_limit_never_see_more_of_us_and_hardly_less(
     """Gates as a study has them, but set faster than the hosts allow, so that these have to say so."""
     population = Population(SandboxSettings(accounts=30, hosts=HOSTS))
     exports = Exports(Repos(population))
-    servers = {host: PersonalDataServer(host, population, exports, limit) for host in population.hosts}
+    accounts, faults = Accounts(population), Faults()
+    servers = {
+        host: PersonalDataServer(host, accounts, exports, faults, limit) for host in population.hosts
+    }
     log = RequestLog()
     chance = random.Random(1)
     seconds = 45.0
@@ -248,8 +255,8 @@ def test_a_parked_host_delays_no_other(
     accounts, cars = [], {}
     for number, account in enumerate(normal):
         host = f"pds{number % HOSTS}.sandbox.test"
-        document = parse_document(account.did, json.dumps(did_document(account)).encode())
-        cars[account.did] = repos.build(account).car
+        document = parse_document(account.did, json.dumps(did_document(first_state(account))).encode())
+        cars[account.did] = repos.build(first_state(account)).car
         accounts.append(
             Account.from_directory(
                 account.did, f"http://{host}", host, document.key_type, document.key_multibase

@@ -59,6 +59,9 @@ def test_a_tombstone_of_the_directory_counts_from_when_it_was_first_seen() -> No
     attempts = ledger(("a", 1, "complete"))
     assert expired_accounts(accounts, attempts, GONE_STATES, day(3)) == []
     assert expired_accounts(accounts, attempts, GONE_STATES, day(4)) == ["a"]
+    older = accounts.drop("state_since")
+    assert expired_accounts(older, attempts, GONE_STATES, day(19)) == []
+    assert expired_accounts(older, attempts, GONE_STATES, day(20)) == ["a"]
 
 
 def test_other_inactive_states_only_if_asked_for_and_failures_never() -> None:

@@ -1,5 +1,7 @@
 """A withdrawn account in the words of others: masked there, and nothing else is touched."""
 
+from typing import Any
+
 import cbrrr
 import pytest
 from hypothesis import given
@@ -25,7 +27,7 @@ def is_purged(did: str) -> bool:
     return did in (PLC, WEB)
 
 
-def masked(value: object) -> object:
+def masked(value: Any) -> Any:
     block = cbrrr.encode_dag_cbor(value)
     result = mask_block(block, is_purged, LENGTHS)
     assert len(result) == len(block)
@@ -97,8 +99,8 @@ TEXTS = st.lists(
 @given(
     st.recursive(TEXTS | st.integers(0, 300), lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner))
 )
-def test_every_text_of_a_block_is_masked_as_it_would_be_alone(value: object) -> None:
-    def expected(part: object) -> object:
+def test_every_text_of_a_block_is_masked_as_it_would_be_alone(value: Any) -> None:
+    def expected(part: Any) -> Any:
         if isinstance(part, str):
             return mask_text(part, is_purged)
         if isinstance(part, list):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cbrrr
 import libipld
@@ -15,16 +15,18 @@ from atproto import CAR  # type: ignore[import-untyped]
 from atproto_crypto.verify import verify_signature  # type: ignore[import-untyped]
 
 from backfill_dagster.config import SandboxSettings
+from backfill_dagster.sandbox.account_state import first_state
+from backfill_dagster.sandbox.accounts import Accounts
 from backfill_dagster.sandbox.dag_cbor import cid_text
 from backfill_dagster.sandbox.population import Account, Population, Role
 from backfill_dagster.sandbox.repo import Repo, Repos
 from backfill_dagster.sandbox.truth import Truth
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from .reading import frames, walk
 
 SETTINGS = SandboxSettings(accounts=60, hosts=5, records=100)
 POPULATION = Population(SETTINGS)
+ACCOUNTS = Accounts(POPULATION)
 REPOS = Repos(POPULATION)
 WITH_REPO = [account for account in POPULATION.accounts if account.has_repo]
 # One block in each that decoders of whole files refuse, as they must.
@@ -33,43 +35,7 @@ UNREADABLE = {Role.INVALID_UTF8, Role.NOT_RECORDS}
 
 @pytest.fixture(scope="module")
 def repos() -> dict[str, Repo]:
-    return {account.did: REPOS.build(account) for account in WITH_REPO}
-
-
-def frames(car: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """Cut a CAR into its header and (cid, block) pairs, knowing only that all CIDs have 36 bytes."""
-
-    def uvarint(place: int) -> tuple[int, int]:
-        value = shift = 0
-        while True:
-            byte = car[place]
-            value |= (byte & 0x7F) << shift
-            place, shift = place + 1, shift + 7
-            if byte < 0x80:
-                return value, place
-
-    size, place = uvarint(0)
-    header, place = car[place : place + size], place + size
-    found = []
-    while place < len(car):
-        size, place = uvarint(place)
-        found.append((car[place : place + 36], car[place + 36 : place + size]))
-        place += size
-    assert place == len(car)
-    return header, found
-
-
-def walk(blocks: dict[bytes, bytes], cid: bytes, visited: set[bytes]) -> Iterator[tuple[str, bytes]]:
-    visited.add(cid)
-    node: Any = libipld.decode_dag_cbor(blocks[cid])
-    if node["l"] is not None:
-        yield from walk(blocks, node["l"], visited)
-    key = b""
-    for entry in node["e"]:
-        key = key[: entry["p"]] + entry["k"]
-        yield key.decode(), entry["v"]
-        if entry["t"] is not None:
-            yield from walk(blocks, entry["t"], visited)
+    return {account.did: REPOS.build(first_state(account)) for account in WITH_REPO}
 
 
 def plain(value: Any) -> Any:
@@ -144,7 +110,7 @@ def test_commits_are_signed_by_the_key_of_the_account(repos: dict[str, Repo]) ->
 
 def test_truth_is_what_the_files_hold(repos: dict[str, Repo]) -> None:
     """By cbrrr, which tells links from byte strings: keys, CIDs and values, field by field."""
-    truth = Truth(POPULATION, REPOS)
+    truth = Truth(ACCOUNTS, REPOS)
     compared = 0
     for account in WITH_REPO:
         if not truth.account(account.did).is_complete:
@@ -170,13 +136,14 @@ def test_another_process_writes_the_same_bytes(repos: dict[str, Repo]) -> None:
     script = (
         "import hashlib, sys\n"
         "from backfill_dagster.config import SandboxSettings\n"
+        "from backfill_dagster.sandbox.account_state import first_state\n"
         "from backfill_dagster.sandbox.population import Population\n"
         "from backfill_dagster.sandbox.repo import Repos\n"
         "population = Population(SandboxSettings.model_validate_json(sys.argv[1]))\n"
         "repos = Repos(population)\n"
         "for account in reversed(population.accounts):\n"
         "    if account.has_repo:\n"
-        "        print(account.did, hashlib.sha256(repos.build(account).car).hexdigest())\n"
+        "        print(account.did, hashlib.sha256(repos.build(first_state(account)).car).hexdigest())\n"
     )
     command = [sys.executable, "-c", script, SETTINGS.model_dump_json()]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -186,16 +153,16 @@ def test_another_process_writes_the_same_bytes(repos: dict[str, Repo]) -> None:
 
 def test_an_account_does_not_depend_on_what_was_written_before(repos: dict[str, Repo]) -> None:
     account = WITH_REPO[-1]
-    assert Repos(POPULATION).build(account).car == repos[account.did].car
+    assert Repos(POPULATION).build(first_state(account)).car == repos[account.did].car
 
 
 def test_writing_is_fast() -> None:
     """The demo has 40,000 records; on an idle core one takes about 20 microseconds."""
-    account = max(Population(SandboxSettings()).accounts, key=lambda account: account.size)
+    state = first_state(max(Population(SandboxSettings()).accounts, key=lambda account: account.size))
     repos = Repos(Population(SandboxSettings()))
-    records = sum(1 for _ in repos.records(account))  # fills the caches
+    records = sum(1 for _ in repos.records(state))  # fills the caches
     started = time.process_time()
-    repos.build(account)
+    repos.build(state)
     assert (time.process_time() - started) / records < 100e-6
 
 

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 import pytest
 
 from backfill_dagster.config import SandboxSettings
+from backfill_dagster.sandbox.accounts import Accounts
 from backfill_dagster.sandbox.population import Population, Role
 from backfill_dagster.sandbox.repo import Repos
 from backfill_dagster.sandbox.truth import RecordTruth, Truth
 
 POPULATION = Population(SandboxSettings())
-TRUTH = Truth(POPULATION, Repos(POPULATION))
+TRUTH = Truth(Accounts(POPULATION), Repos(POPULATION))
 START, END = datetime(2024, 9, 27, tzinfo=UTC), datetime(2024, 12, 2, tzinfo=UTC)
 
 

@@ -1,9 +1,9 @@
-"""Kills a run at a chosen step of its writing: Python imports this module at the start of every process.
+"""Kills a run at a chosen step of its writing; Python imports a module of this name at the start of every process.
 
 The product knows nothing of it. A run under test has this folder on its PYTHONPATH, so that it is active in the
 run's own process and in every worker that it spawns. Each primitive that changes the file system is wrapped; for a
-path below the study's folder, the moments before and after it are failpoints. Every failpoint that is passed is
-written to the log, and at the chosen one the whole process group is killed with SIGKILL.
+path below the storage's folder, the moments before and after it are failpoints. Every failpoint that is passed is
+written to the log, and at the chosen one the whole process group, or this process alone, is killed with SIGKILL.
 
 A failpoint's name is `<role> <primitive> <place> < <caller>`: the role is `parent` or `worker`; the place is where in
 the project the primitive is called, as `file:function:line`; the caller, for a place in the storage module, is who
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType, ModuleType
 
-PACKAGE = "backfill_dagster" + os.sep
-NOT_THE_PRODUCT = os.path.join("backfill_dagster", "sandbox") + os.sep
+PACKAGE = "backfill_dagster."
+NOT_THE_PRODUCT = "backfill_dagster.sandbox"
 STORAGE = "backfill_dagster.storage"
 
 _write_log = os.write
@@ -43,8 +43,9 @@ _readlink = os.readlink
 class Failpoints:
     """The failpoints of this process, and the one at which it is killed."""
 
-    def __init__(self, root: str, log: str, kill_at: str | None) -> None:
+    def __init__(self, root: str, log: str, kill_at: str | None, *, alone: bool) -> None:
         self._root = root
+        self._alone = alone
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._kill_at = kill_at
         self._role = "worker" if "--multiprocessing-fork" in sys.orig_argv else "parent"
@@ -52,14 +53,14 @@ class Failpoints:
         self._lock = threading.Lock()
 
     def concerns(self, path: Any, directory: int | None = None) -> bool:
-        """Say whether a path, or the file of a descriptor, is the study's folder or below it."""
+        """Say whether a path, or the file of a descriptor, is the storage's folder or below it."""
         try:
             if isinstance(path, int):
                 whole = _readlink(f"/proc/self/fd/{path}")
             elif directory is not None:
-                whole = os.path.join(_readlink(f"/proc/self/fd/{directory}"), os.fspath(path))
+                whole = f"{_readlink(f'/proc/self/fd/{directory}')}{os.sep}{os.fspath(path)}"
             else:
-                whole = os.path.abspath(os.fspath(path))
+                whole = os.path.abspath(os.fspath(path))  # noqa: PTH100  pathlib looks at the file system
         except (OSError, TypeError):
             return False
         return whole == self._root or str(whole).startswith(self._root + os.sep)
@@ -80,6 +81,8 @@ class Failpoints:
             name = f"{failpoint} {self._passed[failpoint]}"
         _write_log(self._log, f"{name}\n".encode())
         if name == self._kill_at:
+            if self._alone:
+                os.kill(os.getpid(), signal.SIGKILL)
             os.killpg(0, signal.SIGKILL)
             signal.pause()
 
@@ -98,16 +101,16 @@ def _place() -> str:
 
 def _product_frame(frame: FrameType | None) -> FrameType | None:
     while frame is not None:
-        name = frame.f_code.co_filename
-        if PACKAGE in name and NOT_THE_PRODUCT not in name:
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith(PACKAGE) and not module.startswith(NOT_THE_PRODUCT):
             return frame
         frame = frame.f_back
     return None
 
 
 def _name(frame: FrameType) -> str:
-    file = frame.f_code.co_filename.rpartition(PACKAGE)[2]
-    return f"{file}:{frame.f_code.co_name}:{frame.f_lineno}"
+    file = str(frame.f_globals["__name__"]).removeprefix(PACKAGE).replace(".", "/")
+    return f"{file}.py:{frame.f_code.co_name}:{frame.f_lineno}"
 
 
 def _wrap(points: Failpoints, owner: Any, name: str, *, target: int = 0) -> None:
@@ -237,6 +240,9 @@ def install(points: Failpoints) -> None:
 if "FAILPOINTS_ROOT" in os.environ:
     install(
         Failpoints(
-            os.environ["FAILPOINTS_ROOT"], os.environ["FAILPOINTS_LOG"], os.environ.get("FAILPOINTS_KILL_AT")
+            os.environ["FAILPOINTS_ROOT"],
+            os.environ["FAILPOINTS_LOG"],
+            os.environ.get("FAILPOINTS_KILL_AT"),
+            alone="FAILPOINTS_ALONE" in os.environ,
         )
     )
