@@ -27,7 +27,7 @@ from backfill_dagster.connections import Connections, open_connections
 from backfill_dagster.dids.collect import CollectedDids, collect_dids
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.directory.history import with_state_since
-from backfill_dagster.directory.resolve import resolve_directory
+from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA, resolve_directory
 from backfill_dagster.errors import first_known
 from backfill_dagster.interrupts import run_interruptible
 from backfill_dagster.purge.expiry import GONE_STATES, expired_accounts
@@ -123,10 +123,14 @@ def resolve_accounts(study: Study, gates: HostGates | None = None) -> pl.DataFra
     dids = storage.read(SOURCE_KEY)["did"]
     tombstones = Tombstones.load(storage)
     known = _known_directory(storage)
-    parts: list[pl.DataFrame] = []
+    # What an interrupted run has looked up stays looked up, also if this one is interrupted in its turn.
+    parts = (
+        [storage.read(UNFINISHED_DIRECTORY_KEY).select(DIRECTORY_SCHEMA.names())]
+        if storage.exists(UNFINISHED_DIRECTORY_KEY)
+        else []
+    )
 
     def keep(part: pl.DataFrame) -> None:
-        # So that an interrupted run of many hours does not ask all of it again.
         parts.append(tombstones.mask_texts(part))
         storage.write(UNFINISHED_DIRECTORY_KEY, pl.concat(parts))
 

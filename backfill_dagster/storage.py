@@ -32,6 +32,8 @@ SCHEMA_VERSION = "1"
 COMPRESSION_LEVEL = 1
 _SCRATCH = ".scratch"
 _PARTITION = "pds="
+# More than a full disk has left when a write to it has failed.
+_PROBE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +128,15 @@ class StudyStorage:
         """Write one frame as one file, replacing what was there."""
         with self.scratch() as folder:
             local = folder / "frame.parquet"
-            with _writing(self.path(key)):
+            try:
                 frame.write_parquet(
                     local,
                     compression="zstd",
                     compression_level=COMPRESSION_LEVEL,
                     metadata={"schema_version": SCHEMA_VERSION, **(metadata or {})},
                 )
+            except (OSError, pl.exceptions.PolarsError) as error:
+                raise StorageError.unwritable(self.path(key), _cause_of(error, local)) from error
             return self.publish(local, key, rows=frame.height)
 
     def publish(self, local: Path, key: str, *, rows: int) -> StoredFile:
@@ -208,12 +212,22 @@ class StudyStorage:
             yield
 
 
+def _cause_of(error: Exception, scratch: Path) -> Exception:
+    """Return why a scratch file could not be written: Polars does not always hand on what the system said."""
+    try:
+        with scratch.open("ab") as file:
+            file.write(bytes(_PROBE_BYTES))
+    except OSError as cause:
+        return cause
+    return error
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say which file it was whose writing failed; Polars and Arrow have errors of their own for a full disk."""
+    """Say which file or folder it was that could not be changed."""
     try:
         yield
-    except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+    except (OSError, pa.ArrowException) as error:
         raise StorageError.unwritable(path, error) from error
 
 

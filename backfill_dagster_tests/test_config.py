@@ -110,6 +110,8 @@ def test_a_missing_variable_names_field_and_variable(tmp_path: Path) -> None:
             ["record_types.0", "app.bsky.feed.pst", "app.bsky.feed.post"],
         ),
         (f"{INLINE}\nrecord_types: []", ["record_types", "at least one"]),
+        (f"{INLINE}\ninactive_accounts: drop", ["inactive_accounts", "drop", "'hide', 'keep' or 'purge'"]),
+        (f"{INLINE}\npurge_deleted_after_days: -1", ["purge_deleted_after_days", "-1", "0"]),
         (
             f"{INLINE}\ntime_range: {{start_date: 2024-02-01, end_date: 2024-01-01}}",
             ["time_range", "after end_date"],

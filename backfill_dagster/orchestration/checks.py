@@ -13,7 +13,7 @@ from backfill_dagster.tables.accounts import unreconciled
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_SHOWN_ACCOUNTS = 10
+_SHOWN_HOSTS = 10
 
 
 def accounts_checks(accounts: dg.AssetKey) -> Sequence[dg.AssetCheckSpec]:
@@ -47,7 +47,9 @@ def accounts_checks(accounts: dg.AssetKey) -> Sequence[dg.AssetCheckSpec]:
     ]
 
 
-_BUILD_AGAIN = "Run the study's `_rebuild` job; if it still fails, a stored file was changed, or this is a defect."
+_BUILD_AGAIN = (
+    "Run the study's `_rebuild` job; if it still fails, a stored file was changed, or this is a defect."
+)
 
 
 def accounts_check_results(
@@ -62,7 +64,8 @@ def accounts_check_results(
             passed=off.is_empty(),
             metadata={
                 "accounts": off.height,
-                "first": off["did"].head(_SHOWN_ACCOUNTS).to_list(),
+                # Which accounts, `accounts.parquet` says: an event cannot be rid of a name again.
+                "hosts": off["pds_host"].drop_nulls().unique().sort().head(_SHOWN_HOSTS).to_list(),
                 "what_to_do": _BUILD_AGAIN,
             },
         ),

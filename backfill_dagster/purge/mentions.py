@@ -34,7 +34,7 @@ _BYTES, _TEXT, _ARRAY, _MAP, _TAG = 2, 3, 4, 5, 6
 
 def canonical_did(did: str) -> str:
     """Return the one spelling by which a DID is known here: host names do not differ by case."""
-    plain = re.sub("%3[Aa]", ":", did)
+    plain = re.sub("%3[Aa]", ":", did) if "%" in did else did
     return plain.lower() if plain.startswith("did:web:") else plain
 
 

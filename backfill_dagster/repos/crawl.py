@@ -535,7 +535,7 @@ async def _earlier_keys(resolver: Resolver, did: str) -> tuple[str, ...]:
     try:
         methods = await resolver.audit_keys(did)
     except LookupFailedError as error:
-        logger.warning("%s: earlier keys cannot be had: %s", did, error)
+        logger.warning("the earlier keys of an account cannot be had: %s", error.state)
         return ()
     keys = (_did_key(*method) for method in methods)
     return tuple(key for key in keys if key is not None)

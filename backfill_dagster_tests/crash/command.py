@@ -20,7 +20,6 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
     from backfill_dagster import pipeline
     from backfill_dagster.config import load_study
     from backfill_dagster.sandbox.network import process_sandbox
-    from backfill_dagster.storage import StudyStorage
     from backfill_dagster_tests.crash.scenario import set_faults, to_purge
 
     study = load_study(folder / f"{STUDY}.yaml")
@@ -34,7 +33,6 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
         exclusive = ExclusiveResource()
         with exclusive.yield_for_execution(dg.build_init_resource_context()):
             exclusive.take(study, "crash-test")
-    StudyStorage(study.root).sweep_scratch()
     if task == "purge":
         dids, uris = to_purge(network)
         pipeline.purge(study, dids=dids, uris=uris)

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backfill_dagster.config import SandboxSettings
 from backfill_dagster.repos.packs import pack_keys
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster_tests.conftest import ROOT
 from backfill_dagster_tests.crash.command import STUDY
-from backfill_dagster_tests.crash.scenario import PERIOD, SETTINGS
+from backfill_dagster_tests.crash.scenario import PERIOD
 from backfill_dagster_tests.studies import sandbox_study
 
 if TYPE_CHECKING:
@@ -22,15 +23,16 @@ if TYPE_CHECKING:
 
 DAGSTER = str(Path(sys.executable).with_name("dagster"))
 PATIENCE_SECONDS = 90
+SETTINGS = SandboxSettings(seed=11, accounts=60, hosts=2, records=6)
 
 
-def slow_study(folder: Path, *, requests_per_second: float = 2, **parts: object) -> Study:
+def slow_study(folder: Path, *, requests_per_second: float = 4, **parts: object) -> Study:
     """Write a study whose fetch takes several seconds, and the settings of Dagster, into a folder.
 
     A host's first ten requests go out at once; the rest of its accounts come at this pace.
     """
     shutil.copy(ROOT / "dagster.yaml", folder)
-    processing = {"requests_per_second": requests_per_second, "workers": 2, "batch_size": 3}
+    processing = {"requests_per_second": requests_per_second, "workers": 1, "batch_size": 3}
     return sandbox_study(folder, STUDY, SETTINGS, processing=processing, time_range=PERIOD, **parts)
 
 

@@ -28,7 +28,8 @@ from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys, read_ledger
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import unreconciled
 from backfill_dagster_tests.conftest import ROOT
-from backfill_dagster_tests.crash.scenario import SETTINGS, crash_study, earlier_run, to_purge
+from backfill_dagster_tests.crash.command import STUDY
+from backfill_dagster_tests.crash.scenario import SETTINGS, crash_study, earlier_run, leave_scratch, to_purge
 from backfill_dagster_tests.purge.stored_bytes import files_with
 from backfill_dagster_tests.studies import sandbox
 
@@ -82,7 +83,10 @@ class CrashLab:
     @classmethod
     def purging(cls, folder: Path, collected: CrashLab) -> CrashLab:
         """Make the lab of a purge of what was collected."""
-        return cls(folder / "purge", "purge", collected.reference.storage.path)
+        before = folder / "before_purge"
+        shutil.copytree(collected.reference.storage.path, before)
+        leave_scratch(before / STUDY)
+        return cls(folder / "purge", "purge", before)
 
     def new_run(self, name: str) -> CrashRun:
         """Return a run that begins with a copy of the common data."""

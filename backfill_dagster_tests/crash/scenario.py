@@ -2,11 +2,13 @@
 
 `collect` is the second run of a study whose first had other settings: half of the accounts, other types, an earlier
 period. So it fetches what is new, converts again what is stored, adds and removes months and tables. What a run
-killed earlier can have left lies about: dead scratch, blocks files that no pack names, an unfinished directory.
+killed earlier can have left lies about: dead scratch, blocks files that no pack names, an unfinished directory. Two
+downloads break off once, and one account has no key, so that it fails for good.
 `purge` takes an account and a record out of what `collect` made.
 """
 
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,18 @@ import polars as pl
 
 from backfill_dagster import pipeline
 from backfill_dagster.config import SandboxSettings, Study
+from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA
 from backfill_dagster.repos.packs import blocks_file_name, pack_keys
 from backfill_dagster.sandbox.faults import ResetMidBody, Truncate
 from backfill_dagster.sandbox.network import SandboxNetwork
-from backfill_dagster.storage import StudyStorage
+from backfill_dagster.sandbox.truth import AccountTruth
+from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster_tests.crash.command import STUDY
 from backfill_dagster_tests.studies import sandbox, sandbox_study
 
 SETTINGS = SandboxSettings(seed=11, accounts=36, hosts=2, records=6)
-PROCESSING = {"requests_per_second": 500, "workers": 2, "batch_size": 6}
+# One worker, so that the same failpoints are passed in every run.
+PROCESSING = {"requests_per_second": 500, "workers": 1, "batch_size": 6}
 PERIOD = {"start_date": "2024-10-01", "end_date": "2024-11-30", "outside": "drop"}
 EARLIER_PERIOD = {"start_date": "2024-09-01", "end_date": "2024-10-31", "outside": "drop"}
 TYPES = ["app.bsky.feed.post", "app.bsky.feed.like", "app.bsky.graph.follow"]
@@ -45,7 +50,7 @@ def earlier_run(folder: Path) -> Path:
     pipeline.fetch_repos(study)
     pipeline.convert_records(study)
     pipeline.build_tables(study)
-    _leave_what_is_left(StudyStorage(study.root))
+    _leave_what_is_left(study)
     return study.storage.path
 
 
@@ -63,8 +68,7 @@ def to_purge(network: SandboxNetwork) -> tuple[list[str], list[str]]:
 
 def set_faults(network: SandboxNetwork) -> None:
     """Give two accounts that the second run fetches a body that breaks off, once, in either way."""
-    truth = network.truth.accounts()
-    first, second = [account.did for account in truth[len(truth) // 2 :] if account.is_complete][:2]
+    first, second = [account.did for account in _new_accounts(network)[:2]]
     network.faults.set_account(first, Truncate(-40), times=1)
     network.faults.set_account(second, ResetMidBody(100), times=1)
 
@@ -81,16 +85,44 @@ def _study(folder: Path, period: dict[str, str], types: list[str], **parts: Any)
     )
 
 
-def _leave_what_is_left(storage: StudyStorage) -> None:
-    scratch = storage.path(".scratch/tmp_of_a_dead_run")
+def leave_scratch(root: Path) -> None:
+    """Leave the scratch of a run that was killed in a study's folder."""
+    scratch = root / ".scratch" / "tmp_of_a_dead_run"
     scratch.mkdir(parents=True)
     (scratch / "1.car").write_bytes(b"half a repository")
-    for host, pack, _ in pack_keys(storage):
-        blocks = storage.path(f"repos/pds={host}/{blocks_file_name(pack, 0)}")
-        if blocks.exists():
-            shutil.copy(blocks, blocks.with_name(blocks_file_name("f" * 20, 0)))
-            break
-    directory = storage.read(pipeline.DIRECTORY_KEY)
-    storage.write(pipeline.UNFINISHED_DIRECTORY_KEY, directory.filter(pl.col("state") == "resolved").head(3))
+
+
+def _leave_what_is_left(study: Study) -> None:
+    storage = StudyStorage(study.root)
+    leave_scratch(study.root)
+    host, pack = next(
+        (host, pack)
+        for host, pack, _ in pack_keys(storage)
+        if storage.exists(f"repos/{partition_folder(host)}/{blocks_file_name(pack, 0)}")
+    )
+    blocks = storage.path(f"repos/{partition_folder(host)}/{blocks_file_name(pack, 0)}")
+    shutil.copy(blocks, blocks.with_name(blocks_file_name("f" * 20, 0)))
+    storage.write(pipeline.UNFINISHED_DIRECTORY_KEY, _unfinished_directory())
     part = storage.path("tables/posts/month=2024-10/part-00000.parquet")
     shutil.copy(part, part.with_name("part-00001.parquet"))
+
+
+def _unfinished_directory() -> pl.DataFrame:
+    """Return the row of an account of the second run, by a document without a key that can be used."""
+    account = _new_accounts(sandbox(SETTINGS))[2]
+    assert account.pds is not None
+    row = {
+        "did": account.did,
+        "handle": account.handle,
+        "pds": account.pds,
+        "pds_host": account.pds.partition("://")[2],
+        "state": "resolved",
+        "resolved_at": datetime.now(UTC),
+    }
+    return pl.DataFrame([row], schema=DIRECTORY_SCHEMA)
+
+
+def _new_accounts(network: SandboxNetwork) -> list[AccountTruth]:
+    """Return the accounts that the second run is the first to fetch whole."""
+    truth = network.truth.accounts()
+    return [account for account in truth[len(truth) // 2 :] if account.is_complete]

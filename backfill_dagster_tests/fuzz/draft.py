@@ -175,9 +175,9 @@ class Draft:
 _layer_of = lru_cache(maxsize=20_000)(layer_of)
 
 
-def tree_of(leaves: dict[bytes, Link]) -> Node:
-    """Return the one tree that holds these leaves."""
-    layers = {key: _layer_of(key) for key in leaves}
+def tree_of(leaves: dict[bytes, Link], elsewhere: dict[bytes, int] | None = None) -> Node:
+    """Return the one tree that holds these leaves, or one that has some of them on other layers."""
+    layers = {key: _layer_of(key) for key in leaves} | (elsewhere or {})
 
     def build(keys: Sequence[bytes], layer: int) -> Node | None:
         if not keys:

@@ -44,6 +44,17 @@ lengths = st.integers(0, 2**70).map(varint) | st.sampled_from(
     [b"\x80\x00", b"\xa5\x00", b"\x80" * 9 + b"\x01", b"\xff"]
 )
 misframed = st.builds(lambda length, body: length + body, lengths, sound.map(lambda section: section[1:]))
+
+
+def with_a_longer_length(section: bytes) -> bytes:
+    """Write a section's length with a byte more than it takes."""
+    digits = 1 + next(place for place, byte in enumerate(section) if byte < 0x80)
+    return section[: digits - 1] + bytes([section[digits - 1] | 0x80, 0]) + section[digits:]
+
+
+misframed |= sound.map(with_a_longer_length)
+# A section that ends inside its CID, whatever stands behind it.
+misframed |= st.integers(1, 35).map(lambda length: frame(cid_of(b"")[:length], b""))
 sections = st.lists(st.one_of(sound, sound, twins, corrupt, foreign), max_size=8)
 
 

@@ -30,7 +30,10 @@ values: st.SearchStrategy[Any] = st.recursive(
     | st.text(max_size=30)
     | st.binary(max_size=300)
     | st.just(cid_of(b""))
-    | st.lists(st.sampled_from([0, -1, None, "", b"", [], {}, 24, "a", [0]]), min_size=60, max_size=140),
+    | st.lists(st.sampled_from([0, -1, None, "", b"", [], {}, 24, "a", [0]]), min_size=60, max_size=140)
+    | st.builds(
+        lambda item, count: [item] * count, st.sampled_from([0, [], {}, "", [0]]), st.integers(60, 90)
+    ),
     lambda inner: st.lists(inner, max_size=30) | st.dictionaries(st.text(max_size=5), inner, max_size=30),
     max_leaves=60,
 )

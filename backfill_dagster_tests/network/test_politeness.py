@@ -87,9 +87,7 @@ def test_hosts_at_their_limit_never_see_more_of_us_and_hardly_less(
     population = Population(SandboxSettings(accounts=30, hosts=HOSTS))
     exports = Exports(Repos(population))
     accounts, faults = Accounts(population), Faults()
-    servers = {
-        host: PersonalDataServer(host, accounts, exports, faults, limit) for host in population.hosts
-    }
+    servers = {host: PersonalDataServer(host, accounts, exports, faults, limit) for host in population.hosts}
     log = RequestLog()
     chance = random.Random(1)
     seconds = 45.0

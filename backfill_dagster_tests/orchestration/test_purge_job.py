@@ -163,8 +163,18 @@ def test_what_is_named_in_a_run_s_configuration_is_forgotten_by_the_next_purge(
 
     (tmp_path / "withdrawn.txt").write_text(second)
     assert execute(tmp_path, "study_purge", instance, {"file": str(tmp_path / "withdrawn.txt")})
-    assert output_metadata(instance, latest(instance, "study_purge"))["removed_runs"] == 1
+    quiet = latest(instance, "study_purge")
+    assert output_metadata(instance, quiet)["removed_runs"] == 1
     assert files_with(home, first) == files_with(home, uri) == files_with(home, second) == []
+
+    # A captured output that names somebody goes alone: its run may hold what cannot be had again.
+    [captured] = home.rglob(f"{quiet.run_id}/**/*.err")
+    captured.write_text(f"somebody printed {first}")
+    assert execute(tmp_path, "study_purge", instance, {"file": str(tmp_path / "withdrawn.txt")})
+    counts = output_metadata(instance, latest(instance, "study_purge"))
+    assert (counts["removed_runs"], counts["removed_outputs_of_runs"]) == (0, 1)
+    assert files_with(home, first) == []
+    assert instance.get_run_by_id(quiet.run_id) is not None
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,9 @@ def test_refreshing_knows_the_revision_only_of_a_snapshot_from_the_present_host(
 
 def test_accounts_that_the_directory_cannot_place_are_never_fetched() -> None:
     for mode in FetchMode:
-        assert accounts_to_fetch(directory("no_pds", host=None), ledger(failed(1)), mode, signed=False).is_empty()
+        assert accounts_to_fetch(
+            directory("no_pds", host=None), ledger(failed(1)), mode, signed=False
+        ).is_empty()
 
 
 @pytest.mark.parametrize(("signed_by", "fetched"), [(None, True), ("current", False), ("previous", False)])

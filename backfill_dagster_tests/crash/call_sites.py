@@ -1,0 +1,87 @@
+"""Every place in the project's source that changes the file system, found by reading the source."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import backfill_dagster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# Methods and functions that write, move or delete; by name, since the source does not tell types.
+CHANGING = frozenset(
+    {
+        *("write", "publish", "remove", "remove_empty_folders", "scratch", "sweep_scratch", "shared"),
+        *("write_parquet", "write_table", "ParquetWriter", "RowGroupWriter", "write_bytes", "write_text"),
+        *("replace", "rename", "unlink", "rmtree", "rmdir", "mkdir", "mkdtemp"),
+        *("fsync", "ftruncate", "truncate", "pwrite", "sink_parquet", "write_csv", "dump", "touch"),
+    }
+)
+# What has such a name and changes no file itself, by what the call has in it.
+OTHERWISE = (
+    *("self._waiting.remove(", "self._watchers.remove(", "remove()", "texts.replace(", ".rename({"),
+    *("dt.truncate(", "pl.col('outcome').replace("),
+    # Of a lease and of the storage: what they call in turn is a place of its own.
+    *("held.write(", "self.write(", "self.scratch()", "self.publish("),
+    # What a job does at its beginning; a collection and a purge do the same at theirs.
+    "StudyStorage(study.root).sweep_scratch()",
+)
+PACKAGE = Path(backfill_dagster.__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class CallSite:
+    """A call in the source: its file below the package, and its first and last line."""
+
+    file: str
+    first: int
+    last: int
+    text: str
+
+    def is_among(self, places: Iterable[tuple[str, int]]) -> bool:
+        """Say whether one of these files and lines is in the call."""
+        return any(file == self.file and self.first <= line <= self.last for file, line in places)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.first}: {self.text}"
+
+
+def changing_calls() -> list[CallSite]:
+    """Return all calls of the product's source that change the file system; the sandbox is no part of it."""
+    return [
+        site
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if "sandbox" not in path.relative_to(PACKAGE).parts
+        for site in _calls(path)
+    ]
+
+
+def _calls(path: Path) -> Iterator[CallSite]:
+    file = path.relative_to(PACKAGE).as_posix()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        text = ast.unparse(node)
+        if _changes_files(node, text) and not any(part in text for part in OTHERWISE):
+            yield CallSite(file, node.lineno, node.end_lineno or node.lineno, text.partition("\n")[0][:100])
+
+
+def _changes_files(node: ast.Call, text: str) -> bool:
+    name = _name(node.func)
+    if name == "open":
+        modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        return "O_CREAT" in text or any(set(str(mode)) & set("wax+") for mode in modes)
+    if name == "replace":
+        # `str.replace` has two arguments, `datetime.replace` and `dataclasses.replace` have named ones.
+        return len(node.args) == 1 and not node.keywords
+    return name in CHANGING
+
+
+def _name(function: ast.expr) -> str:
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ""

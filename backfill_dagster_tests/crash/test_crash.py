@@ -1,0 +1,90 @@
+"""A few of the kills that `python -m backfill_dagster_tests.crash` does all of, in the order of a run.
+
+A run that is killed leaves its study to the next one, which is killed somewhat later: so each begins with what the
+one before it left.
+"""
+
+import random
+import re
+
+import pytest
+
+from backfill_dagster_tests.crash.call_sites import changing_calls
+from backfill_dagster_tests.crash.runs import CrashLab, Failpoint
+
+# By parts of a failpoint's name, which has lines of the source in it besides.
+ON_THE_WAY = [
+    (" parent replace ", "pipeline.py:keep", "after"),
+    (" parent unlink ", "pipeline.py:resolve_accounts", "before"),
+    (" parent file.close ", "network/http.py", "before"),
+    (" worker replace ", "repos/packs.py:<listcomp>", "after"),
+    (" worker replace ", "repos/packs.py:commit", "after"),
+    (" worker replace ", "records/conversion.py:convert_pack", "before"),
+    (" parent unlink ", "tables/build.py:remove_other_months", "after"),
+    (" parent replace ", "pipeline.py:build_accounts", "before"),
+]
+PURGE_ON_THE_WAY = [(" parent unlink ", "purge/rewrite.py:purge_pack", "after")]
+
+
+@pytest.fixture(scope="module")
+def collecting(tmp_path_factory: pytest.TempPathFactory) -> CrashLab:
+    return CrashLab.collecting(tmp_path_factory.mktemp("crash"))
+
+
+@pytest.fixture(scope="module")
+def purging(collecting: CrashLab, tmp_path_factory: pytest.TempPathFactory) -> CrashLab:
+    return CrashLab.purging(tmp_path_factory.mktemp("purge"), collecting)
+
+
+def chosen(lab: CrashLab, parts: list[tuple[str, str, str]]) -> list[Failpoint]:
+    points = [lab.failpoints(*of_one)[:1] for of_one in parts]
+    assert all(points), "a failpoint of the list is none any more"
+    return [point for [point] in points]
+
+
+def test_every_place_that_writes_is_a_failpoint(collecting: CrashLab, purging: CrashLab) -> None:
+    names = [*collecting.passed, *purging.passed]
+    places = [
+        (file, int(line)) for name in names for file, line in re.findall(r"(\S+\.py):[^: ]+:(\d+)", name)
+    ]
+    sites = changing_calls()
+    assert len(sites) > 40
+    missed = [str(site) for site in sites if not site.is_among(places)]
+    assert missed == []
+    for name in names:
+        assert name.endswith((" before", " after"))
+        assert name.rpartition(" ")[0] + " before" in names
+        assert name.rpartition(" ")[0] + " after" in names
+
+
+def test_killed_at_failpoints_and_at_any_moment(collecting: CrashLab) -> None:
+    run = collecting.new_run("killed")
+    settled: set[str] = run.settled()
+    for point in chosen(collecting, ON_THE_WAY):
+        assert run.run(point), f"{point} was not reached"
+        run.check_after_kill()
+        assert settled <= run.settled()
+        settled = run.settled()
+    for whole_group in (True, False):
+        run.kill_after(random.uniform(0.5, 1) * collecting.seconds / 2, whole_group=whole_group)
+    run.run()
+    run.check_after_next_run(settled, collecting.reference)
+
+
+def test_a_purge_killed_half_way(purging: CrashLab) -> None:
+    run = purging.new_run("killed")
+    for point in chosen(purging, PURGE_ON_THE_WAY):
+        assert run.run(point), f"{point} was not reached"
+        run.check_after_kill()
+    run.run()
+    run.check_after_next_run(run.settled(), purging.reference)
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_clear_message(collecting: CrashLab) -> None:
+    run = collecting.new_run("without a worker")
+    [point] = chosen(collecting, [(" worker replace ", "repos/packs.py:<listcomp>", "after")])
+    assert run.run_without_worker(point) == 1
+    assert "WorkerLostError: a worker process was ended from outside" in run.output()
+    settled = run.settled()
+    run.run()
+    run.check_after_next_run(settled, collecting.reference)
