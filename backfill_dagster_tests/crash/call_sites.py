@@ -27,6 +27,8 @@ OTHERWISE = (
     *("dt.truncate(", "pl.col('outcome').replace("),
     # Of a lease and of the storage: what they call in turn is a place of its own.
     *("held.write(", "self.write(", "self.scratch()", "self.publish("),
+    # What finds out why a scratch file could not be written, and writes nothing that anybody reads.
+    *("scratch.open('ab')", "file.write(bytes(_PROBE_BYTES))"),
     # What a job does at its beginning; a collection and a purge do the same at theirs.
     "StudyStorage(study.root).sweep_scratch()",
 )

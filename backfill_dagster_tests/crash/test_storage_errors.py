@@ -23,7 +23,7 @@ from backfill_dagster_tests.crash.job import run_job
 from backfill_dagster_tests.crash.runs import CrashRun
 from backfill_dagster_tests.crash.scenario import PERIOD, PROCESSING, SETTINGS
 from backfill_dagster_tests.orchestration.running import execute
-from backfill_dagster_tests.studies import sandbox_study, table_hashes
+from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
 
 
 @contextlib.contextmanager
@@ -37,9 +37,12 @@ def no_file_larger_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+ONE_PACK = {"processing": {**PROCESSING, "batch_size": 100}}
+
+
 def study_in(folder: Path, **parts: object) -> Study:
     folder.mkdir(exist_ok=True)
-    return sandbox_study(folder, STUDY, SETTINGS, processing=PROCESSING, time_range=PERIOD, **parts)
+    return sandbox_study(folder, STUDY, SETTINGS, **{"processing": PROCESSING, "time_range": PERIOD, **parts})
 
 
 def run_all(study: Study) -> None:
@@ -118,23 +121,29 @@ def test_row_groups_that_do_not_fit_are_a_storage_error(tmp_path: Path) -> None:
             write()
 
 
-def test_a_run_stops_where_a_file_does_not_fit_and_goes_on_from_there(
-    undisturbed: dict[str, str], tmp_path: Path
-) -> None:
-    study = study_in(tmp_path / "study")
+def test_a_run_stops_where_a_file_does_not_fit_and_goes_on_from_there(tmp_path: Path) -> None:
+    # Accounts of which a pack is larger than any of their repositories, so that a limit lies between.
+    network = sandbox(SETTINGS)
+    weights = {
+        did: sum(len(str(record.value)) for record in network.truth.records(did)) for did in network.dids
+    }
+    source = {"type": "inline", "dids": [did for did, weight in weights.items() if weight < 6000]}
+    study = study_in(tmp_path / "study", source=source, **ONE_PACK)
     told = []
-    for limit in (500, 1000, 1100, 4000, 8000, 16000):
-        with no_file_larger_than(limit), pytest.raises(StorageError) as raised:
+    for limit in (300, 1000, 4000, 8000, 12500):
+        with no_file_larger_than(limit), pytest.raises(StorageError, match="File too large") as raised:
             run_all(study)
         told.append(str(raised.value))
         check_nothing_is_torn(study)
-    for place in ("source_", ".lease", ".car", "blocks-0.parquet"):
+    for place in ("source_", "directory", ".car", "/repos/"):
         assert any(place in message for message in told), "\n".join(told)
     run_all(study)
-    assert table_hashes(study) == undisturbed
+    fresh = study_in(tmp_path / "fresh", source=source, **ONE_PACK)
+    run_all(fresh)
+    assert table_hashes(study) == table_hashes(fresh)
 
 
-@pytest.mark.parametrize("kilobytes", [100, 400, 1000])
+@pytest.mark.parametrize("kilobytes", [200, 600, 1000])
 def test_a_full_disk_ends_the_run_and_a_larger_one_lets_it_go_on(
     undisturbed: dict[str, str],
     small_disk: Callable[[int], Path],
