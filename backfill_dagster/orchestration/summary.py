@@ -44,7 +44,8 @@ def study_summary(study: Study) -> str:
         "Next:",
         "  dagster dev -w workspace.yaml         # then open the address it prints",
         f"  python -c \"import polars as pl; print(pl.read_parquet('{study.root}/tables/{tables[0]}/*/*.parquet'))\"",
-        f"  duckdb -c \"SELECT * FROM '{study.root}/tables/{tables[0]}/*/*.parquet' LIMIT 10\"",  # noqa: S608  shown, not run
+        f"  python -c \"import duckdb; print(duckdb.read_parquet('{study.root}/tables/{tables[0]}/*/*.parquet'))\""
+        "   # after pip install duckdb",
     ]
     return "\n".join(["", *sections, ""])
 

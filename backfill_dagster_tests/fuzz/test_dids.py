@@ -61,12 +61,12 @@ def slow_rejection(text: str) -> DidRejection | None:
     return DidRejection.UNSUPPORTED_METHOD
 
 
-base32 = st.text(alphabet=ascii_lowercase + "234567", min_size=24, max_size=24)
+base32 = st.text(alphabet=ascii_lowercase + "234567", min_size=23, max_size=25)
 labels = st.from_regex(r"\A[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\Z") | st.sampled_from(
     ["a" * 63, "com", "1"]
 )
 hosts = st.lists(labels, min_size=2, max_size=6).map(".".join)
-lawful = st.one_of(
+mostly_lawful = st.one_of(
     base32.map("did:plc:".__add__),
     hosts.map("did:web:".__add__),
     st.from_regex(r"\Adid:[a-z]{1,8}:[a-zA-Z0-9._:%-]{0,30}[a-zA-Z0-9._-]\Z"),
@@ -101,17 +101,18 @@ LETTERS = [
 @st.composite
 def nearly(draw: st.DrawFn) -> str:
     """Draw a DID in which one letter is another, or missing, or one too many: often the last."""
-    text = draw(lawful)
+    text = draw(mostly_lawful)
     place = draw(st.integers(0, len(text)) | st.just(len(text)))
     letter = draw(st.sampled_from(LETTERS))
     return text[:place] + letter + text[place + draw(st.integers(0, 1)) :]
 
 
+endings = st.sampled_from(["", "", ":", "%", ".", "a"])
 around = st.sampled_from(["", "", "", " ", "\n", "\ufeff", "\u2003"])
-entries = st.tuples(around, lawful | nearly() | st.text(max_size=20), around).map("".join)
+entries = st.tuples(around, mostly_lawful | nearly() | st.text(max_size=20), endings, around).map("".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(entries, min_size=1, max_size=8))
 def test_sources_are_sorted_by_the_rules_of_dids(texts: list[str]) -> None:
     expected = [slow_rejection(text) for text in texts]
@@ -122,8 +123,8 @@ def test_sources_are_sorted_by_the_rules_of_dids(texts: list[str]) -> None:
     assert column == [None if reason is None else reason.value for reason in expected]
 
 
-@settings(max_examples=200, deadline=None)
-@given(lawful | nearly())
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.tuples(mostly_lawful | nearly(), endings).map("".join))
 def test_the_dids_in_records_are_those_of_any_method(text: str) -> None:
     whole = re.fullmatch(syntax.DID, text) is not None and len(text) <= syntax.MAX_DID_BYTES
 

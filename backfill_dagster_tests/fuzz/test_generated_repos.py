@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 # Few labels, so that keys share beginnings; any text, so that they do not.
 labels = st.sampled_from(["app", "app0", "app-", "bsky", "feed", "post"]) | st.text(min_size=1, max_size=4)
-collections = st.lists(labels, min_size=1, max_size=4).map(".".join)
+collections = st.lists(labels, min_size=1, max_size=4).map(".".join) | st.sampled_from(
+    ["app", "app0", "app-", "app."]
+)
 rkeys = (
     st.text(alphabet="23ab", min_size=1, max_size=6)
     | st.text(max_size=8)
@@ -41,7 +43,7 @@ def verify(draft: Draft, car: bytes) -> VerifiedRepo:
     return verify_repo(car, did=draft.did, keys=[SigningKey.from_did_key(draft.signer.did_key)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(records, st.sampled_from(SIGNERS), st.sets(st.integers(0, 49)), st.integers())
 def test_a_repository_is_read_as_the_reader_reads_it(
     records: dict[bytes, bytes], signer: Signer, raw: set[int], order: int
@@ -81,7 +83,7 @@ def judged_alike(draft: Draft) -> bool:
 few_records = st.dictionaries(paths | high_paths, st.just(b"\xa0"), min_size=1, max_size=20)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(few_records, st.dictionaries(st.integers(0, 19), st.integers(0, 3), max_size=2))
 def test_keys_on_other_layers_are_lawful_for_neither(
     records: dict[bytes, bytes], elsewhere: dict[int, int]
@@ -97,8 +99,8 @@ def test_keys_on_other_layers_are_lawful_for_neither(
     assert judged_alike(draft) == (draft.commit["data"] == right_root)
 
 
-def exchange_keys(top: Node, changes: list[int], keys: list[bytes], chance: Random) -> None:
-    """Put other keys into a tree, each in the form that its place asks for: only order and layer can be wrong."""
+def exchange_keys(top: Node, first: int, second: int) -> None:
+    """Let two keys change places, each in the form that its new place asks for: only order and layer can be wrong."""
     waiting, nodes = [top], []
     while waiting:
         node = waiting.pop()
@@ -106,21 +108,28 @@ def exchange_keys(top: Node, changes: list[int], keys: list[bytes], chance: Rand
         waiting += [
             child for child in (node.left, *(entry.tree for entry in node.entries)) if child is not None
         ]
-    for change in changes:
-        node = nodes[change % len(nodes)]
+    keys: list[bytes] = []
+    for node in nodes:
         before = b""
         for entry in node.entries:
-            key = chance.choice(keys) if chance.random() < 0.5 else before[: entry.prefix] + entry.rest
+            before = before[: entry.prefix] + entry.rest
+            keys.append(before)
+    first, second = first % len(keys), second % len(keys)
+    keys[first], keys[second] = keys[second], keys[first]
+    for node in nodes:
+        before = b""
+        for entry in node.entries:
+            key = keys.pop(0)
             fresh = entry_of(key, entry.value, entry.tree, before)
             entry.prefix, entry.rest, before = fresh.prefix, fresh.rest, key
 
 
-@settings(max_examples=80, deadline=None)
-@given(few_records, st.lists(st.integers(0, 99), min_size=1, max_size=3), st.integers())
-def test_keys_in_other_places_are_lawful_for_both_or_for_neither(
-    records: dict[bytes, bytes], changes: list[int], seed: int
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(few_records, st.integers(0, 19), st.integers(0, 19))
+def test_keys_in_each_others_places_are_lawful_for_neither(
+    records: dict[bytes, bytes], first: int, second: int
 ) -> None:
     draft = Draft(DID, SIGNERS[0], records)
-    exchange_keys(draft.tree, changes, sorted(records), Random(seed))
+    exchange_keys(draft.tree, first, second)
 
-    judged_alike(draft)
+    assert judged_alike(draft) == (first % len(records) == second % len(records))
