@@ -34,6 +34,8 @@ _SCRATCH = ".scratch"
 _PARTITION = "pds="
 # More than a full disk has left when a write to it has failed.
 _PROBE_BYTES = 2**20
+# What is left free: Dagster's history, which as a rule is on the same disk, must be able to say that it is full.
+HEADROOM_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +167,30 @@ class StudyStorage:
             with suppress(OSError):  # it holds something
                 path.rmdir()
 
+    def free_bytes(self) -> int | None:
+        """Return how much may be written before the disk counts as full; None if it does not say."""
+        try:
+            usage = shutil.disk_usage(self.root)
+        except OSError as error:
+            raise StorageError(f"{self.root} cannot be read: {error}") from error
+        # Some file systems that are no disks have no size.
+        return max(0, usage.free - HEADROOM_BYTES) if usage.total else None
+
+    def ensure_headroom(self) -> None:
+        """Raise StorageError if the disk counts as full."""
+        if self.free_bytes() == 0:
+            raise StorageError(
+                f"{self.root} cannot be written: fewer than {HEADROOM_BYTES // 2**20} MB are free on its disk; "
+                "free some space, then run the same again: what is stored is whole"
+            )
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Lend a folder on the same file system, gone when the block ends."""
         parent = self.root / _SCRATCH
         with _writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
+            self.ensure_headroom()
             with _locked(parent, fcntl.LOCK_SH):
                 folder = Path(tempfile.mkdtemp(dir=parent))
                 owner = os.open(folder, os.O_RDONLY)

@@ -187,7 +187,9 @@ def _report_op(study: Study, job: str) -> dg.OpDefinition:
 
 def _begin(context: dg.OpExecutionContext, study: Study, exclusive: ExclusiveResource) -> None:
     exclusive.take(study, context.run_id)
-    StudyStorage(study.root).sweep_scratch()
+    storage = StudyStorage(study.root)
+    storage.sweep_scratch()
+    storage.ensure_headroom()
     _close_dead_runs(context, study)
 
 

@@ -27,6 +27,7 @@ from backfill_dagster.repos.outcomes import HOST_FAILURES, FailureReason, Outcom
 from backfill_dagster.repos.packs import Attempt
 from backfill_dagster.repos.proof import Delivery, PackReport, ProofSettings, prove_and_pack
 from backfill_dagster.repos.revisions import RevisionSource, unchanged_accounts
+from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -248,7 +249,8 @@ class Crawl:
             )
 
     def scratch_file(self) -> Path:
-        """Return a fresh name in scratch; never made from anything that a server said."""
+        """Return a fresh name in scratch; never made from anything that a server said. Raises StorageError."""
+        StudyStorage(self.root).ensure_headroom()
         self._files += 1
         return self.scratch / f"{self._files}.car"
 

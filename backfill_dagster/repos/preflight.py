@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,10 +75,10 @@ def estimate_space(waiting: pl.DataFrame, ledger: pl.DataFrame, processing: Proc
 
 def ensure_space(storage: StudyStorage, needed: SpaceNeeded) -> None:
     """Log what is needed and what there is; raise StorageError if it does not fit."""
-    try:
-        free = shutil.disk_usage(storage.root).free
-    except OSError as error:
-        raise StorageError(f"{storage.root} cannot be read: {error}") from error
+    free = storage.free_bytes()
+    if free is None:
+        logger.info("The fetch needs %s; how much is free cannot be told.", needed)
+        return
     if needed.total > free:
         raise StorageError(
             f"{storage.root} has {_size(free)} free, and the fetch needs {needed}; "

@@ -30,7 +30,7 @@ OTHERWISE = (
     # What finds out why a scratch file could not be written, and writes nothing that anybody reads.
     *("scratch.open('ab')", "file.write(bytes(_PROBE_BYTES))"),
     # What a job does at its beginning; a collection and a purge do the same at theirs.
-    "StudyStorage(study.root).sweep_scratch()",
+    "storage.sweep_scratch()",
 )
 PACKAGE = Path(backfill_dagster.__file__).parent
 

@@ -17,7 +17,7 @@ from backfill_dagster import pipeline
 from backfill_dagster.config import Study
 from backfill_dagster.errors import StorageError
 from backfill_dagster.repos.packs import BLOCKS_SCHEMA
-from backfill_dagster.storage import RowGroupWriter, StudyStorage
+from backfill_dagster.storage import HEADROOM_BYTES, RowGroupWriter, StudyStorage
 from backfill_dagster_tests.crash.command import STUDY
 from backfill_dagster_tests.crash.job import run_job
 from backfill_dagster_tests.crash.runs import CrashRun
@@ -68,13 +68,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A disk of its own, of so many kilobytes, that can be made larger."""
+    """A disk of its own, with so many kilobytes before it counts as full, that can be made larger."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
 
     def resize(kilobytes: int) -> Path:
         remount = ["-o", "remount"] if os.path.ismount(mounted) else []
-        command = ["mount", *remount, "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(mounted)]
+        command = [
+            "mount",
+            *remount,
+            "-t",
+            "tmpfs",
+            "-o",
+            f"size={kilobytes + HEADROOM_BYTES // 1024}k",
+            "tmpfs",
+            str(mounted),
+        ]
         try:
             subprocess.run(command, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
@@ -99,6 +108,20 @@ def test_a_frame_that_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None
     with no_file_larger_than(size):
         storage.write("x.parquet", new)
     assert storage.read("x.parquet").equals(new)
+
+
+def test_a_disk_without_a_byte_left_leaves_what_was_there(
+    small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backfill_dagster.storage.HEADROOM_BYTES", 0)
+    storage = StudyStorage(small_disk(256 - HEADROOM_BYTES // 1024) / "study")
+    old, new = pl.DataFrame({"a": [1]}), pl.DataFrame({"a": [os.urandom(500) for _ in range(1000)]})
+    storage.write("x.parquet", old)
+    for rows in (1000, 700, 600):
+        with pytest.raises(StorageError, match="No space left on device; free some space"):
+            storage.write("x.parquet", new.head(rows))
+    assert storage.read("x.parquet").equals(old)
+    storage.write("x.parquet", new.head(100))
 
 
 def test_row_groups_that_do_not_fit_are_a_storage_error(tmp_path: Path) -> None:
@@ -155,7 +178,7 @@ def test_a_full_disk_ends_the_run_and_a_larger_one_lets_it_go_on(
     monkeypatch.setattr(pipeline, "ensure_space", lambda *_: None)
     study = study_in(tmp_path / "study", storage={"path": str(small_disk(kilobytes))})
     with pytest.raises(
-        StorageError, match="No space left on device; free some space, then run the same again"
+        StorageError, match="MB are free on its disk; free some space, then run the same again"
     ):
         run_all(study)
     check_nothing_is_torn(study)

@@ -223,6 +223,7 @@ def nearly(draw: st.DrawFn) -> str:
 @example(
     ["2024-10-05T22:59:60Z", "2024-10-05T23:59:60+01:00", "2024-10-05T22:59:60-01:00", "2024-10-05T23:59:60"]
 )
+@example([f"2024-10-05T24:{rest}Z" for rest in ("00", "00:00", "01:00", "00:01", "00:00.1", "00:00.0000001")])
 @example([f"2024-10-05T12:00:00.{'1' * digits}Z" for digits in (1, 6, 7, 20, 21)])
 @example(["2024-10-05T12:00:00.000Z", "2024-10-05T12:00:00-00:00"])
 def test_dates_are_read_as_the_table_says(raw: list[str]) -> None:

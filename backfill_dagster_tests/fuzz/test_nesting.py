@@ -86,6 +86,14 @@ def test_levels_are_counted(levels: int, opening: bytes) -> None:
     assert not nests_deeper(block, levels)
 
 
+@pytest.mark.parametrize("empty", [[], {}])
+def test_what_is_empty_is_a_level_too_however_many_there_are(empty: object) -> None:
+    block = encode([empty] * 1_000 + [0])
+
+    assert nests_deeper(block, 1)
+    assert not nests_deeper(block, 2)
+
+
 def claims(size: int, levels: int, core: bytes) -> bytes:
     """Arrays within each other, each of which claims all the bytes that are left."""
     rest = size - 5 * levels

@@ -18,7 +18,7 @@ from backfill_dagster.repos.preflight import (
     ensure_space,
     estimate_space,
 )
-from backfill_dagster.storage import StudyStorage
+from backfill_dagster.storage import HEADROOM_BYTES, StudyStorage
 from backfill_dagster_tests.studies import sandbox_study
 
 PROCESSING = Processing(batch_size=100, pack_megabytes=64, max_concurrent_pds=32, requests_in_flight=4)
@@ -30,6 +30,7 @@ class Usage(NamedTuple):
     """Of `shutil.disk_usage`, what is asked for."""
 
     free: int
+    total: int = 10**12
 
 
 def waiting(*hosts: str, known_rev: str | None = None) -> pl.DataFrame:
@@ -81,7 +82,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers(
 ) -> None:
     needed = SpaceNeeded(accounts=1500, repo_bytes=2e6, is_measured=True, stored=6_000 * MB, scratch=500 * MB)
     free = 6_499 * MB
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free + HEADROOM_BYTES))
     with pytest.raises(StorageError) as raised:
         ensure_space(StudyStorage(tmp_path), needed)
     told = str(raised.value)
@@ -106,7 +107,7 @@ def test_a_fetch_that_does_not_fit_asks_no_host(tmp_path: Path, monkeypatch: pyt
     study = sandbox_study(tmp_path, settings=SandboxSettings(seed=3, accounts=30, hosts=1, records=1))
     pipeline.collect_source(study)
     pipeline.resolve_accounts(study)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1000 + HEADROOM_BYTES))
     with pytest.raises(StorageError, match=r"has 1\.0 kB free, and the fetch needs about"):
         pipeline.fetch_repos(study)
     assert not (study.root / "repos").exists()
