@@ -15,6 +15,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import (
@@ -215,6 +216,40 @@ def _month_floor(instant: datetime) -> datetime:
 # --- how the work is done ---
 
 
+def _http_origin(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError("must be http(s)://host[:port]")
+    return value.rstrip("/")
+
+
+def _variable_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("must be the name of an environment variable, not what it holds")
+    return value
+
+
+def _cron(value: str) -> str:
+    # What the fields say is for the scheduler to judge, when the study's definitions are made.
+    if not re.fullmatch(r"\S+( \S+){4}", value):
+        raise ValueError("must be a cron expression of five fields, such as `0 3 * * *`")
+    return value
+
+
+def _timezone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("must be the name of a time zone, such as Europe/Berlin") from None
+    return value
+
+
+def _owner(value: str) -> str:
+    if not re.fullmatch(r"team:[A-Za-z0-9_]+|[^@\s]+@[^@\s]+\.[^@\s]+", value):
+        raise ValueError("must be an e-mail address or team:<name>")
+    return value
+
+
 class Processing(Section):
     """How fast and how thoroughly."""
 
@@ -269,9 +304,66 @@ class Storage(Section):
 
 
 class Monitoring(Section):
-    """What the run tells."""
+    """What the run tells, and whom."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    alert_on_failure: bool = Field(
+        False,
+        description="Send a message when a run of the study fails, to the address in the environment variable "
+        "that `alert_webhook_variable` names.",
+    )
+    alert_webhook_variable: Annotated[str, AfterValidator(_variable_name)] = Field(
+        "BACKFILL_ALERT_WEBHOOK",
+        description="The environment variable with the webhook's address, which is a secret and so stands in no file.",
+    )
+    ui_url: Annotated[str, AfterValidator(_http_origin)] | None = Field(
+        None, description="Where people open Dagster's UI, for links in messages."
+    )
+
+
+class Quality(Section):
+    """What the servers and the data may do before a check warns; shares between 0 and 1."""
+
+    max_failed_accounts: float = Field(
+        0.01, ge=0, le=1, description="Share of the source's accounts whose latest fetch failed."
+    )
+    max_rejected_records: float = Field(
+        0.001, ge=0, le=1, description="Share of the fetched records that could not be decoded."
+    )
+    max_undated_records: float = Field(
+        0.02, ge=0, le=1, description="Share of the kept records without a date that can be believed."
+    )
+    max_records_with_issues: float = Field(
+        0.05, ge=0, le=1, description="Share of the kept records with a field that breaks its lexicon."
+    )
+    max_uneven_loss: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="How much larger the share of lost accounts, or of rejected records, may be on one host, or among "
+        "accounts of like activity, than it is over all.",
+    )
+
+
+class Automation(Section):
+    """What happens by itself while Dagster's daemon runs; cron expressions have five fields.
+
+    Whatever starts network traffic is off unless it is named here. A switch in the UI overrides it.
+    """
+
+    on_new_dids: bool = Field(False, description="Look accounts up when the source has changed.")
+    on_new_hosts: bool = Field(False, description="Fetch the hosts that have accounts not fetched yet.")
+    on_new_data: bool = Field(
+        True, description="Turn new packs into records, and those into the tables that they change."
+    )
+    refresh_cron: Annotated[str, AfterValidator(_cron)] | None = Field(
+        None, description="When to run the refresh; `0 3 * * *`, but switched off, if left out."
+    )
+    newest_partition_cron: Annotated[str, AfterValidator(_cron)] | None = Field(
+        None,
+        description="When to build the tables' newest time partition; `0 * * * *`, but switched off, if left out.",
+    )
+    timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
 
 
 class SandboxSettings(Section):
@@ -281,13 +373,6 @@ class SandboxSettings(Section):
     accounts: int = Field(60, ge=30, le=100_000)
     hosts: int = Field(5, ge=1, le=5_000)
     records: int = Field(500, ge=1, description="Median number of records per account.")
-
-
-def _http_origin(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise ValueError("must be http(s)://host[:port]")
-    return value.rstrip("/")
 
 
 class Network(Section):
@@ -349,6 +434,9 @@ class Study(Section):
     name: str
     version: str = "1.0"
     description: str | None = None
+    owners: tuple[Annotated[str, AfterValidator(_owner)], ...] = Field(
+        (), description="Who answers for the study: e-mail addresses or `team:<name>`."
+    )
     source: Source
     record_types: tuple[RecordType, ...] = RECORD_TYPES
     time_range: TimeRange = Field(default_factory=lambda: TimeRange.model_validate({}))
@@ -362,6 +450,8 @@ class Study(Section):
     processing: Processing = Processing()
     storage: Storage = Storage()
     monitoring: Monitoring = Monitoring()
+    quality: Quality = Quality()
+    automation: Automation = Automation()
     network: Network = Network()
 
     @field_validator("name")
@@ -483,6 +573,9 @@ def _describe_one(path: Path, item: dict[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{path}: {field}: is missing"
     message = item["msg"].removeprefix("Value error, ")
+    if steps[-1:] == ["alert_webhook_variable"]:
+        # Somebody may have put the secret itself there, which no message is to repeat.
+        return f"{path}: {field}: {message}"
     return f"{path}: {field} = {item['input']!r}: {message}"
 
 

@@ -16,7 +16,7 @@ from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.assets import study_assets
 from backfill_dagster.orchestration.console import human_console
 from backfill_dagster.orchestration.jobs import broken_job, stage_jobs, study_jobs
-from backfill_dagster.orchestration.resources import ExclusiveResource, LimitsResource
+from backfill_dagster.orchestration.resources import StudyLockResource, LimitsResource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ def study_definitions(study: Study) -> dg.Definitions:
 
 def _shared() -> dg.Definitions:
     return dg.Definitions(
-        resources={"limits": LimitsResource(), "exclusive": ExclusiveResource()},
+        resources={"limits": LimitsResource(), "study_lock": StudyLockResource()},
         loggers={"console": human_console},
         # A stage shares its work out among processes by itself; a process per step would only start slowly.
         executor=dg.in_process_executor,

@@ -8,6 +8,7 @@ beside those that worked.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
@@ -27,7 +28,7 @@ from backfill_dagster.orchestration.metadata import (
 )
 from backfill_dagster.orchestration.partitions import month_partitions, pds_partitions, register_hosts
 from backfill_dagster.orchestration.progress import ProgressLog
-from backfill_dagster.orchestration.resources import LimitsResource
+from backfill_dagster.orchestration.resources import LimitsResource, StudyLockResource
 from backfill_dagster.orchestration.run_settings import (
     ConversionSettings,
     FetchSettings,
@@ -63,6 +64,14 @@ def _key(study: Study, name: str) -> dg.AssetKey:
     return dg.AssetKey([study.name, name])
 
 
+@contextmanager
+def _stage(context: dg.AssetExecutionContext, study: Study, study_lock: StudyLockResource) -> Iterator[None]:
+    """Do a stage's work: while no purge and no other whole run of the study does, and with clear failures."""
+    with clear_failures():
+        study_lock.share(study, context.run)
+        yield
+
+
 def _source_dids(study: Study) -> dg.AssetsDefinition:
     @dg.asset(
         key=_key(study, "source_dids"),
@@ -71,8 +80,10 @@ def _source_dids(study: Study) -> dg.AssetsDefinition:
         description=f"The DIDs to collect, read from the study's {study.source.type} source, each once. "
         "Inputs that are no DID, or stand twice, are listed in source_rejects.parquet with the reason.",
     )
-    def source_dids() -> dg.MaterializeResult[None]:
-        with clear_failures():
+    def source_dids(
+        context: dg.AssetExecutionContext, study_lock: StudyLockResource
+    ) -> dg.MaterializeResult[None]:
+        with _stage(context, study, study_lock):
             collected = pipeline.collect_source(study)
         return dg.MaterializeResult(
             metadata=source_metadata(collected, study.root / pipeline.SOURCE_KEY),
@@ -91,8 +102,10 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
         description="Each DID's document, resolved at the PLC directory or its own web host: handle, PDS, signing "
         "key, or why there is none. Registers the hosts as partitions.",
     )
-    def directory(context: dg.AssetExecutionContext, limits: LimitsResource) -> dg.MaterializeResult[None]:
-        with clear_failures():
+    def directory(
+        context: dg.AssetExecutionContext, limits: LimitsResource, study_lock: StudyLockResource
+    ) -> dg.MaterializeResult[None]:
+        with _stage(context, study, study_lock):
             resolved = pipeline.resolve_accounts(study, limits.gates())
         hosts = resolved["pds_host"].drop_nulls().unique()
         new = register_hosts(context.instance, study, hosts)
@@ -128,8 +141,10 @@ def _repos(study: Study, directory: dg.AssetsDefinition) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
         config: settings_class,
         limits: LimitsResource,
+        study_lock: StudyLockResource,
     ) -> Iterator[dg.AssetMaterialization]:
-        return _fetch(context, study, config, limits)
+        with _stage(context, study, study_lock):
+            yield from _fetch(context, study, config, limits)
 
     return repos
 
@@ -147,16 +162,15 @@ def _fetch(
         else:
             reports[report.pds_host] = report
 
-    with clear_failures():
-        pipeline.fetch_repos(
-            study,
-            hosts,
-            mode=config.fetch_mode,
-            processing=config.over(study.processing),
-            gates=limits.gates(),
-            on_host=on_host,
-            on_progress=ProgressLog(context.log.info),
-        )
+    pipeline.fetch_repos(
+        study,
+        hosts,
+        mode=config.fetch_mode,
+        processing=config.over(study.processing),
+        gates=limits.gates(),
+        on_host=on_host,
+        on_progress=ProgressLog(context.log.info),
+    )
     attempted = sum(sum(report.outcomes.values()) for report in reports.values())
     context.log.info(f"{attempted:,} accounts attempted on {len(reports)} of {len(hosts)} hosts")
     register_hosts(context.instance, study, reports)
@@ -211,7 +225,7 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
         "rejected with the reason.",
     )
     def records(
-        context: dg.AssetExecutionContext, config: ConversionSettings
+        context: dg.AssetExecutionContext, config: ConversionSettings, study_lock: StudyLockResource
     ) -> Iterator[dg.AssetMaterialization]:
         hosts = list(context.partition_keys)
         counts: dict[str, Counter[tuple[str | None, str, str | None]]] = {host: Counter() for host in hosts}
@@ -220,7 +234,7 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
             for table, fate, reason, number in report.counts:
                 counts[report.pds_host][table, fate, reason] += number
 
-        with clear_failures():
+        with _stage(context, study, study_lock):
             converted = pipeline.convert_records(study, hosts, again=config.again, on_pack=on_pack)
         context.log.info(f"{converted} packs of {len(hosts)} hosts turned into records")
         for host in hosts:
@@ -250,8 +264,10 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
         description=f"{table.description} By month of the record's true creation.",
         metadata={"dagster/column_schema": _column_schema(table.columns)},
     )
-    def months(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
-        with clear_failures():
+    def months(
+        context: dg.AssetExecutionContext, study_lock: StudyLockResource
+    ) -> Iterator[dg.AssetMaterialization]:
+        with _stage(context, study, study_lock):
             reports = pipeline.build_table(study, name, list(context.partition_keys))
         context.log.info(f"{name}: {sum(report.rows for report in reports):,} rows in {len(reports)} months")
         for report in reports:
@@ -275,8 +291,10 @@ def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
         description="Records whose creation date is missing, unreadable, before the network or in the future: kept "
         "apart from the months, one folder per table, with the reason in date_quality.",
     )
-    def undated() -> dg.MaterializeResult[None]:
-        with clear_failures():
+    def undated(
+        context: dg.AssetExecutionContext, study_lock: StudyLockResource
+    ) -> dg.MaterializeResult[None]:
+        with _stage(context, study, study_lock):
             remove_other_months(
                 StudyStorage(study.root), study_months(study.time_range), pipeline.study_tables(study)
             )
@@ -305,8 +323,8 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
         description="Each account with its one final state, and what became of every one of its records.",
         metadata={"dagster/column_schema": dg.TableSchema(columns=columns)},
     )
-    def accounts() -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it only bare
-        with clear_failures():
+    def accounts(context: dg.AssetExecutionContext, study_lock: StudyLockResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it only bare
+        with _stage(context, study, study_lock):
             built = pipeline.build_accounts(study)
         return dg.MaterializeResult(
             metadata=accounts_metadata(built.accounts, study.root / pipeline.ACCOUNTS_KEY),

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from dagster._core.storage.compute_log_manager import ComputeIOType
 
+from backfill_dagster.orchestration.tags import STUDY_TAG
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from backfill_dagster.config import Study
     from backfill_dagster.purge.tombstones import Tombstones
 
-STUDY_TAG = "backfill_dagster/study"
 _RUNS_AT_ONCE = 100
 
 

@@ -16,7 +16,6 @@ from backfill_dagster.config import Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
-from backfill_dagster.orchestration.history import STUDY_TAG
 from backfill_dagster.orchestration.partitions import (
     covering_range,
     month_partitions,
@@ -24,8 +23,9 @@ from backfill_dagster.orchestration.partitions import (
     register_hosts,
 )
 from backfill_dagster.orchestration.purge_job import finish_purge, purge_expired, purge_job
-from backfill_dagster.orchestration.resources import ExclusiveResource
+from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.summary import study_summary
+from backfill_dagster.orchestration.tags import PARENT_TAG, RANGE_END, RANGE_START, STUDY_TAG
 from backfill_dagster.repos.packs import stored_hosts
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage
@@ -33,9 +33,6 @@ from backfill_dagster.storage import StudyStorage
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-PARENT_TAG = "backfill_dagster/parent_run"
-_RANGE_START = "dagster/asset_partition_range_start"
-_RANGE_END = "dagster/asset_partition_range_end"
 _ALIVE = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
@@ -137,9 +134,9 @@ def _sequence(study: Study, name: str, description: str, make_ops: list[_MakeOp]
 
 def _begin_op(study: Study, job: str) -> dg.OpDefinition:
     @dg.op(name=f"{job}__begin", description="Takes the study for this run alone.")
-    def begin(context: dg.OpExecutionContext, exclusive: ExclusiveResource) -> list[str]:
+    def begin(context: dg.OpExecutionContext, study_lock: StudyLockResource) -> list[str]:
         with clear_failures():
-            _begin(context, study, exclusive)
+            _begin(context, study, study_lock)
             finish_purge(context, study, partial(_build, again=False))
         return []
 
@@ -185,8 +182,8 @@ def _report_op(study: Study, job: str) -> dg.OpDefinition:
     return report
 
 
-def _begin(context: dg.OpExecutionContext, study: Study, exclusive: ExclusiveResource) -> None:
-    exclusive.take(study, context.run_id)
+def _begin(context: dg.OpExecutionContext, study: Study, study_lock: StudyLockResource) -> None:
+    study_lock.take(study, context.run_id)
     storage = StudyStorage(study.root)
     storage.sweep_scratch()
     storage.ensure_headroom()
@@ -244,7 +241,7 @@ def _run_stage(
 ) -> None:
     """Execute a stage's asset job as a child run; what it raises, this raises."""
     context.log.info(_STAGE_DESCRIPTIONS[stage])
-    partitions = {_RANGE_START: span[0], _RANGE_END: span[1]} if span else {}
+    partitions = {RANGE_START: span[0], RANGE_END: span[1]} if span else {}
     ops = {f"{study.name}__{name}": {"config": config} for name, config in (asset_config or {}).items()}
     assert context.repository_def is not None  # noqa: S101  a job of a code location always has one
     context.repository_def.get_job(_stage_job(study, stage)).execute_in_process(

@@ -16,15 +16,16 @@ from backfill_dagster.config import Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
-from backfill_dagster.orchestration.history import STUDY_TAG, forget_purged
-from backfill_dagster.orchestration.resources import ExclusiveResource
+from backfill_dagster.orchestration.history import forget_purged
+from backfill_dagster.orchestration.resources import StudyLockResource
+from backfill_dagster.orchestration.tags import STUDY_TAG
 from backfill_dagster.purge.report import PurgeReport
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.repos.packs import read_ledger
 from backfill_dagster.repos.snapshots import latest_attempts
 from backfill_dagster.storage import StudyStorage
 
-Begin: TypeAlias = Callable[[dg.OpExecutionContext, Study, ExclusiveResource], None]
+Begin: TypeAlias = Callable[[dg.OpExecutionContext, Study, StudyLockResource], None]
 Rebuild: TypeAlias = Callable[[dg.OpExecutionContext, Study], None]
 
 _FIELDS = {
@@ -59,9 +60,9 @@ def purge_job(study: Study, begin: Begin, rebuild: Rebuild) -> dg.JobDefinition:
         out=dg.Out(dg.Nothing),
         description="Removes them and keeps them from coming back.",
     )
-    def remove(context: dg.OpExecutionContext, config: PurgeSettings, exclusive: ExclusiveResource) -> None:
+    def remove(context: dg.OpExecutionContext, config: PurgeSettings, study_lock: StudyLockResource) -> None:
         with clear_failures():
-            begin(context, study, exclusive)
+            begin(context, study, study_lock)
             _purge(context, study, config, rebuild)
 
     @dg.config_mapping(config_schema=_FIELDS)

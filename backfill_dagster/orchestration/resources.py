@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from pydantic import PrivateAttr
 from backfill_dagster.config import Processing
 from backfill_dagster.connections import host_gates
 from backfill_dagster.errors import StorageError
+from backfill_dagster.orchestration.tags import PARENT_TAG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,17 +39,17 @@ class LimitsResource(dg.ConfigurableResource["LimitsResource"]):
 _GATES = host_gates(Processing())
 
 
-class ExclusiveResource(dg.ConfigurableResource["ExclusiveResource"]):
-    """Lets one run at a time do a whole study.
+class StudyLockResource(dg.ConfigurableResource["StudyLockResource"]):
+    """Keeps the runs of a study out of each other's way.
 
-    The lock is the operating system's, on a file in the study's storage: it is gone with the process that holds
-    it, however that ends.
+    A run that does a whole study, or a purge, has it alone; runs of single stages share it. The lock is the operating
+    system's, on a file in the study's storage: it is gone with the process that holds it, however that ends.
     """
 
     _held: dict[str, int] = PrivateAttr(default_factory=dict)
 
     @contextmanager
-    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[ExclusiveResource]:  # noqa: ARG002
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[StudyLockResource]:  # noqa: ARG002
         """Release at the run's end what was taken in it."""
         try:
             yield self
@@ -57,28 +59,75 @@ class ExclusiveResource(dg.ConfigurableResource["ExclusiveResource"]):
             self._held.clear()
 
     def take(self, study: Study, run_id: str) -> None:
-        """Take the study for this run; raises StudyBusyError naming the run that has it, or StorageError."""
+        """Take the study for this run alone; raises StudyBusyError naming the run that has it, or StorageError."""
         if study.name in self._held:
             return
-        path = study.root / ".lock"
+        self._held[study.name] = descriptor = _lock(study, fcntl.LOCK_EX)
+        _sign(descriptor, f"run {run_id} (process {os.getpid()})")
+
+    def share(self, study: Study, run: dg.DagsterRun) -> None:
+        """Keep whole runs and purges of the study out while this run lasts; raises like `take`.
+
+        A stage of a whole run is covered by what that has taken.
+        """
+        if study.name in self._held or PARENT_TAG in run.tags:
+            return
+        self._held[study.name] = descriptor = _lock(study, fcntl.LOCK_SH)
+        # Whoever signed it last had it alone, and has let go.
+        _sign(descriptor, "")
+
+
+def is_locked(study: Study) -> bool:
+    """Tell whether a live run has the study, alone or with others."""
+    try:
+        descriptor = os.open(_lock_file(study), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock_file(study: Study) -> Path:
+    return study.root / ".lock"
+
+
+def _lock(study: Study, kind: int) -> int:
+    path = _lock_file(study)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError.unwritable(path, error) from error
+    # `is_locked` holds it for a moment itself.
+    deadline = time.monotonic() + _PROBE_SECONDS
+    while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StorageError.unwritable(path, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(_PROBE_SECONDS / 10)
+                continue
             os.close(descriptor)
             raise StudyBusyError(
                 description=f"{study.name} is being run by {_holder(path)}; wait for it, or cancel it first",
                 allow_retries=False,
             ) from None
-        self._held[study.name] = descriptor
-        with suppress(OSError):  # the lock holds all the same; only its holder cannot be named
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"run {run_id} (process {os.getpid()})".encode(), 0)
+        return descriptor
+
+
+def _sign(descriptor: int, text: str) -> None:
+    with suppress(OSError):  # the lock holds all the same; only its holder cannot be named
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
 
 
 def _holder(path: Path) -> str:
-    return path.read_text(encoding="utf-8").strip() or "another run"
+    return path.read_text(encoding="utf-8").strip() or "runs of its single stages"
+
+
+_PROBE_SECONDS = 0.5

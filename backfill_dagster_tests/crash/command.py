@@ -28,11 +28,11 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
     if lock:
         import dagster as dg
 
-        from backfill_dagster.orchestration.resources import ExclusiveResource
+        from backfill_dagster.orchestration.resources import StudyLockResource
 
-        exclusive = ExclusiveResource()
-        with exclusive.yield_for_execution(dg.build_init_resource_context()):
-            exclusive.take(study, "crash-test")
+        study_lock = StudyLockResource()
+        with study_lock.yield_for_execution(dg.build_init_resource_context()):
+            study_lock.take(study, "crash-test")
     if task == "purge":
         dids, uris = to_purge(network)
         pipeline.purge(study, dids=dids, uris=uris)

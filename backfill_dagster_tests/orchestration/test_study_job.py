@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from backfill_dagster.errors import ConfigError
-from backfill_dagster.orchestration.resources import ExclusiveResource
+from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster_tests.orchestration.running import execute
@@ -127,9 +127,9 @@ def test_a_second_live_run_of_a_study_is_refused_by_name(
     network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     study = sandbox_study(tmp_path, time_range=DROP)
-    holder = ExclusiveResource()
-    with holder.yield_for_execution(dg.build_init_resource_context()) as exclusive:
-        exclusive.take(study, "the-first-run")
+    holder = StudyLockResource()
+    with holder.yield_for_execution(dg.build_init_resource_context()) as study_lock:
+        study_lock.take(study, "the-first-run")
         assert not execute(tmp_path, "study", instance)
         [told] = messages(instance, "study", dg.DagsterEventType.STEP_FAILURE)
         assert "the-first-run" in told
