@@ -1,4 +1,4 @@
-"""The connections of one stage: an HTTP client, the hosts' gates and a resolver, to the real network or a sandbox."""
+"""The connections of one stage: the hosts' turns and a resolver, to the real network or a sandbox."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from backfill_dagster.directory.resolver import Resolver
 from backfill_dagster.network.http import HttpClient
 from backfill_dagster.network.leases import LocalHostLeases
 from backfill_dagster.network.limits import HostGates
+from backfill_dagster.network.patience import RunTime
+from backfill_dagster.network.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,10 +29,11 @@ _LEASES = ".leases"
 class Connections:
     """What a stage needs to talk to servers; of use on the event loop on which it was opened."""
 
-    http: HttpClient
+    turns: Turns
     gates: HostGates
     leases: HostLeases
     resolver: Resolver
+    run_time: RunTime
 
 
 def host_gates(processing: Processing) -> HostGates:
@@ -48,9 +51,18 @@ async def open_connections(
     network = _reachable(study.network)
     gates = gates or host_gates(processing)
     leases = LocalHostLeases(study.storage.path / _LEASES, f"study {study.name}")
+    minutes = processing.max_run_minutes
+    run_time = RunTime(None if minutes is None else minutes * 60)
     async with HttpClient.from_settings(network) as http:
-        resolver = Resolver(http, gates, network, processing, leases=leases)
-        yield Connections(http, gates, leases, resolver)
+        turns = Turns(
+            http,
+            gates,
+            leases,
+            rate=processing.requests_per_second,
+            in_flight=processing.requests_in_flight,
+        )
+        resolver = Resolver(turns, gates, network, processing, leases=leases, run_time=run_time)
+        yield Connections(turns, gates, leases, resolver, run_time)
 
 
 def _reachable(network: Network) -> Network:

@@ -33,6 +33,7 @@ class DirectoryState(StrEnum):
     REFUSED_ADDRESS = "refused_address"
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
+    NOT_ASKED = "not_asked"
 
     @property
     def settled(self) -> bool:

@@ -13,6 +13,7 @@ import polars as pl
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.directory.resolver import DirectoryRow
 from backfill_dagster.errors import DirectoryUnreachableError
+from backfill_dagster.ticking import ticking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ _NO_CONNECTION = frozenset({DirectoryState.UNREACHABLE, DirectoryState.REFUSED_A
 
 @dataclass(slots=True)
 class DirectoryProgress:
-    """How far a study's directory is; `done` counts what is known already, `states` what was looked up."""
+    """How far a study's directory is; `done` counts also what was known before, `states` what was looked up."""
 
     total: int
     done: int = 0
@@ -78,8 +79,11 @@ async def resolve_directory(
     row gives way to one. What the directory does answer, be it a tombstone or a document gone bad, replaces
     what was known.
 
+    `on_progress` is called after each lookup, and several times a second while none ends; it must be quick.
     `checkpoint` gets the rows that were looked up, in parts of at most CHECKPOINT_ROWS, as they come: stored
     and handed back as `known`, they spare an interrupted study the same lookups.
+
+    What the run has no time to ask for, by the resolver's `run_time`, gets the state `not_asked`.
 
     Raises DirectoryUnreachableError if the PLC directory cannot be reached from the beginning. If it fails
     later, the DIDs that remain get that failure as their state, unasked.
@@ -144,7 +148,8 @@ class _Lookups:
             for _ in range(min(concurrency, len(group)))
         ]
         try:
-            await asyncio.gather(*workers)
+            async with ticking(lambda: self._on_progress(self._progress)):
+                await asyncio.gather(*workers)
         finally:
             for worker in workers:
                 worker.cancel()
@@ -166,6 +171,8 @@ class _Lookups:
             self._judge_plc(row)
 
     def _judge_plc(self, row: DirectoryRow) -> None:
+        if row.state is DirectoryState.NOT_ASKED:
+            return
         self._plc_answered |= row.state not in _NO_CONNECTION
         if row.state.settled:
             self._plc_failures_in_a_row = 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,19 +22,21 @@ from backfill_dagster.directory.documents import (
     LookupFailedError,
     parse_document,
 )
-from backfill_dagster.network.addresses import is_host_name
+from backfill_dagster.network.addresses import host_of, is_host_name
 from backfill_dagster.network.backoff import full_jitter
 from backfill_dagster.network.http import RequestFailedError, RequestFault
 from backfill_dagster.network.leases import hold_host
 from backfill_dagster.network.limits import HostParkedError
+from backfill_dagster.network.patience import Patience, RunOverError, RunTime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from backfill_dagster.config import Network, Processing
-    from backfill_dagster.network.http import Answer, HttpClient
+    from backfill_dagster.network.http import Answer
     from backfill_dagster.network.leases import HostLeases
     from backfill_dagster.network.limits import HostGate, HostGates
+    from backfill_dagster.network.turns import Turns
 
 # The directory's rate bounds its requests; this many at once keep to it at any latency that occurs.
 PLC_IN_FLIGHT = 32
@@ -71,27 +72,30 @@ class DirectoryRow:
 class Resolver:
     """Looks DIDs up, each in the turn of the host that is asked; of use on one event loop.
 
-    With `leases`, the PLC directory is only asked while no other process does.
+    With `leases`, the PLC directory is only asked while no other process does. What would have to be asked for
+    after `run_time` is NOT_ASKED.
     """
 
     def __init__(
         self,
-        http: HttpClient,
+        turns: Turns,
         gates: HostGates,
         network: Network,
         processing: Processing,
         *,
         leases: HostLeases | None = None,
+        run_time: RunTime | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.plc_url = network.plc_url
-        self._http = http
+        self._turns = turns
         self._gates = gates
         self._network = network
         self._processing = processing
         self._jitter = jitter
         self._leases = leases
-        self._plc_host = self.plc_url.partition("://")[2].lower()
+        self._patience = Patience(network.max_park_minutes * 60, run_time or RunTime())
+        self._plc_host = host_of(self.plc_url)
         self._taking_lease = asyncio.Lock()
 
     async def resolve(self, did: str) -> DirectoryRow:
@@ -127,7 +131,7 @@ class Resolver:
             raise LookupFailedError(DirectoryState.BAD_DOCUMENT, "only did:plc and did:web can be looked up")
         # The method demands https. A host that the study itself maps on plain HTTP's port is one of a
         # sandbox.
-        scheme = "http" if self._http.policy.target(host, 80) else "https"
+        scheme = "http" if self._turns.http.policy.target(host, 80) else "https"
         gate = self._gates.gate(
             host,
             rate=self._processing.requests_per_second,
@@ -148,32 +152,33 @@ class Resolver:
         async with AsyncExitStack() as stack:
             # One of those who wait looks out for the lease; when it is there, it is there for all.
             async with self._taking_lease:
-                await stack.enter_async_context(hold_host(self._leases, gate))
+                turn = hold_host(self._leases, gate, give_up=lambda: self._patience.run_time.is_over)
+                if not await stack.enter_async_context(turn):
+                    holder = await self._leases.holder(gate.host)
+                    raise LookupFailedError(
+                        DirectoryState.NOT_ASKED,
+                        f"processing.max_run_minutes is over, and {gate.host} is being asked by {holder}",
+                    )
             yield
 
     async def _ask_in_turn(self, url: str, gate: HostGate, max_bytes: int) -> Answer:
         """Get an answer that is neither a refusal for the time being nor a server's failure."""
-        max_park = self._network.max_park_minutes * 60
-        limited_since: float | None = None
         failures = 0
         while True:
             try:
-                async with gate.request(max_park):
-                    answer = await self._http.get(url, max_bytes=max_bytes)
+                answer = await self._turns.get(gate, url, max_bytes=max_bytes, patience=self._patience)
             except HostParkedError as error:
                 raise LookupFailedError(DirectoryState.RATE_LIMITED, str(error)) from None
+            except RunOverError as error:
+                raise LookupFailedError(DirectoryState.NOT_ASKED, str(error)) from None
             except RequestFailedError as error:
                 lasting = error.kind not in _WORTH_ANOTHER_TRY
                 failed = LookupFailedError(_STATES_BY_FAULT[error.kind], f"{gate.host}: {error}")
             else:
-                gate.observe(answer.status, answer.headers)
                 if answer.status == 429:
-                    limited_since = time.monotonic() if limited_since is None else limited_since
-                    if time.monotonic() + gate.parked_for() - limited_since > max_park:
-                        raise LookupFailedError(
-                            DirectoryState.RATE_LIMITED, f"{gate.host} answered 429 for too long"
-                        )
-                    continue
+                    raise LookupFailedError(
+                        DirectoryState.RATE_LIMITED, f"{gate.host} answered 429 for too long"
+                    )
                 if answer.status < 500:
                     return answer
                 lasting = False

@@ -103,8 +103,22 @@ def parse_endpoint(text: str) -> Endpoint:
         raise bad("does not name a valid host")
     if url.port is not None and not 1 <= url.port <= 65535:
         raise bad("has no valid port")
+    return Endpoint(url.scheme, name, _explicit_port(url))
+
+
+def host_of(url: str) -> str:
+    """Return the host of an http(s) URL, `name[:port]`, as `Endpoint.host` writes it."""
+    parsed = httpx.URL(url)
+    # A trailing dot is another spelling of the same name in DNS.
+    name = parsed.raw_host.decode("ascii").lower().rstrip(".")
+    if ":" in name:
+        name = f"[{ip_address(name)}]"
+    return Endpoint(parsed.scheme, name, _explicit_port(parsed)).host
+
+
+def _explicit_port(url: httpx.URL) -> int | None:
     # httpx leaves a default port in place if the scheme is in capitals.
-    return Endpoint(url.scheme, name, None if url.port == _DEFAULT_PORTS[url.scheme] else url.port)
+    return None if url.port == _DEFAULT_PORTS[url.scheme] else url.port
 
 
 def is_host_name(text: str) -> bool:

@@ -1,7 +1,7 @@
 """The HTTP client: bounded, polite in its headers, and closed to addresses that the study does not allow.
 
 httpx speaks over aiohttp's connector here, whose cost per request does not grow with its pool and whose
-resolver can be ours. Redirects are followed in this module, so that each hop is judged.
+resolver can be ours. Redirects are judged in this module, and followed in `turns`, each in its host's turn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp import AiohttpTransport
 
 from backfill_dagster.errors import BackfillError, ConfigError, StorageError
-from backfill_dagster.network.addresses import AddressPolicy, PolicyResolver, RefusedAddressError
+from backfill_dagster.network.addresses import AddressPolicy, PolicyResolver, RefusedAddressError, host_of
 from backfill_dagster.network.content_encoding import (
     BadEncodingError,
     IncompleteEncodingError,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from backfill_dagster.config import Network
     from backfill_dagster.network.addresses import Lookup
 
-MAX_REDIRECTS = 5
 MAX_ERROR_BODY = 64 * 1024
 _MAX_DETAIL = 300
 _WRITE_BUFFER = 1024 * 1024
@@ -71,9 +70,19 @@ class RequestFailedError(BackfillError):
         self.detail = detail
 
 
+class RedirectedError(RequestFailedError):
+    """An answer that sends its client on, to `target`; a failure to those who do not follow it."""
+
+    def __init__(self, target: str, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(RequestFault.BAD_REDIRECT, f"redirected to {target}"[:_MAX_DETAIL])
+        self.target = target
+        self.status = status
+        self.headers = headers
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A small answer, decoded. `headers` ignore case; `url` is where the redirects, if any, led.
+    """A small answer, decoded. `headers` ignore case; `url` is what was asked for.
 
     Of a body with a status other than 200, only the first 64 kB are kept.
     """
@@ -104,8 +113,9 @@ class HttpClient:
     """Asks servers; an async context manager, of use on the event loop on which it was entered.
 
     Times are in seconds: `connect_timeout` bounds the name's resolution, the connection and TLS together,
-    `read_timeout` the longest silence within an answer. A download that after `pace_grace` seconds has brought
-    fewer than `min_bytes_per_second`, on average since its head, is given up as timed out; 0 lets it go on.
+    `read_timeout` the longest silence within an answer, and both together the time until its body begins. A
+    download that after `pace_grace` seconds has brought fewer than `min_bytes_per_second`, on average since
+    its head, is given up as timed out; 0 lets it go on.
     """
 
     def __init__(
@@ -130,7 +140,7 @@ class HttpClient:
         timeouts = httpx.Timeout(read_timeout, connect=connect_timeout, pool=connect_timeout)
         self._timeouts = {"timeout": timeouts.as_dict()}
         self._connect_timeout = connect_timeout
-        self._read_timeout = read_timeout
+        self.read_timeout = read_timeout
         self._pace = _Pace(min_bytes_per_second, pace_grace)
         self._ssl_context = ssl_context
         self._lookup = lookup
@@ -186,8 +196,8 @@ class HttpClient:
 
         Left out, it is the connect and the read time-out together. Raises RequestFailedError.
         """
-        bound = total_timeout if total_timeout is not None else self._connect_timeout + self._read_timeout
-        async with _Deadline(bound, self._read_timeout) as deadline, self._open(url, params) as response:
+        bound = total_timeout if total_timeout is not None else self._connect_timeout + self.read_timeout
+        async with _Deadline(bound, self.read_timeout) as deadline, self._open(url, params) as response:
             if response.status_code == 200:
                 body = await _read(_Body(response, max_bytes, deadline))
             else:
@@ -209,7 +219,7 @@ class HttpClient:
         """
         started = time.monotonic()
         async with (
-            _Deadline(total_timeout, self._read_timeout) as deadline,
+            _Deadline(total_timeout, self.read_timeout) as deadline,
             self._open(url, params) as response,
         ):
             if response.status_code != 200:
@@ -229,37 +239,43 @@ class HttpClient:
 
     @asynccontextmanager
     async def _open(self, url: str, params: Mapping[str, str] | None) -> AsyncIterator[httpx.Response]:
-        """Send a GET, follow redirects, and hand over the response with its body yet unread."""
+        """Send a GET and hand over the response with its body yet unread; raises RedirectedError for a redirect."""
         if self._transport is None:
             raise RuntimeError("the HTTP client is used outside of `async with`")
         target = httpx.URL(url, params=dict(params)) if params else httpx.URL(url)
-        for _ in range(MAX_REDIRECTS + 1):
+        async with _Deadline(self._connect_timeout + self.read_timeout, self.read_timeout):
             response = await self._send(self._transport, target)
-            try:
-                if response.status_code not in _REDIRECTS:
-                    yield response
-                    return
+        try:
+            if response.status_code in _REDIRECTS:
                 target = _redirect_target(response)
-            finally:
-                await response.aclose()
-        raise RequestFailedError(RequestFault.BAD_REDIRECT, f"more than {MAX_REDIRECTS} redirects from {url}")
+                self._check_literal(target)
+                raise RedirectedError(str(target), response.status_code, response.headers)
+            yield response
+        finally:
+            await response.aclose()
 
     async def _send(self, transport: AiohttpTransport, url: httpx.URL) -> httpx.Response:
         # Straight to the transport: httpx.AsyncClient would bring cookies, proxies and redirects of its own.
-        port = url.port or (443 if url.scheme == "https" else 80)
+        self._check_literal(url)
         try:
-            self.policy.check_literal(url.raw_host.decode("ascii"), port)
             request = httpx.Request("GET", url, headers=self._headers, extensions=self._timeouts)
             return await transport.handle_async_request(request)
         except _NETWORK_ERRORS as error:
             raise _failure(error, RequestFault.UNREACHABLE) from error
+
+    def _check_literal(self, url: httpx.URL) -> None:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            self.policy.check_literal(url.raw_host.decode("ascii"), port)
+        except RefusedAddressError as error:
+            raise _failure(error, RequestFault.REFUSED_ADDRESS) from error
 
     async def _error_body(self, response: httpx.Response) -> tuple[bytes, int]:
         """Read the beginning of an error's body, as far as it can be had: the status says enough without."""
         kept = bytearray()
         received = 0
         try:
-            async with _Deadline(self._read_timeout, self._read_timeout) as deadline:
+            async with _Deadline(self.read_timeout, self.read_timeout) as deadline:
                 body = _Body(response, 4 * MAX_ERROR_BODY, deadline)
                 async with aclosing(body.pieces()) as pieces:
                     async for piece in pieces:
@@ -440,7 +456,8 @@ def _redirect_target(response: httpx.Response) -> httpx.URL:
         raise bad("to nowhere")
     try:
         target = response.url.join(location)
-    except (httpx.InvalidURL, ValueError):
+        host_of(str(target))
+    except (httpx.InvalidURL, ValueError, KeyError):
         raise bad(f"to {location!r}, which is not a URL") from None
     if target.scheme not in ("http", "https") or not _HOST.fullmatch(target.raw_host) or target.userinfo:
         raise bad(f"to {location!r}")

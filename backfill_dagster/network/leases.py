@@ -6,7 +6,6 @@ the state in which it is: tokens that are used up stay used up for the next hold
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import json
 import logging
@@ -16,19 +15,22 @@ import platform
 import random
 import threading
 import time
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from backfill_dagster.errors import StorageError
 from backfill_dagster.network.limits import GateState
+from backfill_dagster.network.patience import wait_in_place
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from backfill_dagster.network.limits import HostGate
+    from backfill_dagster.network.patience import Wait
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +69,10 @@ async def hold_host(
     leases: HostLeases,
     gate: HostGate,
     *,
-    while_waiting: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+    wait: Wait = wait_in_place,
     give_up: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[bool]:
-    """Hold the lease of the gate's host, waiting for it until `give_up()`; gives whether it is held.
-
-    Waits inside `while_waiting()`, where the caller can lay down what others need.
-    """
+    """Hold the lease of the gate's host, waiting for it until `give_up()`; gives whether it is held."""
     pause = FIRST_POLL
     while (lease := await leases.take(gate)) is None:
         if give_up():
@@ -81,8 +80,7 @@ async def hold_host(
             return
         if pause == FIRST_POLL:
             logger.info("%s: waiting until %s has done with it", gate.host, await leases.holder(gate.host))
-        async with while_waiting():
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        await wait(partial(random.uniform, 0.5 * pause, 1.5 * pause))
         pause = min(2 * pause, POLL)
     try:
         yield True

@@ -319,7 +319,9 @@ class HostGate:
             return
         if self._resume_at <= at:
             self.parks += 1
-            logger.info("%s asks for a pause of %.0f s", self.host, seconds)
+            # Of a host that never has enough, only each doubling of their number is told.
+            if self.parks.bit_count() == 1:
+                logger.warning("%s asks for a pause of %.0f s, number %d", self.host, seconds, self.parks)
         self._resume_at = at + seconds
         self._parked_until = now + seconds
         for watcher in self._watchers:
@@ -377,6 +379,11 @@ class HostGates:
             elif rate is not None:
                 gate.slow_down(rate)
             return gate
+
+    def known_gate(self, host: str) -> HostGate | None:
+        """Return the gate of a host that was asked for before, at its own pace; None if none was."""
+        with self._lock:
+            return self._gates.get(host)
 
 
 def _wished_pause(status: int, headers: Mapping[str, str], now: float, others: int) -> float | None:

@@ -1,17 +1,15 @@
 """One question to one PDS: an account's repository, or what has become of the account.
 
-A server's answers are told apart here: a state of the account (it is settled), a failure (it may pass), or a
-pause that the host asks for (429; it concerns the host, not the account).
+A server's answers are told apart here: a state of the account (it is settled) or a failure (it may pass).
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backfill_dagster.network.http import HttpClient, RequestFailedError, RequestFault
+from backfill_dagster.network.http import RequestFailedError, RequestFault
 from backfill_dagster.network.limits import HostParkedError
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
 
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backfill_dagster.network.limits import HostGate
+    from backfill_dagster.network.patience import Patience
+    from backfill_dagster.network.turns import Turns
 
 _STATES_BY_ERROR = {
     "RepoNotFound": Outcome.NOT_FOUND,
@@ -67,7 +67,6 @@ class RepoAnswer:
     server_error: str | None = None
     bytes_received: int = 0
     seconds: float = 0.0
-    throttled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,34 +78,34 @@ class DownloadBounds:
 
 
 async def get_repo(
-    http: HttpClient,
+    turns: Turns,
     gate: HostGate,
     origin: str,
     did: str,
     to: Path,
     bounds: DownloadBounds,
-    max_park: float = math.inf,
+    patience: Patience,
 ) -> RepoAnswer:
-    """Download `com.atproto.sync.getRepo` to a file, in the host's turn.
+    """Download `com.atproto.sync.getRepo` to a file, in the host's turn; raises RunOverError.
 
-    If the host's pauses last for longer than `max_park` seconds, it is not asked, and the answer says so.
+    An answer that is `rate_limited` comes of pauses that last for longer than the patience with them.
     """
     try:
-        async with gate.request(max_park):
-            download = await http.download(
-                f"{origin}/xrpc/com.atproto.sync.getRepo",
-                params={"did": did},
-                to=to,
-                max_bytes=bounds.max_bytes,
-                total_timeout=bounds.seconds,
-            )
+        download = await turns.download(
+            gate,
+            f"{origin}/xrpc/com.atproto.sync.getRepo",
+            params={"did": did},
+            to=to,
+            max_bytes=bounds.max_bytes,
+            total_timeout=bounds.seconds,
+            patience=patience,
+        )
     except HostParkedError as error:
-        return RepoAnswer(Outcome.FAILED, FailureReason.RATE_LIMITED, detail=str(error), throttled=True)
+        return RepoAnswer(Outcome.FAILED, FailureReason.RATE_LIMITED, detail=str(error))
     except RequestFailedError as error:
         return RepoAnswer(
             Outcome.FAILED, _FAILURES_BY_FAULT[error.kind], detail=str(error.detail)[:_MAX_DETAIL]
         )
-    gate.observe(download.status, download.headers)
     if download.status == 200:
         return RepoAnswer(
             Outcome.COMPLETE,
@@ -123,25 +122,27 @@ async def get_repo(
         answer.server_error,
         download.bytes_received,
         download.seconds,
-        throttled=download.status == 429,
     )
 
 
-async def get_account_state(http: HttpClient, gate: HostGate, origin: str, did: str) -> Outcome | None:
+async def get_account_state(
+    turns: Turns, gate: HostGate, origin: str, did: str, patience: Patience
+) -> Outcome | None:
     """Ask `getRepoStatus` what it calls an account that is not active; None if it does not say.
 
     `active` is believed before `status`: a server may give no status, or one that is not in the lexicon.
+    Raises RunOverError.
     """
     try:
-        async with gate.request():
-            answer = await http.get(
-                f"{origin}/xrpc/com.atproto.sync.getRepoStatus",
-                params={"did": did},
-                max_bytes=_MAX_STATUS_BYTES,
-            )
-    except RequestFailedError:
+        answer = await turns.get(
+            gate,
+            f"{origin}/xrpc/com.atproto.sync.getRepoStatus",
+            params={"did": did},
+            max_bytes=_MAX_STATUS_BYTES,
+            patience=patience,
+        )
+    except (RequestFailedError, HostParkedError):
         return None
-    gate.observe(answer.status, answer.headers)
     body = _json_object(answer.body)
     if answer.status != 200 or body.get("active") is not False:
         return None

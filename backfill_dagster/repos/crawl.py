@@ -14,12 +14,14 @@ import time
 from collections import Counter, deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from backfill_dagster.directory.documents import DirectoryState, LookupFailedError
 from backfill_dagster.network.backoff import full_jitter
 from backfill_dagster.network.leases import hold_host
+from backfill_dagster.network.patience import Patience, RunOverError
 from backfill_dagster.repos.client import DownloadBounds, RepoAnswer, get_account_state, get_repo
 from backfill_dagster.repos.faults import RepoFault
 from backfill_dagster.repos.keys import SigningKey, SigningKeyError
@@ -28,6 +30,7 @@ from backfill_dagster.repos.packs import Attempt
 from backfill_dagster.repos.proof import Delivery, PackReport, ProofSettings, prove_and_pack
 from backfill_dagster.repos.revisions import RevisionSource, unchanged_accounts
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster.ticking import ticking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -35,9 +38,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backfill_dagster.directory.resolver import DirectoryRow, Resolver
-    from backfill_dagster.network.http import HttpClient
     from backfill_dagster.network.leases import HostLeases
     from backfill_dagster.network.limits import HostGate, HostGates
+    from backfill_dagster.network.patience import RunTime
+    from backfill_dagster.network.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +92,6 @@ class CrawlSettings:
     max_retries: int
     retry_base_seconds: float
     max_park_seconds: float
-    max_run_seconds: float | None
     bounds: DownloadBounds
     proof: ProofSettings
 
@@ -97,7 +100,8 @@ class CrawlSettings:
 class HostReport:
     """What one host's crawl came to: `left` for want of time, `moved` to another host by now.
 
-    `changed_during_export` counts files that lacked a block, as one does that was exported beside a write.
+    `requests` counts what was asked of the host, `pauses` how often it wanted to be left alone for a while,
+    `changed_during_export` files that lacked a block, as one does that was exported beside a write.
     """
 
     pds_host: str
@@ -105,6 +109,8 @@ class HostReport:
     reasons: Counter[str] = field(default_factory=Counter)
     records: int = 0
     bytes_received: int = 0
+    requests: int = 0
+    pauses: int = 0
     seconds: float = 0.0
     packs: list[str] = field(default_factory=list)
     left: int = 0
@@ -128,6 +134,8 @@ class HostReport:
         self.reasons.update(other.reasons)
         self.records += other.records
         self.bytes_received += other.bytes_received
+        self.requests += other.requests
+        self.pauses += other.pauses
         self.seconds += other.seconds
         self.packs.extend(other.packs)
         self.left += other.left
@@ -137,14 +145,20 @@ class HostReport:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a crawl is, for whoever shows it."""
+    """How far a crawl is, in accounts (`total`, `done`, `failures` by reason), bytes and hosts.
+
+    A host that is neither active, nor parked, nor done has not had its turn yet. A parked one is left alone for a
+    while: because it asked for that, before another try, or because another run is at it.
+    """
 
     total: int
     done: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
     bytes_received: int = 0
-    failed: int = 0
+    hosts: int = 0
     hosts_active: int = 0
-    started: float = field(default_factory=time.monotonic)
+    hosts_parked: int = 0
+    hosts_done: int = 0
 
 
 @dataclass(slots=True)
@@ -168,33 +182,29 @@ class Crawl:
         *,
         root: Path,
         scratch: Path,
-        http: HttpClient,
+        turns: Turns,
         gates: HostGates,
         leases: HostLeases,
         resolver: Resolver,
+        run_time: RunTime,
         workers: Executor,
         worker_count: int,
         settings: CrawlSettings,
     ) -> None:
         self.root = root
         self.scratch = scratch
-        self.http = http
+        self.turns = turns
         self.gates = gates
         self.leases = leases
         self.resolver = resolver
+        self.run_time = run_time
         self.settings = settings
         self._workers = workers
         self._active_hosts = asyncio.Semaphore(settings.max_concurrent_pds)
         # Two packs per worker keep it busy while bounding what waits on disk.
         self._packs_under_way = asyncio.Semaphore(2 * worker_count)
         self._files = 0
-        limit = settings.max_run_seconds
-        self._ends_at = None if limit is None else time.monotonic() + limit
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the run's time is used up, so that nothing more is to be begun."""
-        return self._ends_at is not None and time.monotonic() >= self._ends_at
+        self.progress = Progress(total=0)
 
     async def run(
         self,
@@ -202,19 +212,29 @@ class Crawl:
         on_host: Callable[[HostReport], None] = lambda _: None,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> list[HostReport]:
-        """Fetch all accounts, the largest hosts first; accounts found to have moved are followed once."""
-        reports: list[HostReport] = []
+        """Fetch all accounts, the largest hosts first; accounts found to have moved are followed.
+
+        `on_progress` is called several times a second, also while nothing comes in, and must be quick.
+        """
         waiting = list(accounts)
-        progress = Progress(total=len(waiting))
+        self.progress.total += len(waiting)
+        async with ticking(lambda: on_progress(self.progress)):
+            return await self._crawl_rounds(waiting, on_host)
+
+    async def _crawl_rounds(
+        self, waiting: list[Account], on_host: Callable[[HostReport], None]
+    ) -> list[HostReport]:
+        reports: list[HostReport] = []
         while waiting:
             by_host: dict[str, list[Account]] = {}
             for account in waiting:
                 by_host.setdefault(account.pds_host, []).append(account)
             hosts = sorted(by_host.items(), key=lambda item: (-len(item[1]), item[0]))
+            self.progress.hosts += len(hosts)
             round_reports: list[HostReport] = []
             async with asyncio.TaskGroup() as tasks:
                 for host, members in hosts:
-                    crawl = HostCrawl(self, host, members, progress, on_progress)
+                    crawl = HostCrawl(self, host, members)
                     tasks.create_task(self._crawl_host(crawl, round_reports, on_host))
             reports.extend(round_reports)
             waiting = [account for report in round_reports for account in report.moved]
@@ -224,11 +244,12 @@ class Crawl:
         self, crawl: HostCrawl, reports: list[HostReport], on_host: Callable[[HostReport], None]
     ) -> None:
         async with self._active_hosts:
-            crawl.progress.hosts_active += 1
+            self.progress.hosts_active += 1
             try:
                 report = await crawl.run()
             finally:
-                crawl.progress.hosts_active -= 1
+                self.progress.hosts_active -= 1
+        self.progress.hosts_done += 1
         reports.append(report)
         on_host(report)
 
@@ -236,10 +257,14 @@ class Crawl:
     async def without_host_slot(self) -> AsyncIterator[None]:
         """Give the caller's place among the active hosts to another while it only waits."""
         self._active_hosts.release()
+        self.progress.hosts_active -= 1
+        self.progress.hosts_parked += 1
         try:
             yield
         finally:
             await self._active_hosts.acquire()
+            self.progress.hosts_parked -= 1
+            self.progress.hosts_active += 1
 
     async def pack(self, pds_host: str, deliveries: Sequence[Delivery]) -> PackReport:
         """Have a worker prove and pack these deliveries; waits while the workers have enough to do."""
@@ -258,15 +283,7 @@ class Crawl:
 class HostCrawl:
     """The accounts of one host, in rounds, within one place among the active hosts."""
 
-    def __init__(
-        self,
-        crawl: Crawl,
-        pds_host: str,
-        accounts: Sequence[Account],
-        progress: Progress,
-        on_progress: Callable[[Progress], None],
-    ) -> None:
-        self.progress = progress
+    def __init__(self, crawl: Crawl, pds_host: str, accounts: Sequence[Account]) -> None:
         self._crawl = crawl
         self._settings = crawl.settings
         self._gate: HostGate = crawl.gates.gate(
@@ -282,32 +299,36 @@ class HostCrawl:
         self._packing: set[asyncio.Task[None]] = set()
         self._unreachable_in_a_row = 0
         self._given_up: RepoAnswer | None = None
-        self._on_progress = on_progress
-        self._parking = asyncio.Lock()
+        self._patience = Patience(crawl.settings.max_park_seconds, crawl.run_time, self._wait)
+        self._waiting = asyncio.Lock()
 
     async def run(self) -> HostReport:
         """Work until every account of the host is settled, has failed for good, or has moved."""
-        started = time.monotonic()
+        started, requests, pauses = time.monotonic(), self._gate.requests, self._gate.parks
         turn = hold_host(
             self._crawl.leases,
             self._gate,
-            while_waiting=self._crawl.without_host_slot,
-            give_up=lambda: self._crawl.is_over,
+            wait=self._wait,
+            give_up=lambda: self._crawl.run_time.is_over,
         )
         async with turn as held:
             if held:
                 async with self._packs:
                     await self._work()
         self._report.left = len(self._queue)
+        self._report.requests = self._gate.requests - requests
+        self._report.pauses = self._gate.parks - pauses
         self._report.seconds = time.monotonic() - started
         return self._report
 
     async def _work(self) -> None:
         number = 0
         await self._pass_over_unchanged()
-        while self._queue and not self._crawl.is_over:
+        while self._queue and not self._crawl.run_time.is_over:
             if number:
-                await self._pause(full_jitter(number, self._settings.retry_base_seconds, random.random))
+                await self._wait(
+                    partial(full_jitter, number, self._settings.retry_base_seconds, random.random)
+                )
             number += 1
             self._unreachable_in_a_row = 0
             loops = min(self._settings.requests_in_flight, len(self._queue))
@@ -326,7 +347,7 @@ class HostCrawl:
                 known.setdefault(work.account.pds, {})[work.account.did] = work.account.known_rev
         unchanged: set[str] = set()
         for origin, revs in known.items():
-            source = RevisionSource(self._crawl.http, self._gate, origin)
+            source = RevisionSource(self._crawl.turns, self._gate, origin, self._patience)
             unchanged |= await unchanged_accounts(source, revs)
         waiting, self._queue = self._queue, deque()
         for work in waiting:
@@ -340,7 +361,7 @@ class HostCrawl:
         await self._seal_batch()
 
     async def _fetch_until_empty(self) -> None:
-        while self._queue and not self._crawl.is_over:
+        while self._queue and not self._crawl.run_time.is_over:
             work = self._queue.popleft()
             if work.car is not None:
                 # Only its keys were looked up again; the file is here already.
@@ -357,32 +378,33 @@ class HostCrawl:
                 )
                 await self._failed(work, FailureReason.UNREACHABLE)
             else:
-                await self._fetch(work)
+                try:
+                    await self._fetch(work)
+                except RunOverError:
+                    self._queue.append(work)
 
     async def _fetch(self, work: _Work) -> None:
         account = work.account
         car = self._crawl.scratch_file()
-        while True:
-            await self._wait_out_park()
-            work.fetched_at = datetime.now(UTC)
-            answer = await get_repo(
-                self._crawl.http,
-                self._gate,
-                account.pds,
-                account.did,
-                car,
-                self._settings.bounds,
-                self._settings.max_park_seconds,
-            )
-            if not answer.throttled:
-                break
-            # The pause concerns the host: it costs the account no attempt, until the host has had enough of them.
-            if self._gate.limited_for() > self._settings.max_park_seconds:
-                self._given_up = answer
-                break
+        answer = await get_repo(
+            self._crawl.turns,
+            self._gate,
+            account.pds,
+            account.did,
+            car,
+            self._settings.bounds,
+            self._patience,
+        )
+        # A redirect can lead to another host, whose pauses are not those of this one.
+        if (
+            answer.reason is FailureReason.RATE_LIMITED
+            and self._gate.limited_for() > self._settings.max_park_seconds
+        ):
+            self._given_up = answer
+        work.fetched_at = datetime.now(UTC) - timedelta(seconds=answer.seconds)
         work.answer = answer
         work.attempts += 1
-        self.progress.bytes_received += answer.bytes_received
+        self._crawl.progress.bytes_received += answer.bytes_received
         if answer.outcome is Outcome.COMPLETE:
             self._unreachable_in_a_row = 0
             work.car = car
@@ -401,10 +423,15 @@ class HostCrawl:
     async def _account_state(self, work: _Work) -> None:
         """Record what the server says of the account, unless the account lives elsewhere by now.
 
-        The old host of a migrated account calls it deactivated, so the DID is resolved afresh first.
+        The old host of a migrated account calls it deactivated, so the DID is resolved afresh first. As long as
+        that fails, nothing is known of the account.
         """
         account = work.account
         row = await self._crawl.resolver.resolve(account.did)
+        if not row.state.settled:
+            self._crawl.run_time.check()
+            await self._failed(work, FailureReason.DIRECTORY_FAILED, f"{row.state}: {row.reason}")
+            return
         elsewhere = row.state is DirectoryState.RESOLVED and row.pds_host != account.pds_host
         if elsewhere and account.moves < MAX_MOVES:
             self._report.moved.append(replace(_account(row), moves=account.moves + 1))
@@ -412,8 +439,9 @@ class HostCrawl:
         if row.state is DirectoryState.TOMBSTONED:
             state: Outcome | None = Outcome.DELETED
         else:
-            await self._wait_out_park()
-            state = await get_account_state(self._crawl.http, self._gate, account.pds, account.did)
+            state = await get_account_state(
+                self._crawl.turns, self._gate, account.pds, account.did, self._patience
+            )
         if work.answer is not None and state is not None:
             work.answer = replace(work.answer, outcome=state)
         await self._add(work, Delivery(self._attempt(work)))
@@ -469,16 +497,15 @@ class HostCrawl:
             fault = report.rejected.get(delivery.attempt.did)
             if fault is not None:
                 await self._rejected(work, *fault)
-        self._on_progress(self.progress)
 
     def _count(self, attempt: Attempt) -> None:
-        self.progress.done += 1
-        self.progress.failed += attempt.outcome is Outcome.FAILED
+        self._crawl.progress.done += 1
         self._report.outcomes[attempt.outcome] += 1
         self._report.records += attempt.records
         self._report.bytes_received += attempt.bytes_received
         if attempt.reason is not None:
             self._report.reasons[attempt.reason] += 1
+            self._crawl.progress.failures[attempt.reason] += 1
 
     async def _rejected(self, work: _Work, fault: RepoFault, detail: str) -> None:
         """Answer a file that did not hold: look the keys up again once, or fetch the repository again."""
@@ -516,16 +543,12 @@ class HostCrawl:
             seconds=answer.seconds,
         )
 
-    async def _wait_out_park(self) -> None:
-        """Wait, without a place among the active hosts, until the host may be asked again."""
-        async with self._parking:
-            while self._given_up is None and (seconds := self._gate.parked_for()) > 0:
-                logger.warning("%s asked for a pause: waiting %.0f s", self._report.pds_host, seconds)
-                await self._pause(seconds)
-
-    async def _pause(self, seconds: float) -> None:
-        async with self._crawl.without_host_slot():
-            await asyncio.sleep(seconds)
+    async def _wait(self, seconds: Callable[[], float]) -> None:
+        """Wait without a place among the active hosts: of those who work on the host, one lays it down for all."""
+        async with self._waiting:
+            if (left := seconds()) > 0:
+                async with self._crawl.without_host_slot():
+                    await asyncio.sleep(left)
 
 
 def _account(row: DirectoryRow) -> Account:

@@ -31,6 +31,9 @@ class FailureReason(StrEnum):
     REFUSED_ADDRESS = "refused_address"
     BAD_REDIRECT = "bad_redirect"
     UNEXPECTED_ANSWER = "unexpected_answer"
+    DIRECTORY_FAILED = (
+        "directory_failed"  # so that the account may live elsewhere than the host that was asked
+    )
 
     TRUNCATED = "truncated"
     BAD_ENCODING = "bad_encoding"

@@ -13,26 +13,36 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from backfill_dagster.network.http import RequestFailedError
+from backfill_dagster.network.limits import HostParkedError
+from backfill_dagster.network.patience import RunOverError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from backfill_dagster.network.http import Answer, HttpClient
     from backfill_dagster.network.limits import HostGate
+    from backfill_dagster.network.patience import Patience
+    from backfill_dagster.network.turns import Turns
 
 _PAGE = 1000
 _MAX_PAGE_BYTES = 4 * 2**20
 _MAX_COMMIT_BYTES = 64 * 2**10
 _MAX_CURSOR = 1000
+# Requests in a row that bring no answer, after which the host is not asked for any more.
+_SILENT_AFTER = 4
 
 
 @dataclass(frozen=True, slots=True)
 class RevisionSource:
-    """Where to ask: an HTTP client, the host's gate and its origin."""
+    """Where to ask, and how long for: the host's gate and its origin."""
 
-    http: HttpClient
+    turns: Turns
     gate: HostGate
     origin: str
+    patience: Patience
+
+
+class _NoAnswerError(Exception):
+    """The host was not heard."""
 
 
 async def unchanged_accounts(source: RevisionSource, known_revs: Mapping[str, str]) -> set[str]:
@@ -40,15 +50,25 @@ async def unchanged_accounts(source: RevisionSource, known_revs: Mapping[str, st
 
     Whatever a host does not say, or says of another revision or state, leaves the account to be fetched.
     """
-    told = await _listed_revs(source, known_revs)
+    told: dict[str, str | None] = {}
+    silent = 0
+    try:
+        await _read_list(source, known_revs, told)
+    except _NoAnswerError:
+        silent += 1
     for did in known_revs.keys() - told.keys():
-        told[did] = await _latest_rev(source, did)
+        if silent == _SILENT_AFTER:
+            break
+        try:
+            told[did] = await _latest_rev(source, did)
+            silent = 0
+        except _NoAnswerError:
+            silent += 1
     return {did for did, rev in known_revs.items() if told.get(did) == rev}
 
 
-async def _listed_revs(source: RevisionSource, wanted: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the revisions that pages of `listRepos` tell of wanted accounts; None for one not active."""
-    told: dict[str, str | None] = {}
+async def _read_list(source: RevisionSource, wanted: Mapping[str, str], told: dict[str, str | None]) -> None:
+    """Put into `told` what pages of `listRepos` tell of wanted accounts' revisions; None for one not active."""
     cursor: str | None = None
     pages = 0
     # One account is asked for by one request either way.
@@ -70,7 +90,6 @@ async def _listed_revs(source: RevisionSource, wanted: Mapping[str, str]) -> dic
         ):
             break
         cursor = following
-    return told
 
 
 async def _latest_rev(source: RevisionSource, did: str) -> str | None:
@@ -82,15 +101,17 @@ async def _latest_rev(source: RevisionSource, did: str) -> str | None:
 async def _ask(
     source: RevisionSource, method: str, params: Mapping[str, str], max_bytes: int
 ) -> dict[str, Any]:
-    """Return what a method answers with status 200 and a JSON object; an empty one for everything else."""
+    """Return what a method answers with status 200 and a JSON object; an empty one for any other answer."""
     try:
-        async with source.gate.request():
-            answer: Answer = await source.http.get(
-                f"{source.origin}/xrpc/{method}", params=params, max_bytes=max_bytes
-            )
-    except RequestFailedError:
-        return {}
-    source.gate.observe(answer.status, answer.headers)
+        answer = await source.turns.get(
+            source.gate,
+            f"{source.origin}/xrpc/{method}",
+            params=params,
+            max_bytes=max_bytes,
+            patience=source.patience,
+        )
+    except (RequestFailedError, HostParkedError, RunOverError) as error:
+        raise _NoAnswerError from error
     try:
         value = orjson.loads(answer.body) if answer.status == 200 else {}
     except orjson.JSONDecodeError:

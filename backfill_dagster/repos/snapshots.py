@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import polars as pl
 
+from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.repos.outcomes import Outcome
 
 # States that are no server's: from the directory, or of an account not fetched yet.
@@ -79,6 +80,8 @@ def account_states(directory: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFram
         "did",
         state=pl.when(pl.col("state") == TOMBSTONED)
         .then(pl.lit(TOMBSTONED))
+        .when(pl.col("state") == DirectoryState.NOT_ASKED.value)
+        .then(pl.lit(PENDING))
         .when(~resolved)
         .then(pl.lit(UNRESOLVED))
         .otherwise(outcome.fill_null(PENDING)),

@@ -13,6 +13,7 @@ from backfill_dagster.network.addresses import (
     BadEndpointError,
     PolicyResolver,
     RefusedAddressError,
+    host_of,
     is_public,
     look_up,
     parse_endpoint,
@@ -230,3 +231,19 @@ def test_the_system_resolver_is_asked() -> None:
         asyncio.run(look_up("no-such-host.invalid", 80))
     with pytest.raises(OSError, match="cannot be looked up"):
         asyncio.run(look_up("a" * 64 + ".test", 80))
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://PDS.test/a?b#c", "pds.test"),
+        ("https://pds.test:443", "pds.test"),
+        ("HTTP://pds.test:80/", "pds.test"),
+        ("https://pds.test:80/", "pds.test:80"),
+        ("http://pds.test.:8080/", "pds.test:8080"),
+        ("https://m\u00fcnchen.test", "xn--mnchen-3ya.test"),
+        ("http://[2001:0DB8::0:1]:81/", "[2001:db8::1]:81"),
+    ],
+)
+def test_a_host_has_one_name_in_all_its_spellings(url: str, host: str) -> None:
+    assert host_of(url) == host

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -211,17 +210,16 @@ def test_who_waits_lays_down_what_others_need_and_goes_on_at_once(
     caplog.set_level("INFO")
     laid_down = 0
 
-    @asynccontextmanager
-    async def lay_down() -> AsyncIterator[None]:
+    async def lay_down(seconds: Callable[[], float]) -> None:
         nonlocal laid_down
         laid_down += 1
-        yield
+        await asyncio.sleep(seconds())
 
     async def work() -> None:
         lease = await taken(leases(tmp_path), gate())
 
         async def wait() -> bool:
-            turn = hold_host(leases(tmp_path, "study b"), gate(), while_waiting=lay_down)
+            turn = hold_host(leases(tmp_path, "study b"), gate(), wait=lay_down)
             async with turn as held:
                 return held
 

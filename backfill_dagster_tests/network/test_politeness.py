@@ -13,14 +13,17 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 
 from backfill_dagster.config import Network, Processing, SandboxSettings
 from backfill_dagster.directory.documents import parse_document
 from backfill_dagster.directory.resolver import Resolver
 from backfill_dagster.network.addresses import AddressPolicy
-from backfill_dagster.network.http import Download, HttpClient
+from backfill_dagster.network.http import Answer, Download, HttpClient
 from backfill_dagster.network.leases import LocalHostLeases
 from backfill_dagster.network.limits import HostGate, HostGates
+from backfill_dagster.network.patience import RunTime
+from backfill_dagster.network.turns import Turns
 from backfill_dagster.repos.client import DownloadBounds
 from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
@@ -32,11 +35,12 @@ from backfill_dagster.sandbox.documents import did_document
 from backfill_dagster.sandbox.exports import Exports
 from backfill_dagster.sandbox.faults import Faults
 from backfill_dagster.sandbox.network import SandboxNetwork
+from backfill_dagster.sandbox.population import Account as PlannedAccount
 from backfill_dagster.sandbox.population import Population, Role
 from backfill_dagster.sandbox.repo import Repos
 from backfill_dagster.sandbox.request_log import LoggedRequest, RequestLog
 from backfill_dagster.sandbox.servers import PersonalDataServer, Query, RateLimit
-from backfill_dagster_tests.network.loopback import loopback_client
+from backfill_dagster_tests.network.loopback import loopback_client, serve
 from backfill_dagster_tests.network.virtual_time import run_in_virtual_time
 from backfill_dagster_tests.studies import sandbox_study
 
@@ -45,6 +49,8 @@ STATUS = "com.atproto.sync.getRepoStatus"
 ON_THE_CLOCK = [
     "backfill_dagster.network.limits",
     "backfill_dagster.network.leases",
+    "backfill_dagster.network.patience",
+    "backfill_dagster.network.turns",
     "backfill_dagster.repos.crawl",
     "backfill_dagster.sandbox.servers",
     "backfill_dagster.sandbox.request_log",
@@ -164,12 +170,36 @@ class InlineExecutor(Executor):
 
 
 class VirtualHttp(HttpClient):
-    """Answers getRepo from memory after 0.1 s; `parked` hosts answer 429 and ask for a quarter of an hour."""
+    """Answers from memory after 0.1 s; `parked` hosts answer 429 and ask for a quarter of an hour.
 
-    def __init__(self, repos: Mapping[str, bytes], parked: frozenset[str]) -> None:
+    With `documents`, by DID, they do so to small requests alone. An account without a repository is deactivated.
+    """
+
+    def __init__(
+        self,
+        repos: Mapping[str, bytes],
+        parked: frozenset[str],
+        documents: Mapping[str, bytes] | None = None,
+    ) -> None:
         super().__init__(AddressPolicy(), contact=None, connect_timeout=1, read_timeout=1)
         self._repos = repos
         self._parked = parked
+        self._documents = documents
+
+    async def get(
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        max_bytes: int,
+        total_timeout: float | None = None,
+    ) -> Answer:
+        await asyncio.sleep(0.1)
+        asked = httpx.URL(url)
+        if asked.host in self._parked:
+            return Answer(429, httpx.Headers({"retry-after": "900"}), b"", url)
+        assert self._documents is not None
+        return Answer(200, httpx.Headers(), self._documents[asked.path.removeprefix("/")], url)
 
     async def download(
         self,
@@ -182,9 +212,11 @@ class VirtualHttp(HttpClient):
     ) -> Download:
         await asyncio.sleep(0.1)
         assert params is not None
-        if httpx.URL(url).host in self._parked:
+        if httpx.URL(url).host in self._parked and self._documents is None:
             return Download(429, httpx.Headers({"retry-after": "900"}), 0, 0, b"", 0.1)
-        car = self._repos[params["did"]]
+        car = self._repos.get(params["did"])
+        if car is None:
+            return Download(400, httpx.Headers(), 0, 0, b'{"error": "RepoDeactivated"}', 0.1)
         _write(to, car)
         return Download(200, httpx.Headers(), len(car), len(car), b"", 0.1)
 
@@ -193,44 +225,62 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def crawl_in_virtual_time(
-    monkeypatch: pytest.MonkeyPatch,
+def new_crawl(
     root: Path,
-    accounts: Sequence[Account],
     http: HttpClient,
+    gates: HostGates,
+    *,
+    rate: float,
+    in_flight: int = 4,
+    active: int = 5,
     max_park: float = 2000,
-) -> dict[str, tuple[float, HostReport]]:
-    """Crawl with five hosts active at once; returns when each host was done, and what it came to."""
+    max_run: float | None = None,
+) -> Crawl:
+    """Return a crawl with so many hosts active at once, each asked at `rate`; times in seconds."""
     settings = CrawlSettings(
         batch_size=100,
         pack_bytes=2**20,
-        max_concurrent_pds=5,
-        requests_in_flight=4,
-        requests_per_second=0.5,
+        max_concurrent_pds=active,
+        requests_in_flight=in_flight,
+        requests_per_second=rate,
         max_retries=0,
         retry_base_seconds=1,
         max_park_seconds=max_park,
-        max_run_seconds=None,
         bounds=DownloadBounds(2**20, 60),
         proof=ProofSettings(check_signature=True, limits=RepoLimits()),
     )
     scratch = root / "scratch"
     scratch.mkdir(parents=True)
+    leases = LocalHostLeases(root / ".leases", "study")
+    turns = Turns(http, gates, leases, rate=rate, in_flight=in_flight)
+    run_time = RunTime(max_run)
+    return Crawl(
+        root=root,
+        scratch=scratch,
+        turns=turns,
+        gates=gates,
+        leases=leases,
+        resolver=Resolver(turns, gates, Network(), Processing(), run_time=run_time),
+        run_time=run_time,
+        workers=InlineExecutor(),
+        worker_count=2,
+        settings=settings,
+    )
+
+
+def crawl_in_virtual_time(
+    monkeypatch: pytest.MonkeyPatch,
+    root: Path,
+    accounts: Sequence[Account],
+    http: HttpClient,
+    **options: Any,
+) -> dict[str, tuple[float, HostReport]]:
+    """Return when each host was done, and what it came to."""
 
     async def work() -> dict[str, tuple[float, HostReport]]:
         loop = asyncio.get_running_loop()
         gates = HostGates(rate=0.5, burst=1, in_flight=4, clock=loop.time)
-        crawl = Crawl(
-            root=root,
-            scratch=scratch,
-            http=http,
-            gates=gates,
-            leases=LocalHostLeases(root / ".leases", "study"),
-            resolver=Resolver(http, gates, Network(), Processing()),
-            workers=InlineExecutor(),
-            worker_count=2,
-            settings=settings,
-        )
+        crawl = new_crawl(root, http, gates, rate=0.5, **options)
         started, done = loop.time(), {}
 
         def note(report: HostReport) -> None:
@@ -240,6 +290,19 @@ def crawl_in_virtual_time(
         return done
 
     return run_in_virtual_time(monkeypatch, ON_THE_CLOCK, work)
+
+
+def account_of(planned: PlannedAccount, host: str, known_rev: str | None = None) -> tuple[Account, bytes]:
+    """Return an account as if it lived on this host, and its document."""
+    document = did_document(first_state(planned))
+    (service,) = document["service"]
+    document["service"] = [{**service, "serviceEndpoint": f"http://{host}"}]
+    body = json.dumps(document).encode()
+    found = parse_document(planned.did, body)
+    account = Account.from_directory(
+        planned.did, f"http://{host}", host, found.key_type, found.key_multibase, known_rev
+    )
+    return account, body
 
 
 @pytest.mark.parametrize(("max_park", "waited"), [(2000, 1800), (600, 0)])
@@ -253,20 +316,15 @@ def test_a_parked_host_delays_no_other(
     accounts, cars = [], {}
     for number, account in enumerate(normal):
         host = f"pds{number % HOSTS}.sandbox.test"
-        document = parse_document(account.did, json.dumps(did_document(first_state(account))).encode())
         cars[account.did] = repos.build(first_state(account)).car
-        accounts.append(
-            Account.from_directory(
-                account.did, f"http://{host}", host, document.key_type, document.key_multibase
-            )
-        )
+        accounts.append(account_of(account, host)[0])
     slow = accounts[0].pds_host
     others = [account for account in accounts if account.pds_host != slow]
     assert len(others) == 8 * (HOSTS - 1)
 
     without = crawl_in_virtual_time(monkeypatch, tmp_path / "without", others, VirtualHttp(cars, frozenset()))
     beside = crawl_in_virtual_time(
-        monkeypatch, tmp_path / "beside", accounts, VirtualHttp(cars, frozenset({slow})), max_park
+        monkeypatch, tmp_path / "beside", accounts, VirtualHttp(cars, frozenset({slow})), max_park=max_park
     )
 
     parked_for, report = beside.pop(slow)
@@ -277,6 +335,99 @@ def test_a_parked_host_delays_no_other(
     last_beside = max(seconds for seconds, _ in beside.values())
     assert waited <= parked_for < waited + 10
     assert last_beside <= 1.05 * last_without
+
+
+@pytest.mark.parametrize("question", ["listRepos", "getRepoStatus"])
+@pytest.mark.parametrize(("max_park", "waited"), [(2000, 1800), (600, 0)])
+def test_a_host_that_is_parked_over_a_small_question_delays_no_other_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: str, max_park: float, waited: float
+) -> None:
+    """With one host active at once, and this one first: whether accounts moved on, or why they are not active."""
+    population = Population(SandboxSettings(accounts=60, hosts=1, records=1))
+    repos = Repos(population)
+    normal = [account for account in population.accounts if account.role is Role.NORMAL]
+    asks_first = question == "listRepos"
+    parked = [account_of(account, "slow.test", "rev" if asks_first else None) for account in normal[:9]]
+    others = [account_of(account, "other.test")[0] for account in normal[9:13]]
+    cars = {account.did: repos.build(first_state(account)).car for account in normal[9 * (not asks_first) :]}
+    http = VirtualHttp(
+        cars, frozenset({"slow.test"}), documents={account.did: body for account, body in parked}
+    )
+
+    done = crawl_in_virtual_time(
+        monkeypatch,
+        tmp_path,
+        [*(account for account, _ in parked), *others],
+        http,
+        active=1,
+        max_park=max_park,
+    )
+
+    other_took, other = done["other.test"]
+    slow_took, slow = done["slow.test"]
+    assert other.outcomes == {Outcome.COMPLETE: 4}
+    assert waited <= slow_took < waited + 60
+    assert waited == 0 or other_took < 60
+    if asks_first:
+        # The pause is of the host as a whole: it is not asked for the repositories either.
+        assert slow.reasons == {FailureReason.RATE_LIMITED: 9}
+    else:
+        assert slow.outcomes[Outcome.DEACTIVATED] + slow.reasons[FailureReason.RATE_LIMITED] == 9
+        assert slow.outcomes[Outcome.DEACTIVATED] > 0
+
+
+@pytest.mark.parametrize("question", ["getRepo", "listRepos"])
+def test_time_that_is_over_ends_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    population = Population(SandboxSettings(accounts=60, hosts=1, records=1))
+    normal = [account for account in population.accounts if account.role is Role.NORMAL]
+    known_rev = "rev" if question == "listRepos" else None
+    accounts = [account_of(account, "slow.test", known_rev)[0] for account in normal[:9]]
+    http = VirtualHttp({}, frozenset({"slow.test"}))
+
+    took, report = crawl_in_virtual_time(monkeypatch, tmp_path, accounts, http, max_run=300)["slow.test"]
+
+    assert 300 <= took < 310
+    assert report.left == 9
+    assert report.outcomes == {}
+
+
+# --- redirects ---
+
+
+def test_a_host_that_others_lead_to_sees_no_more_of_us_than_its_limit(tmp_path: Path) -> None:
+    """Half of the accounts are asked for at the host itself, half at one that redirects each request there."""
+    limit = RateLimit(30, 3)
+    settings = SandboxSettings(accounts=90, hosts=1, records=1)
+    with SandboxNetwork(settings, rate_limit=limit) as network:
+        behind = network.hosts[0]
+        planned = [account for account in network.population.accounts if account.role is Role.NORMAL][:40]
+        hosts = ["front.test", behind]
+        accounts = [account_of(account, hosts[number % 2])[0] for number, account in enumerate(planned)]
+        redirected: list[str] = []
+
+        async def redirect(request: web.Request) -> web.StreamResponse:
+            redirected.append(request.path_qs)
+            return web.Response(status=307, headers={"Location": f"http://{behind}{request.path_qs}"})
+
+        async def work() -> list[HostReport]:
+            async with serve(redirect) as front:
+                connect_to = {**network.connect_to, "front.test:80": front}
+                async with loopback_client(connect_to=connect_to) as http:
+                    gates = HostGates(rate=20, burst=3, in_flight=2)
+                    return await new_crawl(tmp_path, http, gates, rate=20, in_flight=2).run(accounts)
+
+        reports = asyncio.run(work())
+
+        assert {report.pds_host: report.outcomes for report in reports} == {
+            host: {Outcome.COMPLETE: 20} for host in hosts
+        }
+        assert len(redirected) == 20
+        # As above: 3 at once, 8.1 a second and 2 under way are fewer than the limit.
+        requests = network.requests.all(host=behind)
+        assert len(requests) == 40
+        assert_polite(requests, limit)
 
 
 # --- two processes on one host ---
