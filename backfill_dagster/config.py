@@ -11,7 +11,7 @@ import difflib
 import keyword
 import os
 import re
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -167,12 +167,14 @@ class TimeRange(Section):
     """The study period, both ends inside, and what becomes of records outside it.
 
     `normalize` keeps a record from outside under its true date and gives it a `sync_timestamp` by the rule of
-    `records/period.py`; `drop` leaves it out. Without an `end_date` the period is open.
+    `records/period.py`; `drop` leaves it out. Without an `end_date` the period is open. `partitions` are the time
+    windows that the tables are cut into.
     """
 
     start_date: Annotated[datetime | None, BeforeValidator(_start_instant)] = None
     end_date: Annotated[datetime | None, BeforeValidator(_end_instant)] = None
     outside: Literal["drop", "normalize"] = "normalize"
+    partitions: Literal["monthly", "weekly", "daily"] = "monthly"
 
     @model_validator(mode="before")
     @classmethod
@@ -195,22 +197,18 @@ class TimeRange(Section):
         return self
 
     @property
-    def first_month(self) -> datetime:
-        """First instant of the first month that has a partition."""
+    def earliest(self) -> datetime:
+        """The earliest instant at which a dated row can have been created."""
         if self.outside == "normalize" or self.start_date is None:
             return NETWORK_START
-        return max(NETWORK_START, _month_floor(self.start_date))
+        return max(NETWORK_START, self.start_date)
 
     @property
-    def month_after_last(self) -> datetime | None:
-        """First instant after the last month that has a partition; None runs to the current month."""
-        if self.outside == "normalize" or self.end_date is None:
+    def latest(self) -> datetime | None:
+        """The latest such instant; None if it is now, whenever that is."""
+        if self.outside == "normalize" or self.end_date is None or self.end_date > datetime.now(UTC):
             return None
-        return _month_floor(_month_floor(self.end_date) + timedelta(days=32))
-
-
-def _month_floor(instant: datetime) -> datetime:
-    return instant.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        return self.end_date
 
 
 # --- how the work is done ---

@@ -12,6 +12,7 @@ A stage can be called again at any time: it does only what is missing, or writes
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -28,7 +29,7 @@ from backfill_dagster.dids.collect import CollectedDids, collect_dids
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.directory.history import with_state_since
 from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA, resolve_directory
-from backfill_dagster.errors import first_known
+from backfill_dagster.errors import ConfigError, first_known
 from backfill_dagster.interrupts import run_interruptible
 from backfill_dagster.purge.expiry import GONE_STATES, expired_accounts
 from backfill_dagster.purge.report import PurgeReport
@@ -53,6 +54,7 @@ from backfill_dagster.records.conversion import (
 from backfill_dagster.records.date_quality import is_undated
 from backfill_dagster.records.settings import RecordSettings, StudyPeriod
 from backfill_dagster.records.tables import SCHEMA_VERSION, TABLE_BY_NAME, TABLES_OF_COLLECTION
+from backfill_dagster.records.windows import UNDATED, granularity_of, study_windows
 from backfill_dagster.repos.client import DownloadBounds
 from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport, Progress
 from backfill_dagster.repos.packs import (
@@ -70,20 +72,21 @@ from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import INACTIVE_STATES, misplaced, rows_from, summarise
 from backfill_dagster.tables.build import (
     PartitionReport,
-    build_months,
-    build_undated,
-    remove_other_months,
+    WindowedTable,
+    remove_other_tables,
     scan_table,
     table_keys,
 )
-from backfill_dagster.tables.months import study_months
+from backfill_dagster.tables.inspection import Inspection, inspect_windows
+from backfill_dagster.tables.ledger import LEDGER_SCHEMA, ledger_key, note_built
 from backfill_dagster.workers import worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
-    from backfill_dagster.config import Processing, Study
+    from backfill_dagster.config import Network, Processing, Study
+    from backfill_dagster.directory.resolve import DirectoryProgress
     from backfill_dagster.network.limits import HostGates
 
 logger = logging.getLogger(__name__)
@@ -94,6 +97,8 @@ DIRECTORY_KEY = "directory.parquet"
 UNFINISHED_DIRECTORY_KEY = "directory_unfinished.parquet"
 ACCOUNTS_KEY = "accounts.parquet"
 
+# In the metadata of the accounts' file: what it was made of.
+_MADE_OF = "made_of"
 # Packs that are looked through sooner than worker processes are started.
 _SMALL_BYTES = 64 * 2**20
 
@@ -114,11 +119,18 @@ def collect_source(study: Study) -> CollectedDids:
     return collected
 
 
-def resolve_accounts(study: Study, gates: HostGates | None = None) -> pl.DataFrame:
+def resolve_accounts(
+    study: Study,
+    gates: HostGates | None = None,
+    *,
+    network: Network | None = None,
+    on_progress: Callable[[DirectoryProgress], None] = lambda _: None,
+) -> pl.DataFrame:
     """Stage 2: resolve every DID of the source to its handle, PDS and key; returns the directory.
 
     Rows of accounts that left the source are kept, so that their stored data can still be accounted for.
     """
+    network = network or study.network
     storage = StudyStorage(study.root)
     dids = storage.read(SOURCE_KEY)["did"]
     tombstones = Tombstones.load(storage)
@@ -140,11 +152,12 @@ def resolve_accounts(study: Study, gates: HostGates | None = None) -> pl.DataFra
             resolver=connections.resolver,
             known=known,
             checkpoint=keep,
-            max_age=timedelta(hours=study.network.directory_max_age_hours),
+            on_progress=on_progress,
+            max_age=timedelta(hours=network.directory_max_age_hours),
             now=datetime.now(UTC),
         )
 
-    directory = _with_connections(study, gates, resolve)
+    directory = _with_connections(study.model_copy(update={"network": network}), gates, resolve)
     if known is not None:
         left = known.filter(~pl.col("did").is_in(dids.implode()))
         directory = pl.concat([directory, left.select(directory.columns)])
@@ -163,6 +176,7 @@ def fetch_repos(
     pds_hosts: Sequence[str] | None = None,
     *,
     mode: FetchMode = FetchMode.UNSETTLED,
+    only_dids: Sequence[str] = (),
     processing: Processing | None = None,
     gates: HostGates | None = None,
     on_host: Callable[[HostReport], None] = lambda _: None,
@@ -170,7 +184,8 @@ def fetch_repos(
 ) -> list[HostReport]:
     """Stage 3: download, prove and store the repository of every account that the mode is for.
 
-    Of all hosts of the directory, or of those named. Returns a report per host that there was work for.
+    Of all hosts of the directory, or of those named; of all accounts, or of those named. Returns a report per host
+    that there was work for. Raises ConfigError for a name in `only_dids` that is no account of the study.
     """
     storage = StudyStorage(study.root)
     processing = processing or study.processing
@@ -178,7 +193,7 @@ def fetch_repos(
     # Of all hosts: a killed run can have followed an account to one that has nothing else to fetch.
     for host in stored_hosts(storage):
         sweep_uncommitted_blocks(storage, host)
-    waiting = _waiting_accounts(study, mode)
+    waiting = waiting_accounts(study, mode, only_dids)
     if pds_hosts is not None:
         waiting = waiting.filter(pl.col("pds_host").is_in(list(pds_hosts)))
     if waiting.is_empty():
@@ -192,10 +207,11 @@ def fetch_repos(
             crawl = Crawl(
                 root=study.root,
                 scratch=scratch,
-                http=connections.http,
+                turns=connections.turns,
                 gates=connections.gates,
                 leases=connections.leases,
                 resolver=connections.resolver,
+                run_time=connections.run_time,
                 workers=workers,
                 worker_count=processing.worker_count,
                 settings=_crawl_settings(study, processing),
@@ -205,12 +221,22 @@ def fetch_repos(
     return _with_connections(study, gates, crawl, processing)
 
 
+@dataclass(slots=True)
+class ConversionProgress:
+    """How far a conversion is: packs, and records read."""
+
+    total: int
+    done: int = 0
+    records: int = 0
+
+
 def convert_records(
     study: Study,
     pds_hosts: Sequence[str] | None = None,
     *,
     again: bool = False,
     on_pack: Callable[[ConversionReport], None] = lambda _: None,
+    on_progress: Callable[[ConversionProgress], None] = lambda _: None,
 ) -> int:
     """Stage 4: decode, type and classify the records of every stored pack that holds a snapshot.
 
@@ -219,37 +245,83 @@ def convert_records(
     """
     storage = StudyStorage(study.root)
     settings, fingerprint = record_settings(study), records_fingerprint(study)
-    todo = _packs_to_convert(study, pds_hosts, again=again)
+    granularity = granularity_of(study.time_range)
+    todo = packs_to_convert(study, pds_hosts, again=again)
     if not todo:
         return 0
     with worker_pool(study.processing.worker_count) as workers:
         futures = [
-            workers.submit(convert_pack, study.root, _pack_files(storage, *pack), settings, fingerprint)
+            workers.submit(
+                convert_pack, study.root, _pack_files(storage, *pack), settings, granularity, fingerprint
+            )
             for pack in todo
         ]
+        progress = ConversionProgress(total=len(todo))
+        on_progress(progress)
         for future in as_completed(futures):
-            on_pack(future.result())
+            report = future.result()
+            on_pack(report)
+            progress.done += 1
+            progress.records += sum(number for *_, number in report.counts)
+            on_progress(progress)
     return len(todo)
 
 
-def build_table(study: Study, table: str, months: Sequence[str] | None = None) -> list[PartitionReport]:
-    """Stage 5: write one table's months (all of the study's, or those named) from the converted snapshots."""
-    storage = StudyStorage(study.root)
-    chosen = study_months(study.time_range) if months is None else list(months)
-    return build_months(storage, table, chosen, shown_snapshots(study))
+def stale_windows(study: Study) -> dict[str, list[str]]:
+    """Return, of each table, the time windows whose records have changed since they were built, oldest first.
+
+    Or that were never built, or whose files are not those that were written. Reads indexes, no records.
+    """
+    shown, windows = shown_snapshots(study), study_windows(study.time_range)
+    return {table: _windowed(study, table, shown).stale(windows) for table in study_tables(study)}
 
 
-def build_undated_rows(study: Study) -> dict[str, PartitionReport]:
-    """Stage 5: write the rows whose date cannot be believed, per table."""
-    storage, shown = StudyStorage(study.root), shown_snapshots(study)
-    return {table: build_undated(storage, table, shown) for table in study_tables(study)}
+def is_undated_stale(study: Study) -> bool:
+    """Tell whether the undated rows of any table have changed since they were built; reads no records."""
+    shown = shown_snapshots(study)
+    return any(_windowed(study, table, shown).stale([UNDATED]) for table in study_tables(study))
+
+
+def build_table(
+    study: Study, table: str, windows: Sequence[str] | None = None, *, again: bool = False
+) -> list[PartitionReport]:
+    """Stage 5: bring one table's time windows (all of the study's, or those named) up to date.
+
+    Or build them all `again`. Returns a report of each, also of those that were up to date.
+    """
+    chosen = study_windows(study.time_range) if windows is None else windows
+    return _windowed(study, table, shown_snapshots(study)).build(chosen, again=again)
+
+
+def inspect_table(study: Study, table: str, windows: Sequence[str]) -> Inspection:
+    """Stage 5: read the final files of these windows again; what is not what it must be is stale from then on."""
+    storage, granularity = StudyStorage(study.root), granularity_of(study.time_range)
+    inspection = inspect_windows(storage, table, granularity, windows)
+    folders = [f"tables/{table}/{granularity.folder(window)}" for window in inspection.faulty]
+    if folders:
+        note_built(storage, table, folders, LEDGER_SCHEMA.to_frame())
+    return inspection
+
+
+def build_undated_rows(study: Study, *, again: bool = False) -> dict[str, PartitionReport]:
+    """Stage 5: bring the rows whose date cannot be believed up to date, per table; or build them all `again`.
+
+    Tables that the study no longer has are removed.
+    """
+    shown = shown_snapshots(study)
+    remove_other_tables(StudyStorage(study.root), study_tables(study))
+    return {
+        table: _windowed(study, table, shown).build([UNDATED], again=again)[0]
+        for table in study_tables(study)
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class AccountsBuild:
-    """The table of accounts, and what reading the final files again found wrong with them."""
+    """The table of accounts, the DIDs that it must have, and what reading the final files again found wrong."""
 
     accounts: pl.DataFrame
+    source: pl.DataFrame
     misplaced: pl.DataFrame
     repeated_uris: int
 
@@ -257,30 +329,33 @@ class AccountsBuild:
 def build_accounts(study: Study) -> AccountsBuild:
     """Stage 5: write the table of accounts, counting the records kept by reading the final files again."""
     storage = StudyStorage(study.root)
+    made_of = _accounts_inputs(study)
     directory, ledger = storage.read(DIRECTORY_KEY), read_ledger(storage)
     current = snapshots(directory, ledger)
     packs = current.select("pds_host", "pack").unique().sort("pds_host", "pack")
     counts, kept = read_counts(storage, packs.iter_rows()), count_kept(study)
+    source = storage.read(SOURCE_KEY)
     accounts = summarise(
-        storage.read(SOURCE_KEY),
+        source,
         directory,
         ledger,
         counts,
         kept,
         hide_inactive=study.inactive_accounts != "keep",
     )
-    storage.write(ACCOUNTS_KEY, accounts)
-    return AccountsBuild(accounts, misplaced(accounts, current, counts, kept), count_repeated_uris(study))
+    storage.write(ACCOUNTS_KEY, accounts, metadata={_MADE_OF: made_of})
+    wrong = misplaced(accounts, current, counts, kept)
+    return AccountsBuild(accounts, source, wrong, count_repeated_uris(study))
 
 
-def build_tables(study: Study) -> pl.DataFrame:
-    """Stage 5, whole: every table, the undated rows and the accounts; what no longer belongs is removed."""
-    storage = StudyStorage(study.root)
-    tables = study_tables(study)
-    remove_other_months(storage, study_months(study.time_range), tables)
-    for table in tables:
-        build_table(study, table)
-    build_undated_rows(study)
+def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
+    """Stage 5, whole: every table, the undated rows and the accounts; what no longer belongs is removed.
+
+    What is up to date stays as it is, unless all is to be built `again`.
+    """
+    for table in study_tables(study):
+        build_table(study, table, again=again)
+    build_undated_rows(study, again=again)
     return build_accounts(study).accounts
 
 
@@ -330,8 +405,28 @@ def is_purge_unfinished(study: Study) -> bool:
     return Tombstones.load(StudyStorage(study.root)).unfinished > 0
 
 
+def accounts_are_stale(study: Study) -> bool:
+    """Tell whether anything that the table of accounts is made of is another than when it was written."""
+    storage = StudyStorage(study.root)
+    if not storage.exists(ACCOUNTS_KEY):
+        return True
+    return pl.read_parquet_metadata(storage.path(ACCOUNTS_KEY)).get(_MADE_OF) != _accounts_inputs(study)
+
+
+def _accounts_inputs(study: Study) -> str:
+    """Return the identity of all that the table of accounts is made of; content, not time."""
+    storage = StudyStorage(study.root)
+    tables = study_tables(study)
+    files = [SOURCE_KEY, DIRECTORY_KEY, *(ledger_key(table) for table in tables)]
+    digests = [storage.sha256(key) if storage.exists(key) else None for key in files]
+    # A pack's name is made of its content.
+    packs = [key for *_, key in pack_keys(storage)]
+    told = json.dumps([digests, packs, tables, records_fingerprint(study), study.inactive_accounts])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 def count_kept(study: Study) -> pl.DataFrame:
-    """Count what the final files hold: `did, table, rows, undated, first, last`, by reading them."""
+    """Count what the final files hold: `did, table, rows, undated, with_issues, first, last`, by reading them."""
     storage = StudyStorage(study.root)
     undated = is_undated(pl.col("date_quality"))
     believed = pl.col("created_at").filter(~undated)
@@ -341,10 +436,11 @@ def count_kept(study: Study) -> pl.DataFrame:
         .agg(
             rows=pl.len(),
             undated=undated.sum(),
+            with_issues=(pl.col("issues").list.len() > 0).sum(),
             first=believed.min(),
             last=believed.max(),
         )
-        .select("did", pl.lit(table).alias("table"), "rows", "undated", "first", "last")
+        .select("did", pl.lit(table).alias("table"), "rows", "undated", "with_issues", "first", "last")
         for table in study_tables(study)
     ]
     keys = [key for table in study_tables(study) for key in table_keys(storage, table)]
@@ -352,7 +448,7 @@ def count_kept(study: Study) -> pl.DataFrame:
 
 
 def count_repeated_uris(study: Study) -> int:
-    """Count the rows of the final files whose URI stands in its table before; one month at a time in memory."""
+    """Count the rows of the final files whose URI stands in its table before; one window at a time in memory."""
     storage = StudyStorage(study.root)
     repeated = 0
     for table in study_tables(study):
@@ -394,14 +490,25 @@ def record_settings(study: Study) -> RecordSettings:
     )
 
 
-def hosts_to_fetch(study: Study, mode: FetchMode) -> list[str]:
-    """Return the hosts with accounts that a fetch in this mode is for."""
-    return sorted(_waiting_accounts(study, mode)["pds_host"].unique())
+def hosts_to_fetch(
+    study: Study, mode: FetchMode, *, only_hosts: Sequence[str] = (), only_dids: Sequence[str] = ()
+) -> list[str]:
+    """Return the hosts, all or of those named, with accounts, all or of those named, that such a fetch is for.
+
+    Raises ConfigError for a name that is no host or no account of the study.
+    """
+    known = StudyStorage(study.root).read(DIRECTORY_KEY)["pds_host"].drop_nulls().unique()
+    for host in sorted(set(only_hosts) - set(known)):
+        close = difflib.get_close_matches(host, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"run config: only_hosts = {host!r}: is no host of {study.name}{hint}")
+    hosts = set(waiting_accounts(study, mode, only_dids)["pds_host"])
+    return sorted(hosts & set(only_hosts) if only_hosts else hosts)
 
 
 def hosts_to_convert(study: Study, *, again: bool = False) -> list[str]:
     """Return the hosts with packs to be converted."""
-    return sorted({host for host, _, _ in _packs_to_convert(study, None, again=again)})
+    return sorted({host for host, _, _ in packs_to_convert(study, again=again)})
 
 
 def unfinished_accounts(study: Study) -> tuple[int, int]:
@@ -411,6 +518,13 @@ def unfinished_accounts(study: Study) -> tuple[int, int]:
     unknown = (pl.col("state") == UNRESOLVED) & pl.col("reason").is_in(failures)
     at_plc = pl.col("did").str.starts_with("did:plc:")
     return accounts.filter(unknown & at_plc).height, accounts.filter(pl.col("state") == PENDING).height
+
+
+def _windowed(study: Study, table: str, shown: pl.DataFrame) -> WindowedTable:
+    time_range = study.time_range
+    return WindowedTable(
+        StudyStorage(study.root), table, granularity_of(time_range), study_windows(time_range), shown
+    )
 
 
 def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
@@ -427,17 +541,23 @@ def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
     return pl.concat(rows, how="diagonal").sort("resolved_at").unique("did", keep="last", maintain_order=True)
 
 
-def _waiting_accounts(study: Study, mode: FetchMode) -> pl.DataFrame:
-    """Return the directory's rows of accounts of the source that a fetch in this mode is for."""
+def waiting_accounts(study: Study, mode: FetchMode, only_dids: Sequence[str] = ()) -> pl.DataFrame:
+    """Return the directory's rows of accounts of the source, all or of those named, that such a fetch is for.
+
+    Raises ConfigError for a name that is no account of the source.
+    """
     storage = StudyStorage(study.root)
-    directory = storage.read(DIRECTORY_KEY).join(
-        storage.read(SOURCE_KEY), on="did", how="semi", maintain_order="left"
-    )
+    wanted = storage.read(SOURCE_KEY)
+    if only_dids:
+        for did in sorted(set(only_dids) - set(wanted["did"])):
+            raise ConfigError(f"run config: only_dids = {did!r}: is no account of {study.name}")
+        wanted = wanted.filter(pl.col("did").is_in(list(only_dids)))
+    directory = storage.read(DIRECTORY_KEY).join(wanted, on="did", how="semi", maintain_order="left")
     return accounts_to_fetch(directory, read_ledger(storage), mode, signed=study.processing.verify == "full")
 
 
-def _packs_to_convert(
-    study: Study, pds_hosts: Sequence[str] | None, *, again: bool
+def packs_to_convert(
+    study: Study, pds_hosts: Sequence[str] | None = None, *, again: bool = False
 ) -> list[tuple[str, str, str]]:
     """Return (PDS host, pack, key) of packs that hold a snapshot and are not converted, or are to be again."""
     storage, fingerprint = StudyStorage(study.root), records_fingerprint(study)
@@ -505,7 +625,7 @@ def _purge_packs(study: Study) -> list[PackPurge]:
 
 def _count_derived(storage: StudyStorage, tombstones: Tombstones) -> dict[str, int]:
     """Count the rows that are about to go from the files that are built from packs."""
-    converted = [key for key in storage.keys("records") if key.split("/")[2] != "counts"]
+    converted = [key for key in storage.keys("records") if key.split("/")[2] not in ("counts", "windows")]
     rejects = [key for key in converted if key.split("/")[2] == "rejects"]
     with_uri = {
         "records": sorted(set(converted) - set(rejects)),
@@ -536,7 +656,6 @@ def _crawl_settings(study: Study, processing: Processing) -> CrawlSettings:
         max_retries=processing.max_retries,
         retry_base_seconds=network.retry_base_seconds,
         max_park_seconds=network.max_park_minutes * 60,
-        max_run_seconds=None if processing.max_run_minutes is None else processing.max_run_minutes * 60,
         bounds=DownloadBounds(max_bytes, network.repo_timeout_seconds),
         proof=ProofSettings(
             check_signature=processing.verify == "full", limits=RepoLimits(max_car_bytes=max_bytes)

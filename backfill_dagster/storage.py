@@ -1,4 +1,4 @@
-"""A study's files: Parquet on a local disk, each written whole or not at all.
+"""A study's files: Parquet (and a page to read) on a local disk, each written whole or not at all.
 
 Every file is written under a temporary name in the study's scratch folder and then renamed, so that a reader sees
 the old content or the new and a crash leaves at most scratch behind. Keys are relative paths with `/` between
@@ -140,6 +140,14 @@ class StudyStorage:
             except (OSError, pl.exceptions.PolarsError) as error:
                 raise StorageError.unwritable(self.path(key), _cause_of(error, local)) from error
             return self.publish(local, key, rows=frame.height)
+
+    def write_bytes(self, key: str, content: bytes) -> StoredFile:
+        """Write one file that is no table, replacing what was there; it counts as having no rows."""
+        with self.scratch() as folder:
+            local = folder / "content"
+            with _writing(self.path(key)):
+                local.write_bytes(content)
+            return self.publish(local, key, rows=0)
 
     def publish(self, local: Path, key: str, *, rows: int) -> StoredFile:
         """Move a finished scratch file to its key in one step."""

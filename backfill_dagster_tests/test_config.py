@@ -6,7 +6,7 @@ import pytest
 
 from backfill_dagster.config import RECORD_TYPES, RESERVED_NAMES, Study, load_study
 from backfill_dagster.errors import ConfigError
-from backfill_dagster.tables.months import study_months
+from backfill_dagster.records.windows import study_windows
 
 INLINE = "source: {type: inline, dids: ['did:plc:aaaaaaaaaaaaaaaaaaaaaaaa']}"
 
@@ -70,11 +70,11 @@ def test_months_under_drop_run_from_floor_to_ceiling(tmp_path: Path) -> None:
     study = load(
         tmp_path, f"{INLINE}\ntime_range: {{start_date: '2024-09-27', end_date: '2024-12-02', outside: drop}}"
     )
-    assert study_months(study.time_range) == ["2024-09", "2024-10", "2024-11", "2024-12"]
+    assert study_windows(study.time_range) == ["2024-09", "2024-10", "2024-11", "2024-12"]
 
 
 def test_months_under_normalize_span_the_life_of_the_network(tmp_path: Path) -> None:
-    months = study_months(load(tmp_path, INLINE).time_range, now=datetime(2025, 2, 28, tzinfo=UTC))
+    months = study_windows(load(tmp_path, INLINE).time_range, now=datetime(2025, 2, 28, tzinfo=UTC))
     assert months[0] == "2022-11"
     assert months[-1] == "2025-02"
     assert len(months) == 28

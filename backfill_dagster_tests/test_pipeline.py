@@ -1,6 +1,8 @@
 """The stages together, against a network whose truth is known."""
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 
 from backfill_dagster import pipeline
 from backfill_dagster.config import Study
+from backfill_dagster.network.leases import LocalHostLeases
+from backfill_dagster.network.limits import HostGate
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
@@ -230,9 +234,9 @@ def test_refreshing_fetches_only_what_is_not_known_to_be_unchanged(
 def test_time_that_is_used_up_leaves_the_rest_for_the_next_run(
     network: SandboxNetwork, tmp_path: Path
 ) -> None:
+    pipeline.collect_source(sandbox_study(tmp_path))
+    pipeline.resolve_accounts(sandbox_study(tmp_path))
     study = sandbox_study(tmp_path, processing={"requests_per_second": 500, "max_run_minutes": 1e-9})
-    pipeline.collect_source(study)
-    pipeline.resolve_accounts(study)
     network.requests.clear()
     reports = pipeline.fetch_repos(study)
     assert network.requests.count(path=GET_REPO) == 0
@@ -240,6 +244,38 @@ def test_time_that_is_used_up_leaves_the_rest_for_the_next_run(
     assert not any(report.failed for report in reports)
     accounts = run_all(sandbox_study(tmp_path))
     assert accounts.filter(pl.col("state").is_in(["pending", "failed"])).is_empty()
+
+
+def test_the_directory_is_not_waited_for_longer_than_the_run_may_take(
+    network: SandboxNetwork, tmp_path: Path
+) -> None:
+    pipeline.collect_source(sandbox_study(tmp_path))
+    study = sandbox_study(tmp_path, processing={"max_run_minutes": 0.01, "workers": 2})
+    with another_run_asks(network.plc_url.partition("://")[2], study):
+        directory = pipeline.resolve_accounts(study)
+    unasked = directory.filter(pl.col("state") == "not_asked")
+    assert unasked.filter(pl.col("did").str.starts_with("did:plc:")).height > 50
+    assert unasked["reason"].str.contains("max_run_minutes is over").all()
+    assert unasked["reason"].str.contains("is being asked by another study").any()
+
+    accounts = pipeline.build_tables(study)
+    assert accounts.filter(pl.col("did").is_in(unasked["did"].implode()))["state"].unique().to_list() == [
+        "pending"
+    ]
+    # They are no failures of the directory: the next run looks them up.
+    assert pipeline.unfinished_accounts(study)[0] == 0
+    accounts = run_all(sandbox_study(tmp_path))
+    assert accounts.filter(pl.col("state").is_in(["pending", "failed"])).is_empty()
+
+
+@contextmanager
+def another_run_asks(host: str, study: Study) -> Iterator[None]:
+    """Have another run hold the lease of a host."""
+    leases = LocalHostLeases(study.storage.path / ".leases", "another study")
+    lease = asyncio.run(leases.take(HostGate(host, rate=1, burst=1, in_flight=1)))
+    assert lease is not None
+    yield
+    asyncio.run(lease.release())
 
 
 def test_accounts_that_left_the_source_leave_the_tables_and_are_flagged(tmp_path: Path) -> None:

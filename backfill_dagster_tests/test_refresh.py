@@ -12,7 +12,7 @@ from backfill_dagster.config import SandboxSettings, Study
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.faults import ServerError
 from backfill_dagster.sandbox.network import SandboxNetwork
-from backfill_dagster.sandbox.population import Role
+from backfill_dagster.sandbox.population import PLC_HOST, Role
 from backfill_dagster.tables.accounts import unreconciled
 from backfill_dagster_tests.studies import sandbox, sandbox_study
 
@@ -169,6 +169,42 @@ def test_a_move_after_the_directory_was_resolved_is_found_by_the_old_host_s_answ
     accounts = collect(study)
     assert (row(accounts, mover)["state"], row(accounts, mover)["pds_host"]) == ("complete", target)
     assert versions(study) == true_versions(network, accounts)
+
+
+def test_no_server_is_believed_about_an_account_while_the_directory_cannot_say_where_it_lives(
+    network: SandboxNetwork, tmp_path: Path
+) -> None:
+    """The old host of one account calls it deactivated, since it has moved; the other one really is."""
+    study = study_of(
+        tmp_path,
+        processing={"requests_per_second": 500, "max_retries": 1, "workers": 2},
+        network={"directory_max_age_hours": 24},
+    )
+    pipeline.collect_source(study)
+    pipeline.resolve_accounts(study)
+    dids = normal_accounts(network)
+    mover, deactivated, gone = next(dids), next(dids), next(dids)
+    home = network.truth.account(mover).pds
+    target = next(host for host in network.hosts if home is None or host not in home)
+    network.edit.migrate(mover, target)
+    network.edit.deactivate(deactivated)
+    network.edit.delete_account(gone)
+    network.edit.tombstone(gone)
+    network.faults.set_host(PLC_HOST, ServerError(500))
+
+    network.requests.clear()
+    accounts = collect(study)
+    for did in (mover, deactivated, gone):
+        assert (row(accounts, did)["state"], row(accounts, did)["reason"]) == ("failed", "directory_failed")
+        assert "server_error" in row(accounts, did)["detail"]
+        assert network.requests.count(path=GET_REPO, did=did) == 2
+
+    network.faults.clear()
+    accounts = collect(study, FetchMode.FAILED)
+    assert [row(accounts, did)["state"] for did in (mover, deactivated)] == ["complete", "deactivated"]
+    assert row(accounts, mover)["pds_host"] == target
+    # What the directory says for good is an answer.
+    assert row(accounts, gone)["state"] == "deleted"
 
 
 def test_a_failed_refresh_replaces_no_good_data(network: SandboxNetwork, tmp_path: Path) -> None:

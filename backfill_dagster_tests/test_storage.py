@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -58,6 +59,24 @@ def test_a_failed_write_leaves_the_old_file(storage: StudyStorage) -> None:
         (folder / "half").write_bytes(b"PAR1")
         raise RuntimeError
     assert storage.read("x.parquet")["a"].to_list() == [1]
+    assert list((storage.root / ".scratch").iterdir()) == []
+
+
+def test_a_page_is_written_whole_or_not_at_all(
+    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = storage.write_bytes("page.html", b"<p>old</p>")
+    assert (stored.rows, stored.bytes, stored.sha256) == (0, 10, storage.sha256("page.html"))
+    written = Path.write_bytes
+
+    def half(path: Path, content: bytes) -> int:
+        written(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(StorageError, match=r"page\.html cannot be written: No space left"):
+        storage.write_bytes("page.html", b"<p>new</p>")
+    assert storage.path("page.html").read_bytes() == b"<p>old</p>"
     assert list((storage.root / ".scratch").iterdir()) == []
 
 

@@ -27,6 +27,7 @@ from backfill_dagster.config import (
 from backfill_dagster.errors import SourceError
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
     from typing import BinaryIO
 
@@ -64,6 +65,29 @@ def describe(source: Source) -> str:
     if isinstance(source, InlineSource):
         return "backfill.source.dids"
     return _field("path", source.path)
+
+
+def source_stamp(source: Source) -> str:
+    """Return what changes whenever the source may have changed, without reading it.
+
+    Of files: their names, sizes and times. Raises SourceError if there is none.
+    """
+    if isinstance(source, InlineSource):
+        return repr(source.dids)
+    files = _matching_files(source.path) if isinstance(source, ParquetSource) else [source.path]
+    if isinstance(source, SqliteSource):
+        # What is committed in write-ahead mode may stand in the log alone.
+        files = [*files, source.path.with_name(f"{source.path.name}-wal")]
+    _require_file(files[0])
+    stamps = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files if (stat := _stat(file))]
+    return repr((source.model_dump(mode="json"), stamps))
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def _field(name: str, value: object) -> str:

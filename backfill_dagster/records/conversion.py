@@ -2,7 +2,8 @@
 
 A pack never changes, so its conversion is a function of the pack and of the study's record settings; it is done
 once and done again only if those settings change. `counts` is written last and is the commit: it says what became
-of every record of every account of the pack, and which settings it was made with.
+of every record of every account of the pack, and which settings it was made with. Before it comes the index of the
+windows that the pack has rows in; a pack without an index has no rows for the tables.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from backfill_dagster.errors import StorageError
 from backfill_dagster.records.outcomes import Fate, FilterReason
 from backfill_dagster.records.tables import COUNTS_SCHEMA, TABLES
 from backfill_dagster.records.transform import transform_records
+from backfill_dagster.records.window_index import INDEX_SCHEMA, index_key, index_rows
 from backfill_dagster.repos.packs import PACK_SCHEMA
 from backfill_dagster.storage import StudyStorage, partition_folder
 
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backfill_dagster.records.settings import RecordSettings
+    from backfill_dagster.records.windows import Granularity
 
 # Raised whenever the same record would become another row, so that what is stored is converted again.
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 
 _FINGERPRINT = "settings"
 _FILES = "files"
@@ -52,15 +55,21 @@ class ConversionReport:
     counts: tuple[tuple[str | None, str, str | None, int], ...]
 
 
-def convert_pack(root: Path, pack: PackFiles, settings: RecordSettings, fingerprint: str) -> ConversionReport:
+def convert_pack(
+    root: Path, pack: PackFiles, settings: RecordSettings, granularity: Granularity, fingerprint: str
+) -> ConversionReport:
     """Decode, type and classify every record of one pack, one blocks file in memory at a time.
+
+    `fingerprint` stands for all settings. Its index is for the windows of this granularity.
 
     Raises StorageError for a blocks file that is not the one that the pack was written with.
     """
     storage = StudyStorage(root)
     # From here on the pack counts as not converted: what is written over is of other settings, and an interrupted
     # conversion must not pass for a finished one when those settings come back.
+    index = index_key(pack.pds_host, pack.pack)
     storage.remove(_counts_key(pack.pds_host, pack.pack))
+    storage.remove(index)
     accounts = (
         storage.scan([pack.key], PACK_SCHEMA)
         .filter(pl.col("outcome") == "complete")
@@ -68,6 +77,7 @@ def convert_pack(root: Path, pack: PackFiles, settings: RecordSettings, fingerpr
         .collect()
     )
     counts = [_count_purged(accounts)]
+    indexed = [pl.DataFrame(schema=INDEX_SCHEMA)]
     files: dict[str, int] = {}
     for number, (key, sha256) in enumerate(pack.blocks):
         if storage.sha256(key) != sha256:
@@ -83,12 +93,24 @@ def convert_pack(root: Path, pack: PackFiles, settings: RecordSettings, fingerpr
                 storage.remove(target)
             else:
                 files[target] = storage.write(target, rows).bytes
+                indexed.append(
+                    index_rows(
+                        rows,
+                        pack=pack.pack,
+                        number=number,
+                        table=table,
+                        size=files[target],
+                        fingerprint=fingerprint,
+                        granularity=granularity,
+                    )
+                )
         rejects = records_key(pack.pds_host, "rejects", pack.pack, number)
         if transformed.rejects.is_empty():
             storage.remove(rejects)
         else:
             files[rejects] = storage.write(rejects, transformed.rejects).bytes
         counts.append(transformed.counts)
+    files[index] = storage.write(index, pl.concat(indexed)).bytes
     total = _sum_counts(counts)
     told = {_FINGERPRINT: fingerprint, _FILES: json.dumps(files)}
     storage.write(_counts_key(pack.pds_host, pack.pack), total, metadata=told)
@@ -126,22 +148,6 @@ def read_counts(storage: StudyStorage, packs: Iterable[tuple[str, str]]) -> pl.D
     if not frames:
         return pl.DataFrame(schema={**COUNTS_SCHEMA, "pack": pl.String()})
     return pl.concat(storage.collect(frames, stored))
-
-
-def converted_keys(
-    storage: StudyStorage, kind: str, packs: Iterable[tuple[str, str]]
-) -> list[tuple[str, str]]:
-    """Return (pack, key) of the stored rows of one table (or `rejects`) of these packs, in their order."""
-    by_host: dict[str, list[str]] = {}
-    for host, pack in packs:
-        by_host.setdefault(host, []).append(pack)
-    found = []
-    for host, wanted in by_host.items():
-        keys: dict[str, list[str]] = {}
-        for key in storage.keys(f"records/{partition_folder(host)}/{kind}"):
-            keys.setdefault(key.rpartition("/")[2].partition("-")[0], []).append(key)
-        found += [(pack, key) for pack in wanted for key in keys.get(pack, ())]
-    return found
 
 
 def _counts_key(pds_host: str, pack: str) -> str:

@@ -33,7 +33,7 @@ UNDATED_QUALITIES = frozenset(
 
 
 def is_undated(date_quality: pl.Expr) -> pl.Expr:
-    """Tell which rows stand in no month: their date is missing, unreadable or impossible."""
+    """Tell which rows stand in no time window: their date is missing, unreadable or impossible."""
     return date_quality.is_in(sorted(UNDATED_QUALITIES))
 
 

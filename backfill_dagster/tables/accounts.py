@@ -9,7 +9,9 @@ import polars as pl
 from backfill_dagster.records.tables import TABLES
 from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.snapshots import (
+    PENDING,
     TOMBSTONED,
+    UNRESOLVED,
     account_states,
     current_hosts,
     latest_attempts,
@@ -29,6 +31,16 @@ INACTIVE_STATES = frozenset(
         Outcome.NOT_FOUND.value,
         Outcome.DELETED.value,
         TOMBSTONED,
+    }
+)
+
+# The closed set that every account's state is out of.
+ACCOUNT_STATES = frozenset(
+    {
+        *(outcome.value for outcome in Outcome if outcome is not Outcome.UNCHANGED),
+        TOMBSTONED,
+        UNRESOLVED,
+        PENDING,
     }
 )
 
@@ -66,6 +78,10 @@ ACCOUNT_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
     "rejected": (_REASON_COUNTS, "Records rejected, by reason."),
     **{table: (pl.Int64(), f"Rows in `{table}`, undated ones included.") for table in TABLES},
     "undated": (pl.Int64(), "Of the records kept, those without a date that can be believed."),
+    "with_issues": (
+        pl.Int64(),
+        "Of the records kept, those with a field that does not hold what its lexicon promises.",
+    ),
     "first_created_at": (pl.Datetime("us", "UTC"), "Earliest believed creation time among the records kept."),
     "last_created_at": (pl.Datetime("us", "UTC"), "Latest believed creation time among the records kept."),
 }
@@ -109,7 +125,7 @@ def summarise(
     """Return the table of accounts (ACCOUNTS_SCHEMA), sorted by DID.
 
     `counts` is the conversions' account of the snapshots' packs; `kept` is what the final files really hold:
-    `did, table, rows, undated, first, last`.
+    `did, table, rows, undated, with_issues, first, last`.
     """
     visible = visible_accounts(source, directory, ledger, hide_inactive=hide_inactive)
     snapshot = snapshots(directory, ledger)
@@ -139,7 +155,15 @@ def summarise(
         .join(fates, on="did", how="left")
         .join(_kept(kept), on="did", how="left")
     )
-    numbers = ["records_fetched", "records_kept", "records_filtered", "records_rejected", "undated", *TABLES]
+    numbers = [
+        "records_fetched",
+        "records_kept",
+        "records_filtered",
+        "records_rejected",
+        "undated",
+        "with_issues",
+        *TABLES,
+    ]
     return (
         frame.with_columns(pl.col(*numbers).fill_null(0))
         .select(ACCOUNTS_SCHEMA.names())
@@ -152,6 +176,20 @@ def unreconciled(accounts: pl.DataFrame) -> pl.DataFrame:
     """Return the accounts for which fetched = kept + filtered + rejected does not hold."""
     total = pl.col("records_kept") + pl.col("records_filtered") + pl.col("records_rejected")
     return accounts.filter(pl.col("records_fetched") != total)
+
+
+def unaccounted(accounts: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
+    """Return `did` of accounts that stand here not once, or not in one state of the closed set."""
+    stateless = accounts.filter(~pl.col("state").is_in(sorted(ACCOUNT_STATES)).fill_null(value=False))
+    repeated = accounts.filter(pl.col("did").is_duplicated())
+    absent = source.join(accounts, on="did", how="anti")
+    return pl.concat([frame.select("did") for frame in (stateless, repeated, absent)]).unique().sort("did")
+
+
+def unsigned(accounts: pl.DataFrame) -> pl.DataFrame:
+    """Return the complete accounts whose snapshot's signature fits none of the account's keys, or was not checked."""
+    signed = pl.col("signed_by").is_in(["current", "previous"]).fill_null(value=False)
+    return accounts.filter((pl.col("state") == Outcome.COMPLETE.value) & ~signed)
 
 
 def misplaced(
@@ -211,7 +249,7 @@ def _kept(kept: pl.DataFrame) -> pl.DataFrame:
     return kept.group_by("did").agg(
         pl.col("rows").sum().cast(pl.Int64).alias("records_kept"),
         *by_table,
-        pl.col("undated").sum().cast(pl.Int64),
+        pl.col("undated", "with_issues").sum().cast(pl.Int64),
         pl.col("first").min().alias("first_created_at"),
         pl.col("last").max().alias("last_created_at"),
     )

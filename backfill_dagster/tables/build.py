@@ -1,158 +1,338 @@
-"""The tables: a study's records by type and month of creation, made from the snapshots of its accounts.
+"""The tables: a study's records by type and time window of creation, made from the snapshots of its accounts.
 
 Rows come from stored conversions of packs; an account's rows are taken from the one pack that holds its snapshot,
-so that a record stands in a table once. Packs are read in chunks of bounded size, and each chunk writes at most
-one part into each month. A month is rewritten whole: what a rebuild leaves over is removed.
+so that a record stands in a table once. The converted files of a table are dealt out to parts of bounded size by a
+hash of their names, and each part has at most one file in each window. So a part's file in a window is a function
+of those of its converted files that have rows there, and of nothing else: it is written again only if they change,
+and what has changed elsewhere moves no row from one part to another, until the table has doubled.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias
 
 import polars as pl
 
-from backfill_dagster.records.conversion import converted_keys
-from backfill_dagster.records.date_quality import is_undated
-from backfill_dagster.records.tables import TABLE_BY_NAME
-from backfill_dagster.tables.months import MONTH_FORMAT
+from backfill_dagster.errors import StorageError
+from backfill_dagster.records.conversion import records_key
+from backfill_dagster.records.tables import SCHEMA_VERSION, TABLE_BY_NAME
+from backfill_dagster.records.window_index import INDEX_SCHEMA, index_key, stable_number
+from backfill_dagster.records.windows import UNDATED
+from backfill_dagster.tables.ledger import (
+    LEDGER_FOLDER,
+    LEDGER_SCHEMA,
+    ledger_key,
+    note_built,
+    read_built,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
+    from backfill_dagster.records.windows import Granularity
     from backfill_dagster.storage import StudyStorage
 
-# Bytes of stored records that are read at once; in memory they take several times as much.
-CHUNK_BYTES = 128 * 2**20
-
-_UNDATED = is_undated(pl.col("date_quality"))
+# Bytes of converted files that are read at once, at most, on average; in memory they take several times as much.
+PART_BYTES = 128 * 2**20
+# Indexes that are read at once: of a hundred accounts as a rule, with some hundred rows each.
+_INDEX_FILES = 256
+# Raised whenever the same records would make another file.
+LAYOUT_VERSION = 1
+# One row of the ledger: folder, name, digest, rows, bytes.
+_Entry: TypeAlias = tuple[str, str | None, int, int, int]
+# Of a part without rows; also in every other digest.
+_EMPTY_DIGEST = stable_number(f"{LAYOUT_VERSION} {SCHEMA_VERSION}")
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionReport:
-    """What one month of a table holds (or `undated`): rows, bytes on disk, accounts, parts."""
+    """What one window of a table holds (or `undated`): rows, bytes on disk, files; and whether that is new."""
 
     partition: str
     rows: int
     bytes: int
     parts: int
+    rebuilt: bool
 
 
-def build_months(
-    storage: StudyStorage,
-    table: str,
-    months: Sequence[str],
-    rows_from: pl.DataFrame,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> list[PartitionReport]:
-    """Write these months of one table, each whole.
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part's file in one window, as it ought to be: its number, the digest of its content, its rows."""
 
-    `rows_from` says which accounts are shown and where their snapshots are: `did, pds_host, pack`.
+    number: int
+    digest: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """How a window's files were found: the ledger's words on those that are right, by name; and those too many."""
+
+    window: str
+    sound: dict[str, tuple[int, int, int]]
+    others: list[str]
+    current: bool
+
+
+class WindowedTable:
+    """One table of a study, and what belongs in it now.
+
+    `windows` are the keys of all windows that the study has. `shown` says which accounts are in the tables and
+    where their snapshots are: `did, pds_host, pack`. Wherever a window is asked for, it may also be `undated`.
     """
-    folders = {month: f"tables/{table}/month={month}" for month in months}
-    month_of = pl.when(~_UNDATED).then(pl.col("created_at").dt.strftime(MONTH_FORMAT))
-    return _build(storage, table, folders, month_of, rows_from, chunk_bytes)
+
+    def __init__(
+        self,
+        storage: StudyStorage,
+        table: str,
+        granularity: Granularity,
+        windows: Sequence[str],
+        shown: pl.DataFrame,
+        part_bytes: int | None = None,
+    ) -> None:
+        self._storage = storage
+        self._table = table
+        self._granularity = granularity
+        self._windows = windows
+        self._shown = shown
+        self._part_bytes = part_bytes or PART_BYTES
+
+    def stale(self, windows: Iterable[str]) -> list[str]:
+        """Return those of these windows whose files are not what they ought to be; reads no records."""
+        return [found.window for found in self._look_at(windows) if not found.current]
+
+    def build(self, windows: Sequence[str], *, again: bool = False) -> list[PartitionReport]:
+        """Build those of these windows that are stale, or all of them `again`; report each.
+
+        What lies in folders of windows that the study does not have is removed.
+
+        Raises StorageError if the converted records are not those of which their index tells.
+        """
+        self._remove_strangers()
+        stale = [found for found in self._look_at(windows) if again or not found.current]
+        if stale:
+            self._rebuild(stale, again=again)
+        built, rebuilt = self._built(), {found.window for found in stale}
+        return [_report(window, built[self.folder(window)], rebuilt=window in rebuilt) for window in windows]
+
+    def folder(self, window: str) -> str:
+        """Return the key of a window's folder."""
+        return _folder(self._table, window, self._granularity)
+
+    @cached_property
+    def _content(self) -> pl.DataFrame:
+        """What the table is made of, by file: `window, pack, number, digest, rows, bytes, part`, of shown accounts."""
+        packs = self._shown.select("pds_host", "pack").unique().sort("pds_host", "pack").rows()
+        keys = [key for pack in packs if self._storage.exists(key := index_key(*pack))]
+        found = [
+            self._read_index(keys[first : first + _INDEX_FILES])
+            for first in range(0, max(1, len(keys)), _INDEX_FILES)
+        ]
+        content = pl.concat(found)
+        files = content.select("pack", "number", "bytes").unique(["pack", "number"])
+        parts = _part_count(int(files["bytes"].sum()), self._part_bytes)
+        numbers = [stable_number(f"{pack}-{number}") % parts for pack, number, _ in files.iter_rows()]
+        dealt = files.select("pack", "number", part=pl.Series(numbers, dtype=pl.Int32))
+        return content.join(dealt, on=["pack", "number"])
+
+    def _read_index(self, keys: Sequence[str]) -> pl.DataFrame:
+        rows = (
+            self._storage.scan(keys, INDEX_SCHEMA)
+            .filter(pl.col("table") == self._table)
+            .join(self._shown.lazy().select("did", "pack"), on=["did", "pack"], how="semi")
+            .group_by("window", "pack", "number")
+            .agg(
+                digest=pl.col("content").bitwise_xor(),
+                rows=pl.col("rows").sum(),
+                bytes=pl.col("bytes").first(),
+            )
+        )
+        return self._storage.collect([rows], keys)[0]
+
+    @cached_property
+    def _expected(self) -> dict[str, dict[str, _Part]]:
+        """Every window's files by name, as they ought to be; a window without rows has none and is absent.
+
+        But a reader's pattern must find a file: so a table without rows has an empty one in its first window, and
+        so have the undated rows.
+        """
+        summed = (
+            self._content.group_by("window", "part")
+            .agg(
+                digest=pl.col("digest").bitwise_xor() ^ pl.lit(_EMPTY_DIGEST, pl.UInt64),
+                rows=pl.col("rows").sum(),
+            )
+            .sort("window", "part")
+        )
+        expected: dict[str, dict[str, _Part]] = {}
+        for window, part, digest, rows in summed.iter_rows():
+            expected.setdefault(window, {})[_part_name(part)] = _Part(part, digest, rows)
+        empty = {_part_name(0): _Part(0, _EMPTY_DIGEST, 0)}
+        expected.setdefault(UNDATED, empty)
+        if expected.keys().isdisjoint(self._windows):
+            expected[self._windows[0]] = empty
+        return expected
+
+    def _built(self) -> dict[str, dict[str, tuple[int, int, int]]]:
+        """Return what the ledger says of each folder's files: digest, rows and bytes by name."""
+        built: dict[str, dict[str, tuple[int, int, int]]] = {}
+        for folder, part, digest, rows, size in read_built(self._storage, self._table).iter_rows():
+            files = built.setdefault(folder, {})
+            if part is not None:
+                files[part] = (digest, rows, size)
+        return built
+
+    def _stored(self) -> dict[str, dict[str, int]]:
+        """Return the bytes of each folder's files by name."""
+        stored: dict[str, dict[str, int]] = {}
+        for key in table_keys(self._storage, self._table):
+            folder, _, name = key.rpartition("/")
+            stored.setdefault(folder, {})[name] = self._storage.size(key)
+        return stored
+
+    def _look_at(self, windows: Iterable[str]) -> Iterator[_Found]:
+        """Hold what the ledger and the files of these windows are against what they ought to be."""
+        built, stored = self._built(), self._stored()
+        for window in windows:
+            folder, expected = self.folder(window), self._expected.get(window, {})
+            told, sizes = built.get(folder, {}), stored.get(folder, {})
+            sound = {
+                name: entry
+                for name, entry in told.items()
+                if name in expected
+                and entry[:2] == (expected[name].digest, expected[name].rows)
+                and entry[2] == sizes.get(name)
+            }
+            others = sorted(sizes.keys() - expected.keys())
+            current = folder in built and not others and sound.keys() == expected.keys() == told.keys()
+            yield _Found(window, sound, others, current)
+
+    def _rebuild(self, stale: Sequence[_Found], *, again: bool) -> None:
+        folders = [self.folder(found.window) for found in stale]
+        entries: list[_Entry] = []
+        todo: dict[int, list[str]] = {}
+        for found in stale:
+            sound = {} if again else found.sound
+            entries += [(self.folder(found.window), name, *sound[name]) for name in sorted(sound)]
+            for name, part in self._expected.get(found.window, {}).items():
+                if name not in sound:
+                    todo.setdefault(part.number, []).append(found.window)
+        self._note(folders, entries)
+        for number, windows in sorted(todo.items()):
+            entries += self._write_part(number, windows)
+            # What is done stays done if the run ends here.
+            self._note(folders, entries)
+        for found in stale:
+            for name in found.others:
+                self._storage.remove(f"{self.folder(found.window)}/{name}")
+        full = {entry[0] for entry in entries}
+        self._note(
+            folders, [*entries, *((folder, None, 0, 0, 0) for folder in folders if folder not in full)]
+        )
+
+    def _note(self, folders: Sequence[str], entries: Sequence[_Entry]) -> None:
+        told = pl.DataFrame(entries, schema=LEDGER_SCHEMA, orient="row")
+        note_built(self._storage, self._table, folders, told)
+
+    def _write_part(self, number: int, windows: Sequence[str]) -> list[_Entry]:
+        """Write a part's file in each of these windows; return their entries for the ledger."""
+        frames = self._read_part(number, windows)
+        entries: list[_Entry] = []
+        for window in windows:
+            expected = self._expected[window][_part_name(number)]
+            rows = frames.get(window, pl.DataFrame(schema=TABLE_BY_NAME[self._table].schema))
+            if rows.height != expected.rows:
+                raise StorageError(
+                    f"of the {expected.rows:,} records converted for {self.folder(window)}, {rows.height:,} are stored "
+                    f"below {self._storage.path('records')}; materialize `records`, which converts them again"
+                )
+            stored = self._storage.write(f"{self.folder(window)}/{_part_name(number)}", rows.sort("uri"))
+            entries.append(
+                (self.folder(window), _part_name(number), expected.digest, stored.rows, stored.bytes)
+            )
+        return entries
+
+    def _read_part(self, number: int, windows: Sequence[str]) -> dict[str, pl.DataFrame]:
+        """Read a part's rows in these windows, from the files that have some."""
+        schema = TABLE_BY_NAME[self._table].schema
+        content = self._content.filter((pl.col("part") == number) & pl.col("window").is_in(list(windows)))
+        hosts = dict(self._shown.select("pack", "pds_host").unique().iter_rows())
+        keys = {
+            records_key(hosts[pack], self._table, pack, file): pack
+            for pack, file in content.select("pack", "number").unique().sort(pl.all()).iter_rows()
+        }
+        stored = {key: pack for key, pack in keys.items() if self._storage.exists(key)}
+        if not stored:
+            return {}
+        starts = pl.Series(
+            [self._granularity.start(window) for window in windows], dtype=schema["created_at"]
+        )
+        start = self._granularity.start_of_row()
+        rows = (
+            pl.concat(
+                self._storage.scan([key], schema).with_columns(_pack=pl.lit(pack))
+                for key, pack in stored.items()
+            )
+            .filter(start.is_in(starts.implode(), nulls_equal=True))
+            .join(self._shown.lazy().select("did", _pack="pack"), on=["did", "_pack"], how="semi")
+            .select(*schema.names(), _start=start)
+        )
+        frame = self._storage.collect([rows], stored)[0]
+        parts = frame.partition_by("_start", as_dict=True, include_key=False)
+        return {self._granularity.key(first): part for (first,), part in parts.items()}
+
+    def _remove_strangers(self) -> None:
+        """Delete the files of windows that the study does not have (any more), lest they are read with the others."""
+        own = {self.folder(window) for window in (*self._windows, UNDATED)}
+        strangers = {folder: files for folder, files in self._stored().items() if folder not in own}
+        if strangers:
+            self._note(list(strangers), [])
+        for folder, files in strangers.items():
+            for name in files:
+                self._storage.remove(f"{folder}/{name}")
 
 
-def build_undated(
-    storage: StudyStorage, table: str, rows_from: pl.DataFrame, chunk_bytes: int = CHUNK_BYTES
-) -> PartitionReport:
-    """Write the rows of one table that have no date that can be believed."""
-    folder = {"undated": f"undated/{table}"}
-    part_of = pl.when(_UNDATED).then(pl.lit("undated"))
-    return _build(storage, table, folder, part_of, rows_from, chunk_bytes)[0]
-
-
-def remove_other_months(storage: StudyStorage, months: Iterable[str], tables: Iterable[str]) -> list[str]:
-    """Delete the folders of months and tables that the study no longer has; return their keys."""
-    wanted_tables, wanted_months = set(tables), {f"month={month}" for month in months}
-    removed = []
-    for root in ("tables", "undated"):
+def remove_other_tables(storage: StudyStorage, tables: Collection[str]) -> None:
+    """Delete the files of tables that the study no longer has, and the folders that its own do not need."""
+    for root in ("tables", UNDATED):
         for table in storage.folders(root):
-            for key in storage.keys(f"{root}/{table}"):
-                month = key.split("/")[2]
-                if table not in wanted_tables or (root == "tables" and month not in wanted_months):
-                    storage.remove(key)
-                    removed.append(key)
+            for key in storage.keys(f"{root}/{table}") if table not in tables else ():
+                storage.remove(key)
         storage.remove_empty_folders(root)
-    return removed
+    for key in set(storage.keys(LEDGER_FOLDER)) - {ledger_key(table) for table in tables}:
+        storage.remove(key)
 
 
 def table_keys(storage: StudyStorage, table: str) -> list[str]:
-    """Return the files of all months of one table and of its undated rows."""
-    return [*storage.keys(f"tables/{table}"), *storage.keys(f"undated/{table}")]
+    """Return the files of all windows of one table and of its undated rows."""
+    return [*storage.keys(f"tables/{table}"), *storage.keys(f"{UNDATED}/{table}")]
 
 
 def scan_table(storage: StudyStorage, table: str) -> pl.LazyFrame:
-    """Return a lazy frame over all months of one table and its undated rows."""
+    """Return a lazy frame over all windows of one table and its undated rows."""
     return storage.scan(table_keys(storage, table), TABLE_BY_NAME[table].schema)
 
 
-def _build(
-    storage: StudyStorage,
-    table: str,
-    folders: dict[str, str],
-    partition_of: pl.Expr,
-    rows_from: pl.DataFrame,
-    chunk_bytes: int,
-) -> list[PartitionReport]:
-    written: dict[str, list[str]] = {partition: [] for partition in folders}
-    rows = dict.fromkeys(folders, 0)
-    sizes = dict.fromkeys(folders, 0)
-    for number, chunk in enumerate(_chunks(storage, table, rows_from, chunk_bytes)):
-        frame = _read_chunk(storage, table, chunk, rows_from, partition_of, list(folders))
-        for (partition,), part in frame.partition_by("_partition", as_dict=True, include_key=False).items():
-            stored = storage.write(f"{folders[partition]}/part-{number:05d}.parquet", part.sort("uri"))
-            written[partition].append(stored.key)
-            rows[partition] += stored.rows
-            sizes[partition] += stored.bytes
-    empty = pl.DataFrame(schema=TABLE_BY_NAME[table].schema)
-    for partition, folder in folders.items():
-        if not written[partition]:
-            # An empty month is a file too, so that every glob that the study promises finds something.
-            stored = storage.write(f"{folder}/part-00000.parquet", empty)
-            written[partition].append(stored.key)
-            sizes[partition] += stored.bytes
-        for key in set(storage.keys(folder)) - set(written[partition]):
-            storage.remove(key)
-    return [
-        PartitionReport(partition, rows[partition], sizes[partition], len(written[partition]))
-        for partition in folders
-    ]
-
-
-def _chunks(
-    storage: StudyStorage, table: str, rows_from: pl.DataFrame, chunk_bytes: int
-) -> Iterator[list[tuple[str, str]]]:
-    """Yield runs of (pack, key) of about so many bytes on disk."""
-    packs = rows_from.select("pds_host", "pack").unique().sort("pds_host", "pack")
-    chunk: list[tuple[str, str]] = []
-    size = 0
-    for pack, key in converted_keys(storage, table, packs.iter_rows()):
-        size += storage.size(key)
-        chunk.append((pack, key))
-        if size >= chunk_bytes:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _read_chunk(
-    storage: StudyStorage,
-    table: str,
-    chunk: list[tuple[str, str]],
-    rows_from: pl.DataFrame,
-    partition_of: pl.Expr,
-    partitions: list[str],
-) -> pl.DataFrame:
-    schema = TABLE_BY_NAME[table].schema
-    frames = [storage.scan([key], schema).with_columns(_pack=pl.lit(pack)) for pack, key in chunk]
-    rows = (
-        pl.concat(frames)
-        .with_columns(_partition=partition_of)
-        .filter(pl.col("_partition").is_in(partitions))
-        .join(rows_from.lazy().select("did", _pack="pack"), on=["did", "_pack"], how="semi")
-        .select(*schema.names(), "_partition")
+def _report(window: str, files: dict[str, tuple[int, int, int]], *, rebuilt: bool) -> PartitionReport:
+    return PartitionReport(
+        window,
+        rows=sum(rows for _, rows, _ in files.values()),
+        bytes=sum(size for _, _, size in files.values()),
+        parts=len(files),
+        rebuilt=rebuilt,
     )
-    return storage.collect([rows], [key for _, key in chunk])[0]
+
+
+def _folder(table: str, window: str, granularity: Granularity) -> str:
+    return f"{UNDATED}/{table}" if window == UNDATED else f"tables/{table}/{granularity.folder(window)}"
+
+
+def _part_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def _part_count(size: int, part_bytes: int) -> int:
+    """Return into how many parts so many bytes are dealt: powers of two, so that it changes seldom."""
+    return 1 << max(0, (max(size, 1) - 1) // part_bytes).bit_length()

@@ -19,6 +19,7 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
     # Imported here, because every worker process imports this module.
     from backfill_dagster import pipeline
     from backfill_dagster.config import load_study
+    from backfill_dagster.report.page import build_report
     from backfill_dagster.sandbox.network import process_sandbox
     from backfill_dagster_tests.crash.scenario import set_faults, to_purge
 
@@ -43,6 +44,7 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
         pipeline.fetch_repos(study)
         pipeline.convert_records(study)
         pipeline.build_tables(study)
+        build_report(study)
     asked = [request.did for request in network.requests.all(path=GET_REPO)]
     (folder / "requests.json").write_bytes(orjson.dumps(asked))
 

@@ -24,6 +24,7 @@ from polars.testing import assert_frame_equal
 
 from backfill_dagster import pipeline
 from backfill_dagster.records.tables import TABLES
+from backfill_dagster.report.page import REPORT_KEY
 from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys, read_ledger
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import unreconciled
@@ -182,6 +183,8 @@ class CrashRun:
         for path in self.study.root.rglob("*.parquet"):
             if ".scratch" not in path.parts:
                 pl.read_parquet(path, glob=False, hive_partitioning=False)
+        if self._storage.exists(REPORT_KEY):
+            assert self._storage.path(REPORT_KEY).read_text(encoding="utf-8").endswith("</html>\n")
         self._check_packs()
 
     def check_after_next_run(self, settled: set[str], reference: Study) -> None:
@@ -197,6 +200,7 @@ class CrashRun:
                 for study in (self.study, reference)
             )
             assert_frame_equal(found, expected)
+        assert self.task == "purge" or self._storage.exists(REPORT_KEY)
         assert unreconciled(self._storage.read(pipeline.ACCOUNTS_KEY)).is_empty()
         if self.task == "purge":
             [purged], _ = to_purge(sandbox(SETTINGS))

@@ -20,7 +20,9 @@ ON_THE_WAY = [
     (" worker replace ", "repos/packs.py:<listcomp>", "after"),
     (" worker replace ", "repos/packs.py:commit", "after"),
     (" worker replace ", "records/conversion.py:convert_pack", "before"),
-    (" parent unlink ", "tables/build.py:remove_other_months", "after"),
+    (" parent replace ", "tables/build.py:_write_part", "after"),
+    (" parent replace ", "tables/ledger.py:note_built", "before"),
+    (" parent unlink ", "tables/build.py:remove_other_tables", "after"),
     (" parent replace ", "pipeline.py:build_accounts", "before"),
 ]
 PURGE_ON_THE_WAY = [(" parent unlink ", "purge/rewrite.py:purge_pack", "after")]

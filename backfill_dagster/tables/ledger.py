@@ -1,0 +1,55 @@
+"""What the files of each table were built from: the ledger by which only what has changed is built again.
+
+It lies outside of the folders that users read. A part is entered after its file is written, and its entry is
+taken out before the file is written again, so that an entry that is there is true, whenever a run ends.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from backfill_dagster.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from backfill_dagster.storage import StudyStorage
+
+LEDGER_FOLDER = "built"
+
+LEDGER_SCHEMA = pl.Schema(
+    {
+        "folder": pl.String(),  # of one window, or of the undated rows
+        "part": pl.String(),  # the file's name; null in the one row of a folder without files
+        "digest": pl.UInt64(),  # of the content that the part was made of
+        "rows": pl.Int64(),
+        "bytes": pl.Int64(),
+    }
+)
+
+
+def ledger_key(table: str) -> str:
+    """Return where the ledger of a table is stored."""
+    return f"{LEDGER_FOLDER}/{table}.parquet"
+
+
+def read_built(storage: StudyStorage, table: str) -> pl.DataFrame:
+    """Return the ledger of a table (LEDGER_SCHEMA); one that cannot be read is as good as none."""
+    key = ledger_key(table)
+    try:
+        return storage.collect([storage.scan([key], LEDGER_SCHEMA)], [key])[0]
+    except StorageError:
+        return pl.DataFrame(schema=LEDGER_SCHEMA)
+
+
+def note_built(storage: StudyStorage, table: str, folders: Iterable[str], entries: pl.DataFrame) -> None:
+    """Let these entries (LEDGER_SCHEMA) stand for these folders of a table; those of other folders stay."""
+    # Runs may build different windows of a table at once.
+    with storage.alone(LEDGER_FOLDER):
+        built = read_built(storage, table)
+        others = built.filter(~pl.col("folder").is_in(list(folders)))
+        told = pl.concat([others, entries]).sort("folder", "part")
+        if not told.equals(built):
+            storage.write(ledger_key(table), told)
