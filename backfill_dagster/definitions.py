@@ -13,10 +13,14 @@ import dagster as dg
 
 from backfill_dagster.config import RESERVED_NAMES, Study, load_study
 from backfill_dagster.errors import ConfigError
+from backfill_dagster.orchestration.alerts import failure_alert
 from backfill_dagster.orchestration.assets import study_assets
 from backfill_dagster.orchestration.console import human_console
 from backfill_dagster.orchestration.jobs import broken_job, stage_jobs, study_jobs
-from backfill_dagster.orchestration.resources import StudyLockResource, LimitsResource
+from backfill_dagster.orchestration.ownership import owned
+from backfill_dagster.orchestration.resources import LimitsResource, StudyLockResource
+from backfill_dagster.orchestration.schedules import study_schedules
+from backfill_dagster.orchestration.sensors import report_automation, study_sensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,10 +64,13 @@ def study_definitions(study: Study) -> dg.Definitions:
     with warnings.catch_warnings():
         # Backfill policies are beta in this release of Dagster, which says so at every use.
         warnings.simplefilter("ignore", dg.BetaWarning)
-        assets = study_assets(study)
+        assets = owned(study, study_assets(study))
+    stages = stage_jobs(study, assets)
     return dg.Definitions(
         assets=assets,
-        jobs=[*stage_jobs(study, assets), *study_jobs(study)],
+        jobs=[*stages.values(), *study_jobs(study)],
+        schedules=study_schedules(study),
+        sensors=[*study_sensors(study, stages), report_automation(study), failure_alert(study)],
     )
 
 

@@ -1,6 +1,6 @@
 """The lineage of one study: each asset selects its partitions, calls a stage, and reports.
 
-The per-host and per-month assets take any range of partitions in one run. They report each partition as it is
+The assets by host and by time window take any range of partitions in one run. They report each partition as it is
 done, by an event of its own rather than by one result for the range, so that a host that failed is shown failed
 beside those that worked.
 """
@@ -16,33 +16,47 @@ import polars as pl
 
 from backfill_dagster import pipeline
 from backfill_dagster.config import Study
-from backfill_dagster.orchestration.checks import accounts_check_results, accounts_checks
+from backfill_dagster.orchestration.checks import (
+    accounts_check_results,
+    accounts_checks,
+    table_check_results,
+    table_checks,
+)
 from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.metadata import (
     accounts_metadata,
     conversion_metadata,
     directory_metadata,
     host_metadata,
-    month_metadata,
+    report_metadata,
     source_metadata,
+    window_metadata,
 )
-from backfill_dagster.orchestration.partitions import month_partitions, pds_partitions, register_hosts
-from backfill_dagster.orchestration.progress import ProgressLog
+from backfill_dagster.orchestration.partitions import pds_partitions, register_hosts, time_partitions
+from backfill_dagster.orchestration.progress import (
+    conversion_standing,
+    directory_standing,
+    fetch_standing,
+    reported_progress,
+)
 from backfill_dagster.orchestration.resources import LimitsResource, StudyLockResource
 from backfill_dagster.orchestration.run_settings import (
+    AssetFetchSettings,
+    BuildSettings,
     ConversionSettings,
-    FetchSettings,
+    TableSettings,
+    directory_settings_class,
     fetch_settings_class,
 )
 from backfill_dagster.records.conversion import ConversionReport
 from backfill_dagster.records.tables import TABLE_BY_NAME, Column
+from backfill_dagster.records.windows import granularity_of
+from backfill_dagster.report.page import build_report
 from backfill_dagster.repos.crawl import HostReport
 from backfill_dagster.repos.packs import read_ledger
-from backfill_dagster.repos.snapshots import latest_attempts
+from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import ACCOUNT_COLUMNS
-from backfill_dagster.tables.build import remove_other_months
-from backfill_dagster.tables.months import study_months
 
 _SINGLE_RUN = dg.BackfillPolicy.single_run()
 # These assets hand on nothing but what they stored; Dagster's stubs do not count Nothing among its types.
@@ -57,7 +71,8 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
     records = _records(study, repos)
     tables = [_table(study, name, records) for name in pipeline.study_tables(study)]
     undated = _undated(study, records)
-    return [source, directory, repos, records, *tables, undated, _accounts(study, [*tables, undated])]
+    accounts = _accounts(study, [*tables, undated])
+    return [source, directory, repos, records, *tables, undated, accounts, _report(study, accounts)]
 
 
 def _key(study: Study, name: str) -> dg.AssetKey:
@@ -94,6 +109,8 @@ def _source_dids(study: Study) -> dg.AssetsDefinition:
 
 
 def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition:
+    settings_class: Any = directory_settings_class(study)
+
     @dg.asset(
         key=_key(study, "directory"),
         group_name=study.name,
@@ -103,10 +120,18 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
         "key, or why there is none. Registers the hosts as partitions.",
     )
     def directory(
-        context: dg.AssetExecutionContext, limits: LimitsResource, study_lock: StudyLockResource
+        context: dg.AssetExecutionContext,
+        config: settings_class,
+        limits: LimitsResource,
+        study_lock: StudyLockResource,
     ) -> dg.MaterializeResult[None]:
-        with _stage(context, study, study_lock):
-            resolved = pipeline.resolve_accounts(study, limits.gates())
+        with (
+            _stage(context, study, study_lock),
+            reported_progress(context, "Looking up", directory_standing) as report_progress,
+        ):
+            resolved = pipeline.resolve_accounts(
+                study, limits.gates(), network=config.over(study.network), on_progress=report_progress
+            )
         hosts = resolved["pds_host"].drop_nulls().unique()
         new = register_hosts(context.instance, study, hosts)
         return dg.MaterializeResult(
@@ -122,7 +147,7 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
 
 def _repos(study: Study, directory: dg.AssetsDefinition) -> dg.AssetsDefinition:
     # Made at run time, so that the launchpad shows the YAML's values as defaults.
-    settings_class: Any = fetch_settings_class(study)
+    settings_class: Any = fetch_settings_class(study, AssetFetchSettings)
 
     @dg.asset(
         key=_key(study, "repos"),
@@ -150,38 +175,42 @@ def _repos(study: Study, directory: dg.AssetsDefinition) -> dg.AssetsDefinition:
 
 
 def _fetch(
-    context: dg.AssetExecutionContext, study: Study, config: FetchSettings, limits: LimitsResource
+    context: dg.AssetExecutionContext, study: Study, config: AssetFetchSettings, limits: LimitsResource
 ) -> Iterator[dg.AssetMaterialization]:
-    hosts = list(context.partition_keys)
+    hosts = config.hosts_among(context.partition_keys)
     reports: dict[str, HostReport] = {}
 
     def on_host(report: HostReport) -> None:
         # A host whose accounts moved in from another one comes a second time.
         if report.pds_host in reports:
             reports[report.pds_host].add(report)
+            report = reports[report.pds_host]
         else:
             reports[report.pds_host] = report
+        if report.pds_host not in hosts:
+            register_hosts(context.instance, study, [report.pds_host])
+        if not (report.failed or report.left):
+            # At once: a fetch can take days, and be ended from outside.
+            context.log_event(_host_event(context, study, report))
 
-    pipeline.fetch_repos(
-        study,
-        hosts,
-        mode=config.fetch_mode,
-        processing=config.over(study.processing),
-        gates=limits.gates(),
-        on_host=on_host,
-        on_progress=ProgressLog(context.log.info),
-    )
-    attempted = sum(sum(report.outcomes.values()) for report in reports.values())
-    context.log.info(f"{attempted:,} accounts attempted on {len(reports)} of {len(hosts)} hosts")
-    register_hosts(context.instance, study, reports)
-    for host in [*hosts, *sorted(reports.keys() - set(hosts))]:
-        report = reports.get(host, HostReport(host))
-        if not report.failed and not report.left:
-            yield _host_event(context, study, report)
+    with reported_progress(context, "Fetching", fetch_standing) as report_progress:
+        pipeline.fetch_repos(
+            study,
+            hosts,
+            mode=config.fetch_mode,
+            only_dids=config.accounts,
+            processing=config.over(study.processing),
+            gates=limits.gates(),
+            on_host=on_host,
+            on_progress=report_progress,
+        )
+    failed = sorted(report.pds_host for report in reports.values() if report.failed)
+    silent = set(context.partition_keys if failed else hosts) - reports.keys()
+    for host in sorted(_settled_hosts(study, config, silent, run_fails=bool(failed))):
+        yield _host_event(context, study, HostReport(host))
     left = sum(report.left for report in reports.values())
     if left:
         context.log.warning(f"the run's time is used up; {left} accounts are left for the next one")
-    failed = sorted(report.pds_host for report in reports.values() if report.failed)
     if failed:
         raise dg.Failure(
             description=f"{len(failed)} of {len(hosts)} hosts could not be read whole: {', '.join(failed[:20])}. "
@@ -191,15 +220,34 @@ def _fetch(
         )
 
 
+def _settled_hosts(
+    study: Study, config: AssetFetchSettings, silent: set[str], *, run_fails: bool
+) -> set[str]:
+    """Return those hosts, of the ones that a fetch had no work on, that are to be reported as done all the same.
+
+    Those that it was asked for, if really nothing is left to do on them. If the run fails, also the others among its
+    partitions: Dagster shows each partition of a failed run as failed that it was told nothing about.
+    """
+    if config.only_dids and not run_fails:
+        return set()
+    if silent and (config.only_hosts or config.only_dids or config.fetch_mode is FetchMode.FAILED):
+        return silent - set(pipeline.hosts_to_fetch(study, FetchMode.UNSETTLED))
+    return silent
+
+
 def _host_event(
     context: dg.AssetExecutionContext, study: Study, report: HostReport
 ) -> dg.AssetMaterialization:
-    folder = study.root / "repos" / partition_folder(report.pds_host)
-    attempts = latest_attempts(read_ledger(StudyStorage(study.root), [report.pds_host]))
+    storage, folder = StudyStorage(study.root), f"repos/{partition_folder(report.pds_host)}"
     return dg.AssetMaterialization(
         asset_key=context.asset_key,
         partition=report.pds_host,
-        metadata=host_metadata(attempts, report, folder),
+        metadata=host_metadata(
+            read_ledger(storage, [report.pds_host]),
+            report,
+            stored_bytes=sum(map(storage.size, storage.keys(folder))),
+            path=storage.path(folder),
+        ),
     )
 
 
@@ -234,9 +282,13 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
             for table, fate, reason, number in report.counts:
                 counts[report.pds_host][table, fate, reason] += number
 
-        with _stage(context, study, study_lock):
-            converted = pipeline.convert_records(study, hosts, again=config.again, on_pack=on_pack)
-        context.log.info(f"{converted} packs of {len(hosts)} hosts turned into records")
+        with (
+            _stage(context, study, study_lock),
+            reported_progress(context, "Converting", conversion_standing) as report_progress,
+        ):
+            pipeline.convert_records(
+                study, hosts, again=config.again, on_pack=on_pack, on_progress=report_progress
+            )
         for host in hosts:
             folder = study.root / "records" / partition_folder(host)
             yield dg.AssetMaterialization(
@@ -249,36 +301,43 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
 
 
 def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
-    table = TABLE_BY_NAME[name]
+    table, granularity = TABLE_BY_NAME[name], granularity_of(study.time_range)
 
     @dg.asset(
         key=_key(study, name),
         group_name=study.name,
         kinds={"parquet", "polars"},
         deps=[dg.AssetDep(records, partition_mapping=dg.AllPartitionMapping())],
-        partitions_def=month_partitions(study.time_range),
+        partitions_def=time_partitions(study.time_range),
         backfill_policy=_SINGLE_RUN,
         output_required=False,
         dagster_type=_NO_OUTPUT,
         code_version=pipeline.records_fingerprint(study),
-        description=f"{table.description} By month of the record's true creation.",
+        check_specs=table_checks(_key(study, name)),
+        description=f"{table.description} By {granularity.word} of the record's true creation.",
         metadata={"dagster/column_schema": _column_schema(table.columns)},
     )
-    def months(
-        context: dg.AssetExecutionContext, study_lock: StudyLockResource
-    ) -> Iterator[dg.AssetMaterialization]:
+    def windows(
+        context: dg.AssetExecutionContext, config: TableSettings, study_lock: StudyLockResource
+    ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckResult]:
         with _stage(context, study, study_lock):
-            reports = pipeline.build_table(study, name, list(context.partition_keys))
-        context.log.info(f"{name}: {sum(report.rows for report in reports):,} rows in {len(reports)} months")
-        for report in reports:
-            folder = study.root / "tables" / name / f"month={report.partition}"
+            reports = pipeline.build_table(study, name, list(context.partition_keys), again=config.again)
+            rebuilt = [report for report in reports if report.rebuilt]
+            inspection = pipeline.inspect_table(study, name, [report.partition for report in rebuilt])
+        context.log.info(
+            f"{name}: {sum(report.rows for report in reports):,} rows in {len(reports)} {granularity.word}s, "
+            f"{len(rebuilt)} of which were built"
+        )
+        for report in rebuilt if config.only_stale else reports:
+            folder = study.root / "tables" / name / granularity.folder(report.partition)
             yield dg.AssetMaterialization(
                 asset_key=context.asset_key,
                 partition=report.partition,
-                metadata=month_metadata(report, folder),
+                metadata=window_metadata(report, folder),
             )
+        yield from table_check_results(context.asset_key, inspection)
 
-    return months
+    return windows
 
 
 def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
@@ -289,16 +348,13 @@ def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
         deps=[dg.AssetDep(records, partition_mapping=dg.AllPartitionMapping())],
         code_version=pipeline.records_fingerprint(study),
         description="Records whose creation date is missing, unreadable, before the network or in the future: kept "
-        "apart from the months, one folder per table, with the reason in date_quality.",
+        "apart from the tables, one folder per table, with the reason in date_quality.",
     )
     def undated(
-        context: dg.AssetExecutionContext, study_lock: StudyLockResource
+        context: dg.AssetExecutionContext, config: BuildSettings, study_lock: StudyLockResource
     ) -> dg.MaterializeResult[None]:
         with _stage(context, study, study_lock):
-            remove_other_months(
-                StudyStorage(study.root), study_months(study.time_range), pipeline.study_tables(study)
-            )
-            reports = pipeline.build_undated_rows(study)
+            reports = pipeline.build_undated_rows(study, again=config.again)
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": sum(report.rows for report in reports.values()),
@@ -328,10 +384,30 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
             built = pipeline.build_accounts(study)
         return dg.MaterializeResult(
             metadata=accounts_metadata(built.accounts, study.root / pipeline.ACCOUNTS_KEY),
-            check_results=accounts_check_results(built.accounts, built.misplaced, built.repeated_uris),
+            check_results=list(accounts_check_results(study, built)),
         )
 
     return accounts
+
+
+def _report(study: Study, accounts: dg.AssetsDefinition) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=_key(study, "report"),
+        group_name=study.name,
+        kinds={"html", "matplotlib"},
+        deps=[accounts],
+        automation_condition=dg.AutomationCondition.eager(),
+        description="One page to read and to print: records per day, accounts by final state, hosts by size and speed, "
+        "what was left out and why, and how the accounts cover the study period. Names no account.",
+    )
+    def report(
+        context: dg.AssetExecutionContext, study_lock: StudyLockResource
+    ) -> dg.MaterializeResult[None]:
+        with _stage(context, study, study_lock):
+            made = build_report(study)
+        return dg.MaterializeResult(metadata=report_metadata(made, study.root / made.key))
+
+    return report
 
 
 def _all_of(table: dg.AssetsDefinition) -> dg.PartitionMapping | None:

@@ -1,95 +1,154 @@
-"""Checks of the finished study. They block: each can only fail by a defect of this package or a damaged file."""
+"""Checks of the finished study.
+
+The blocking ones can only fail by a defect of this package or a damaged file. The others warn of what servers did and
+clients wrote, held against the thresholds of the study's `quality` section. Each says what to do.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 
+from backfill_dagster.orchestration.metadata import counts_table
 from backfill_dagster.repos.snapshots import PENDING
-from backfill_dagster.tables.accounts import unreconciled
+from backfill_dagster.tables.accounts import unaccounted, unreconciled, unsigned
+from backfill_dagster.tables.quality import Finding, findings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
-_SHOWN_HOSTS = 10
+    from backfill_dagster.config import Study
+    from backfill_dagster.pipeline import AccountsBuild
+    from backfill_dagster.tables.inspection import Inspection
 
-
-def accounts_checks(accounts: dg.AssetKey) -> Sequence[dg.AssetCheckSpec]:
-    """Return the checks that stand on the table of accounts."""
-    return [
-        dg.AssetCheckSpec(
-            "records_reconcile",
-            asset=accounts,
-            blocking=True,
-            description="For every account, the records of its tree = those in the final files + those filtered + "
-            "those rejected.",
-        ),
-        dg.AssetCheckSpec(
-            "rows_stand_in_their_tables",
-            asset=accounts,
-            blocking=True,
-            description="For every account and table, the final files hold as many rows as the conversion kept.",
-        ),
-        dg.AssetCheckSpec(
-            "uris_are_unique",
-            asset=accounts,
-            blocking=True,
-            description="No record stands in its table twice.",
-        ),
-        dg.AssetCheckSpec(
-            "every_account_settled",
-            asset=accounts,
-            blocking=False,
-            description="Every account has been attempted.",
-        ),
-    ]
-
-
+_SHOWN = 10
 _BUILD_AGAIN = (
     "Run the study's `_rebuild` job; if it still fails, a stored file was changed, or this is a defect."
 )
 
+_BLOCKING = {
+    "records_reconcile": "For every account, the records of its tree = those in the final files + those filtered + "
+    "those rejected.",
+    "rows_stand_in_their_tables": "For every account and table, the final files hold as many rows as the conversion "
+    "kept.",
+    "uris_are_unique": "No record stands in its table twice.",
+    "every_account_has_a_state": "Every DID of the source stands here once, in one state of the closed set.",
+    "signatures_accounted_for": "The snapshot of every complete account is signed by a key of the account, current or "
+    "previous; unless the study verifies the structure alone.",
+}
+_WARNING = {
+    "every_account_attempted": "Every account that has a host has been attempted.",
+    "failed_accounts": "Few accounts failed: `quality.max_failed_accounts`.",
+    "rejected_records": "Few records could not be decoded: `quality.max_rejected_records`.",
+    "undated_records": "Few records have no date that can be believed: `quality.max_undated_records`.",
+    "records_with_issues": "Few records break their lexicon: `quality.max_records_with_issues`.",
+    "loss_even_over_hosts": "No host lost much more than the whole: `quality.max_uneven_loss`.",
+    "loss_even_over_activity": "Neither active nor quiet accounts lost much more than the whole: "
+    "`quality.max_uneven_loss`.",
+}
 
-def accounts_check_results(
-    accounts: pl.DataFrame, misplaced: pl.DataFrame, repeated_uris: int
-) -> list[dg.AssetCheckResult]:
-    """Evaluate the checks on the table of accounts, and on the tables that it counts."""
-    off = unreconciled(accounts)
-    pending = accounts.filter(pl.col("state") == PENDING)
+
+_TABLE = {
+    "schema_as_declared": "The final files have the columns and types of the table's description.",
+    "rows_in_their_partition": "Every row's date of creation lies in the time partition that it stands in.",
+}
+
+
+def table_checks(table: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """Return the checks that stand on a record table; they read what a run has built."""
     return [
-        dg.AssetCheckResult(
-            check_name="records_reconcile",
-            passed=off.is_empty(),
-            metadata={
-                "accounts": off.height,
-                # Which accounts, `accounts.parquet` says: an event cannot be rid of a name again.
-                "hosts": off["pds_host"].drop_nulls().unique().sort().head(_SHOWN_HOSTS).to_list(),
-                "what_to_do": _BUILD_AGAIN,
-            },
-        ),
-        dg.AssetCheckResult(
-            check_name="rows_stand_in_their_tables",
-            passed=misplaced.is_empty(),
-            metadata={
-                "differences": misplaced.height,
-                "tables": sorted(set(misplaced["table"])),
-                "what_to_do": _BUILD_AGAIN,
-            },
-        ),
-        dg.AssetCheckResult(
-            check_name="uris_are_unique",
-            passed=repeated_uris == 0,
-            metadata={"repeated": repeated_uris, "what_to_do": _BUILD_AGAIN},
-        ),
-        dg.AssetCheckResult(
-            check_name="every_account_settled",
-            passed=pending.is_empty(),
-            severity=dg.AssetCheckSeverity.WARN,
-            metadata={
-                "accounts": pending.height,
-                "what_to_do": "Materialize the missing partitions of `repos`.",
-            },
-        ),
+        dg.AssetCheckSpec(name, asset=table, blocking=True, description=description)
+        for name, description in _TABLE.items()
     ]
+
+
+def table_check_results(table: dg.AssetKey, found: Inspection) -> Iterator[dg.AssetCheckResult]:
+    """Evaluate the checks on the partitions of a record table that a run has built."""
+    offences = {"schema_as_declared": found.other_schema, "rows_in_their_partition": found.rows_elsewhere}
+    for name, number in offences.items():
+        yield dg.AssetCheckResult(
+            asset_key=table,
+            check_name=name,
+            passed=number == 0,
+            metadata={
+                "offences": number,
+                "partitions_read": found.windows,
+                "files_read": found.files,
+                "faulty_partitions": list(found.faulty[:_SHOWN]),
+                "what_to_do": "Materialize the faulty partitions again; if it still fails, this is a defect.",
+            },
+        )
+
+
+def accounts_checks(accounts: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """Return the checks that stand on the table of accounts."""
+    return [
+        dg.AssetCheckSpec(name, asset=accounts, blocking=checks is _BLOCKING, description=description)
+        for checks in (_BLOCKING, _WARNING)
+        for name, description in checks.items()
+    ]
+
+
+def accounts_check_results(study: Study, built: AccountsBuild) -> Iterator[dg.AssetCheckResult]:
+    """Evaluate the checks on the table of accounts, and on the tables that it counts."""
+    off = unreconciled(built.accounts)
+    yield _blocking(
+        "records_reconcile",
+        off.height,
+        # Which accounts, `accounts.parquet` says: an event cannot be rid of a name again.
+        hosts=off["pds_host"].drop_nulls().unique().sort().head(_SHOWN).to_list(),
+    )
+    yield _blocking(
+        "rows_stand_in_their_tables", built.misplaced.height, tables=sorted(set(built.misplaced["table"]))
+    )
+    yield _blocking("uris_are_unique", built.repeated_uris)
+    yield _blocking("every_account_has_a_state", unaccounted(built.accounts, built.source).height)
+    checked = study.processing.verify == "full"
+    yield _blocking(
+        "signatures_accounted_for",
+        unsigned(built.accounts).height if checked else 0,
+        signed_by=counts_table(
+            built.accounts.drop_nulls("repo_rev")
+            .group_by("signed_by")
+            .agg(accounts=pl.len())
+            .sort("signed_by")
+        ),
+    )
+    pending = built.accounts.filter(pl.col("in_source") & (pl.col("state") == PENDING)).height
+    yield dg.AssetCheckResult(
+        check_name="every_account_attempted",
+        passed=pending == 0,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "accounts": pending,
+            "what_to_do": "Run the study's job again, or materialize the missing partitions of `repos`.",
+        },
+    )
+    for finding in findings(built.accounts, study.quality):
+        yield _warning(finding)
+
+
+def _blocking(name: str, offences: int, **metadata: Any) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=offences == 0,
+        metadata={"offences": offences, **metadata, "what_to_do": _BUILD_AGAIN},
+    )
+
+
+def _warning(finding: Finding) -> dg.AssetCheckResult:
+    worst = {} if finding.worst is None else {"where": counts_table(finding.worst)}
+    return dg.AssetCheckResult(
+        check_name=finding.name,
+        passed=finding.passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "share": finding.share,
+            "limit": finding.limit,
+            **finding.numbers,
+            **worst,
+            "what_to_do": finding.what_to_do,
+        },
+    )

@@ -53,14 +53,17 @@ def forget_purged(instance: dg.DagsterInstance, study: Study, tombstones: Tombst
 
 
 def _runs_of(instance: dg.DagsterInstance, study: Study) -> Iterator[dg.DagsterRun]:
-    """Yield the study's runs: those of its jobs carry its tag, those of single assets its assets' keys."""
+    """Yield the study's runs."""
     cursor: str | None = None
     while page := instance.get_runs(cursor=cursor, limit=_RUNS_AT_ONCE):
         cursor = page[-1].run_id
-        for run in page:
-            assets = run.asset_selection or ()
-            if run.tags.get(STUDY_TAG) == study.name or any(key.path[0] == study.name for key in assets):
-                yield run
+        yield from (run for run in page if belongs_to(run, study))
+
+
+def belongs_to(run: dg.DagsterRun, study: Study) -> bool:
+    """Tell whether a run is the study's: those of its jobs carry its tag, those of single assets its assets' keys."""
+    assets = run.asset_selection or ()
+    return run.tags.get(STUDY_TAG) == study.name or any(key.path[0] == study.name for key in assets)
 
 
 def _text_of(run: dg.DagsterRun) -> str:

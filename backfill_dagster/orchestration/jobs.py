@@ -7,9 +7,10 @@ one range of partitions. Runs, partitions, checks and metadata then look as if t
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dagster as dg
+from pydantic import ValidationError
 
 from backfill_dagster import pipeline
 from backfill_dagster.config import Study
@@ -18,12 +19,17 @@ from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.partitions import (
     covering_range,
-    month_partitions,
     pds_partitions_name,
     register_hosts,
+    time_partitions,
 )
 from backfill_dagster.orchestration.purge_job import finish_purge, purge_expired, purge_job
 from backfill_dagster.orchestration.resources import StudyLockResource
+from backfill_dagster.orchestration.run_settings import (
+    FetchSettings,
+    directory_settings_class,
+    fetch_settings_class,
+)
 from backfill_dagster.orchestration.summary import study_summary
 from backfill_dagster.orchestration.tags import PARENT_TAG, RANGE_END, RANGE_START, STUDY_TAG
 from backfill_dagster.repos.packs import stored_hosts
@@ -45,7 +51,7 @@ _MakeOp: TypeAlias = Callable[[Study, str], dg.OpDefinition]
 _AFTER = {"failed_hosts": dg.In(list[str])}
 
 
-def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "list[UnresolvedAssetJobDefinition]":
+def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "dict[str, UnresolvedAssetJobDefinition]":
     """Return the asset job of each stage; every one also runs by itself, from the UI or the command line."""
     by_name = {asset.key.path[-1]: asset for asset in assets}
     stages = {
@@ -53,10 +59,10 @@ def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "list[Unresol
         "fetch": ["repos"],
         "convert": ["records"],
         "tables": pipeline.study_tables(study),
-        "accounts": ["undated", "accounts"],
+        "accounts": ["undated", "accounts", "report"],
     }
-    return [
-        dg.define_asset_job(
+    return {
+        stage: dg.define_asset_job(
             _stage_job(study, stage),
             selection=[by_name[name] for name in names],
             config=console_config(study),
@@ -64,15 +70,15 @@ def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "list[Unresol
             description=f"{_STAGE_DESCRIPTIONS[stage]} Called by `{study.name}`; runs by itself too.",
         )
         for stage, names in stages.items()
-    ]
+    }
 
 
 _STAGE_DESCRIPTIONS = {
     "discover": "Reads the source and resolves the directory.",
     "fetch": "Fetches the repositories of a range of hosts.",
     "convert": "Turns the stored repositories of a range of hosts into records.",
-    "tables": "Builds a range of months of every table.",
-    "accounts": "Builds the undated rows and the table of accounts, and checks the sums.",
+    "tables": "Builds a range of time windows of every table.",
+    "accounts": "Builds the undated rows, the table of accounts and the report, and checks the sums.",
 }
 
 
@@ -121,7 +127,7 @@ def broken_job(name: str, error: ConfigError) -> dg.JobDefinition:
 
 def _sequence(study: Study, name: str, description: str, make_ops: list[_MakeOp]) -> dg.JobDefinition:
     """Return a job whose ops run one after the other and end with the report."""
-    ops = [make(study, name) for make in [*make_ops, _report_op]]
+    ops = [make(study, name) for make in [*make_ops, _summary_op]]
 
     @dg.job(name=name, description=description, config=console_config(study), tags={STUDY_TAG: study.name})
     def job() -> None:
@@ -136,6 +142,8 @@ def _begin_op(study: Study, job: str) -> dg.OpDefinition:
     @dg.op(name=f"{job}__begin", description="Takes the study for this run alone.")
     def begin(context: dg.OpExecutionContext, study_lock: StudyLockResource) -> list[str]:
         with clear_failures():
+            # What a later op would refuse is refused before the stages between have asked anybody.
+            _fetch_settings(context, study, job).check(study.processing)
             _begin(context, study, study_lock)
             finish_purge(context, study, partial(_build, again=False))
         return []
@@ -144,19 +152,27 @@ def _begin_op(study: Study, job: str) -> dg.OpDefinition:
 
 
 def _discover_op(study: Study, job: str) -> dg.OpDefinition:
+    settings_class: Any = directory_settings_class(study)
+
     @dg.op(name=f"{job}__discover_hosts", ins=_AFTER, description=_STAGE_DESCRIPTIONS["discover"])
-    def discover_hosts(context: dg.OpExecutionContext, failed_hosts: list[str]) -> list[str]:
-        _run_stage(context, study, "discover")
+    def discover_hosts(
+        context: dg.OpExecutionContext, config: settings_class, failed_hosts: list[str]
+    ) -> list[str]:
+        _run_stage(context, study, "discover", asset_config={"directory": config.model_dump()})
         return failed_hosts
 
     return discover_hosts
 
 
 def _fetch_op(study: Study, job: str, *, mode: FetchMode) -> dg.OpDefinition:
-    @dg.op(name=f"{job}__fetch_hosts", ins=_AFTER, description=_STAGE_DESCRIPTIONS["fetch"])
-    def fetch_hosts(context: dg.OpExecutionContext, failed_hosts: list[str]) -> list[str]:
+    settings_class: Any = fetch_settings_class(study, FetchSettings)
+
+    @dg.op(name=_fetch_op_name(job), ins=_AFTER, description=_STAGE_DESCRIPTIONS["fetch"])
+    def fetch_hosts(
+        context: dg.OpExecutionContext, config: settings_class, failed_hosts: list[str]
+    ) -> list[str]:
         with clear_failures():
-            return [*failed_hosts, *_fetch_hosts(context, study, mode)]
+            return [*failed_hosts, *_fetch_hosts(context, study, mode, config)]
 
     return fetch_hosts
 
@@ -173,13 +189,13 @@ def _build_op(study: Study, job: str, *, again: bool = False) -> dg.OpDefinition
     return build
 
 
-def _report_op(study: Study, job: str) -> dg.OpDefinition:
-    @dg.op(name=f"{job}__report", ins=_AFTER, out=dg.Out(dg.Nothing), description="Says what came of it.")
-    def report(context: dg.OpExecutionContext, failed_hosts: list[str]) -> None:
+def _summary_op(study: Study, job: str) -> dg.OpDefinition:
+    @dg.op(name=f"{job}__summary", ins=_AFTER, out=dg.Out(dg.Nothing), description="Says what came of it.")
+    def summary(context: dg.OpExecutionContext, failed_hosts: list[str]) -> None:
         with clear_failures():
-            _report(context, study, failed_hosts)
+            _report(context, study, failed_hosts, _fetch_settings(context, study, job))
 
-    return report
+    return summary
 
 
 def _begin(context: dg.OpExecutionContext, study: Study, study_lock: StudyLockResource) -> None:
@@ -202,8 +218,24 @@ def _close_dead_runs(context: dg.OpExecutionContext, study: Study) -> None:
             context.log.warning(f"run {run_id} was left unfinished by a process that is gone")
 
 
-def _fetch_hosts(context: dg.OpExecutionContext, study: Study, mode: FetchMode) -> list[str]:
-    wanted = pipeline.hosts_to_fetch(study, mode)
+def _fetch_op_name(job: str) -> str:
+    return f"{job}__fetch_hosts"
+
+
+def _fetch_settings(context: dg.OpExecutionContext, study: Study, job: str) -> FetchSettings:
+    """Return what this run is given for its op that fetches: other ops go by that as well."""
+    ops: Any = context.run.run_config.get("ops", {})
+    settings_class = fetch_settings_class(study, FetchSettings)
+    try:
+        return settings_class(**ops.get(_fetch_op_name(job), {}).get("config", {}))
+    except ValidationError:  # a value is yet to come from the environment
+        return settings_class()
+
+
+def _fetch_hosts(
+    context: dg.OpExecutionContext, study: Study, mode: FetchMode, config: FetchSettings
+) -> list[str]:
+    wanted = pipeline.hosts_to_fetch(study, mode, only_hosts=config.only_hosts, only_dids=config.accounts)
     register_hosts(context.instance, study, wanted)
     hosts = context.instance.get_dynamic_partitions(pds_partitions_name(study))
     span = covering_range(list(hosts), wanted)
@@ -211,7 +243,10 @@ def _fetch_hosts(context: dg.OpExecutionContext, study: Study, mode: FetchMode) 
         context.log.info("Nothing to fetch.")
         return []
     try:
-        _run_stage(context, study, "fetch", span, {"repos": {"mode": mode.value}})
+        # Of the hosts that are named, those on which there is nothing to do may lie outside the range.
+        hosts = [host for host in config.only_hosts if host in wanted]
+        settings = {**config.model_dump(), "only_hosts": hosts, "mode": mode.value}
+        _run_stage(context, study, "fetch", span, {"repos": settings})
     except dg.Failure as failure:
         failed = failure.metadata.get("hosts")
         if failed is None:
@@ -227,9 +262,12 @@ def _build(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None
     span = covering_range(hosts, pipeline.hosts_to_convert(study, again=again))
     if span is not None:
         _run_stage(context, study, "convert", span, {"records": {"again": again}})
-    months = month_partitions(study.time_range).get_partition_keys()
-    _run_stage(context, study, "tables", (months[0], months[-1]))
-    _run_stage(context, study, "accounts")
+    windows = time_partitions(study.time_range).get_partition_keys()
+    tables = pipeline.study_tables(study)
+    _run_stage(
+        context, study, "tables", (windows[0], windows[-1]), {table: {"again": again} for table in tables}
+    )
+    _run_stage(context, study, "accounts", asset_config={"undated": {"again": again}})
 
 
 def _run_stage(
@@ -237,7 +275,7 @@ def _run_stage(
     study: Study,
     stage: str,
     span: tuple[str, str] | None = None,
-    asset_config: dict[str, dict[str, str | bool]] | None = None,
+    asset_config: dict[str, dict[str, Any]] | None = None,
 ) -> None:
     """Execute a stage's asset job as a child run; what it raises, this raises."""
     context.log.info(_STAGE_DESCRIPTIONS[stage])
@@ -256,13 +294,15 @@ def _run_stage(
     )
 
 
-def _report(context: dg.OpExecutionContext, study: Study, failed_hosts: list[str]) -> None:
+def _report(
+    context: dg.OpExecutionContext, study: Study, failed_hosts: list[str], settings: FetchSettings
+) -> None:
     context.log.info(study_summary(study))
     missing = [f"hosts could not be read whole: {', '.join(failed_hosts[:20])}"] if failed_hosts else []
     unknown, pending = pipeline.unfinished_accounts(study)
     if unknown:
         missing.append(f"{unknown} accounts could not be looked up, because the PLC directory failed")
-    if pending and study.processing.max_run_minutes is None:
+    if pending and not settings.leaves_some_out(study.processing):
         missing.append(f"{pending} accounts were not attempted")
     if missing:
         raise dg.Failure(

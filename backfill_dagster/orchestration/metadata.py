@@ -8,12 +8,15 @@ import dagster as dg
 import polars as pl
 
 from backfill_dagster.dids.syntax import DidRejection
+from backfill_dagster.repos.outcomes import Outcome
+from backfill_dagster.repos.snapshots import latest_attempts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from backfill_dagster.dids.collect import CollectedDids
+    from backfill_dagster.report.page import Report
     from backfill_dagster.repos.crawl import HostReport
     from backfill_dagster.tables.build import PartitionReport
 
@@ -83,23 +86,43 @@ def directory_metadata(directory: pl.DataFrame, path: Path) -> Metadata:
     }
 
 
-def host_metadata(attempts: pl.DataFrame, report: HostReport, path: Path) -> Metadata:
-    """Say how the accounts of one host stand (their latest attempts), and what this run added to that."""
-    states = attempts.group_by("outcome").len().sort("outcome")
-    failures = attempts.drop_nulls("reason").group_by("reason").len().sort("reason")
-    fetched = sum(report.outcomes.values())
+def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int, path: Path) -> Metadata:
+    """Say how the accounts of one host stand by all attempts on them, what is stored, and what this run did.
+
+    What is a number has the same name for every host and in every run, so that it can be plotted.
+    """
+    outcome = pl.col("outcome").replace({Outcome.UNCHANGED.value: Outcome.COMPLETE.value})
+    attempts = latest_attempts(ledger).with_columns(outcome)
+    stored = latest_attempts(ledger.filter(pl.col("outcome") == Outcome.COMPLETE.value))
+    states = attempts.group_by("outcome", "reason").agg(accounts=pl.len()).sort("outcome", "reason")
+    complete = attempts.filter(pl.col("outcome") == Outcome.COMPLETE.value).height
+    failed = attempts.filter(pl.col("outcome") == Outcome.FAILED.value).height
+    attempted = sum(report.outcomes.values())
+    megabytes = report.bytes_received / 1e6
+    seconds = report.seconds
     return {
-        "dagster/row_count": int(attempts["records"].sum()),
+        "dagster/row_count": int(stored["records"].sum()),
         "accounts": attempts.height,
-        **{f"accounts_{state}": number for state, number in states.iter_rows()},
-        **{f"failed_{reason}": number for reason, number in failures.iter_rows()},
-        "attempted_in_this_run": fetched,
-        "fetched_again_as_changed_during_export": report.changed_during_export,
-        "megabytes_in_this_run": round(report.bytes_received / 1e6, 3),
-        "seconds_in_this_run": round(report.seconds, 2),
-        "accounts_per_second": round(fetched / report.seconds, 2) if report.seconds else 0.0,
+        "accounts_complete": complete,
+        "accounts_not_active": attempts.height - complete - failed,
+        "accounts_failed": failed,
+        "accounts_by_state": counts_table(states),
+        "megabytes_stored": round(stored_bytes / 1e6, 3),
+        "attempted_in_this_run": attempted,
+        "changed_during_export_in_this_run": report.changed_during_export,
+        "requests_in_this_run": report.requests,
+        "pauses_asked_for_in_this_run": report.pauses,
+        "megabytes_received_in_this_run": round(megabytes, 3),
+        "seconds_in_this_run": round(seconds, 2),
+        "accounts_per_second": _per_second(attempted, seconds),
+        "requests_per_second": _per_second(report.requests, seconds),
+        "megabytes_per_second": _per_second(megabytes, seconds),
         "path": file_path(path),
     }
+
+
+def _per_second(amount: float, seconds: float) -> float:
+    return round(amount / seconds, 3) if seconds else 0.0
 
 
 def conversion_metadata(counts: Mapping[tuple[str | None, str, str | None], int], path: Path) -> Metadata:
@@ -117,8 +140,8 @@ def conversion_metadata(counts: Mapping[tuple[str | None, str, str | None], int]
     }
 
 
-def month_metadata(report: PartitionReport, path: Path) -> Metadata:
-    """Say what one month of a table holds."""
+def window_metadata(report: PartitionReport, path: Path) -> Metadata:
+    """Say what one time window of a table holds."""
     return {
         "dagster/row_count": report.rows,
         "megabytes": round(report.bytes / 1e6, 3),
@@ -144,6 +167,11 @@ def accounts_metadata(accounts: pl.DataFrame, path: Path) -> Metadata:
         "filtered_by_reason": counts_table(reason_totals(accounts, "filtered")),
         "path": file_path(path),
     }
+
+
+def report_metadata(report: Report, path: Path) -> Metadata:
+    """Show the report's numbers, and where its page is."""
+    return {"summary": dg.MetadataValue.md(report.summary_markdown), "path": file_path(path)}
 
 
 def reason_totals(accounts: pl.DataFrame, fate: str) -> pl.DataFrame:

@@ -1,17 +1,25 @@
-"""The two partition spaces of a study: its PDS hosts and its months."""
+"""The two partition spaces of a study: its PDS hosts and its time windows."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from backfill_dagster.tables.months import MONTH_FORMAT
+from backfill_dagster.records.windows import granularity_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from backfill_dagster.config import Study, TimeRange
+
+_DEFINITIONS: dict[str, Callable[..., dg.TimeWindowPartitionsDefinition]] = {
+    "monthly": dg.MonthlyPartitionsDefinition,
+    # ISO weeks begin on Monday; Dagster counts from Sunday.
+    "weekly": partial(dg.WeeklyPartitionsDefinition, day_offset=1),
+    "daily": dg.DailyPartitionsDefinition,
+}
 
 
 def pds_partitions_name(study: Study) -> str:
@@ -24,16 +32,21 @@ def pds_partitions(study: Study) -> dg.DynamicPartitionsDefinition:
     return dg.DynamicPartitionsDefinition(name=pds_partitions_name(study))
 
 
-def month_partitions(time_range: TimeRange) -> dg.MonthlyPartitionsDefinition:
-    """One partition per month that can hold rows, its key the name of the month's folder.
+def time_partitions(time_range: TimeRange) -> dg.TimeWindowPartitionsDefinition:
+    """One partition per month, week or day that can hold rows, its key the value in the name of its folder.
 
-    The bounds are whole months: `MonthlyPartitionsDefinition` leaves out a month that it holds only part of.
+    The bounds are whole windows: Dagster leaves out a window that they hold only part of. An open period takes in
+    the window that is running.
     """
-    start = time_range.first_month.strftime(MONTH_FORMAT)
-    if time_range.month_after_last is None:
-        return dg.MonthlyPartitionsDefinition(start_date=start, fmt=MONTH_FORMAT, end_offset=1)
-    end = time_range.month_after_last.strftime(MONTH_FORMAT)
-    return dg.MonthlyPartitionsDefinition(start_date=start, end_date=end, fmt=MONTH_FORMAT)
+    granularity = granularity_of(time_range)
+    define = partial(
+        _DEFINITIONS[time_range.partitions],
+        start_date=granularity.key(granularity.floor(time_range.earliest)),
+        fmt=granularity.key_format,
+    )
+    if time_range.latest is None:
+        return define(end_offset=1)
+    return define(end_date=granularity.key(granularity.after(time_range.latest)))
 
 
 def register_hosts(instance: dg.DagsterInstance, study: Study, hosts: Iterable[str]) -> list[str]:

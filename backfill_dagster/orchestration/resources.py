@@ -92,6 +92,14 @@ def is_locked(study: Study) -> bool:
     return False
 
 
+def lock_stamp(study: Study) -> str:
+    """Return what is another after each run that worked on the study."""
+    try:
+        return str(_lock_file(study).stat().st_mtime_ns)
+    except FileNotFoundError:
+        return ""
+
+
 def _lock_file(study: Study) -> Path:
     return study.root / ".lock"
 
@@ -124,6 +132,7 @@ def _sign(descriptor: int, text: str) -> None:
     with suppress(OSError):  # the lock holds all the same; only its holder cannot be named
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
+        os.utime(descriptor)
 
 
 def _holder(path: Path) -> str:

@@ -2,31 +2,90 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import dagster as dg
-from pydantic import Field, create_model
+from pydantic import Field, ValidationError, create_model
 
-from backfill_dagster.config import Processing
+from backfill_dagster.config import Network, Processing
+from backfill_dagster.dids.syntax import WHITESPACE, check_did
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.repos.snapshots import FetchMode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic.fields import FieldInfo
+
     from backfill_dagster.config import Study
 
-_FETCH_FIELDS = (
-    "max_concurrent_pds",
-    "requests_in_flight",
-    "requests_per_second",
-    "max_retries",
-    "max_run_minutes",
-)
+_Section = TypeVar("_Section", Processing, Network)
+_Settings = TypeVar("_Settings", bound=dg.Config)
+
+# What a run may set, and what of the YAML it is set over.
+_FETCH_FIELDS = {
+    name: name
+    for name in (
+        "max_concurrent_pds",
+        "requests_in_flight",
+        "requests_per_second",
+        "max_retries",
+        "max_run_minutes",
+    )
+}
+_DIRECTORY_FIELDS = {
+    "max_age_hours": "directory_max_age_hours",
+    "plc_requests_per_second": "plc_requests_per_second",
+}
 
 
 class FetchSettings(dg.Config):
-    """Base of every study's own fetch settings."""
+    """What may change from one fetch to the next; each study has its own class, with its YAML's values as defaults."""
 
-    mode: str = Field(
+    only_hosts: list[str] = Field(
+        default=[],
+        description="Fetch from these PDS hosts alone, named as their partitions are; all if empty.",
+    )
+    only_dids: list[str] = Field(
+        default=[],
+        description="Fetch these accounts alone; all if empty. A run's configuration is kept with its history, until "
+        "an account that stands in it is purged.",
+    )
+
+    @property
+    def accounts(self) -> list[str]:
+        """The accounts to fetch alone; raises ConfigError for what is no DID."""
+        for did in self.only_dids:
+            if (rejection := check_did(did)) is not None:
+                raise ConfigError(f"run config: only_dids = {did!r}: is no DID of an account ({rejection})")
+        return [did.strip(WHITESPACE) for did in self.only_dids]
+
+    def hosts_among(self, partitions: Sequence[str]) -> list[str]:
+        """Return the hosts, of those that a run is for, to fetch from; raises ConfigError for one that is none."""
+        for host in self.only_hosts:
+            if host not in partitions:
+                raise ConfigError(f"run config: only_hosts = {host!r}: is no host that this run is for")
+        return [host for host in partitions if not self.only_hosts or host in self.only_hosts]
+
+    def over(self, processing: Processing) -> Processing:
+        """Return the study's processing with this run's values in place; raises ConfigError."""
+        return _over(processing, self, _FETCH_FIELDS)
+
+    def check(self, processing: Processing) -> None:
+        """Raise ConfigError for a value that can be told to be wrong without the directory."""
+        self.over(processing)
+        _ = self.accounts
+
+    def leaves_some_out(self, processing: Processing) -> bool:
+        """Tell whether accounts that are not attempted are what was asked for."""
+        has_end = self.over(processing).max_run_minutes is not None
+        return has_end or bool(self.only_hosts or self.only_dids)
+
+
+class AssetFetchSettings(FetchSettings):
+    """Those of a fetch by itself: the jobs that do a whole study settle what they fetch."""
+
+    mode: Literal["unsettled", "failed", "refresh"] = Field(
         default=FetchMode.UNSETTLED.value,
         description="`unsettled` fetches accounts that were not fetched yet or failed, `failed` only the latter, "
         "`refresh` all that have moved on since.",
@@ -34,18 +93,16 @@ class FetchSettings(dg.Config):
 
     @property
     def fetch_mode(self) -> FetchMode:
-        """Return the mode; raises ConfigError for a word that is none."""
-        try:
-            return FetchMode(self.mode)
-        except ValueError:
-            raise ConfigError(
-                f"run config: mode = {self.mode!r}: must be one of {', '.join(FetchMode)}"
-            ) from None
+        """Return the mode."""
+        return FetchMode(self.mode)
 
-    def over(self, processing: Processing) -> Processing:
-        """Return the study's processing with this run's values in place."""
-        chosen = {name: getattr(self, name) for name in _FETCH_FIELDS}
-        return Processing.model_validate({**processing.model_dump(), **chosen})
+
+class DirectorySettings(dg.Config):
+    """What may change from one look at the directory to the next; each study has its own class."""
+
+    def over(self, network: Network) -> Network:
+        """Return the study's network section with this run's values in place; raises ConfigError."""
+        return _over(network, self, _DIRECTORY_FIELDS)
 
 
 class ConversionSettings(dg.Config):
@@ -56,12 +113,67 @@ class ConversionSettings(dg.Config):
     )
 
 
-def fetch_settings_class(study: Study) -> type[FetchSettings]:
-    """Make the class of a study's fetch settings, its defaults from the YAML."""
-    fields: dict[str, Any] = {}
-    for name in _FETCH_FIELDS:
-        info = Processing.model_fields[name]
-        default = getattr(study.processing, name)
-        fields[name] = (info.annotation, Field(default=default, description=info.description))
-    made: type[FetchSettings] = create_model("FetchSettings", __base__=FetchSettings, **fields)
-    return made
+class BuildSettings(dg.Config):
+    """What may change from one build of the tables to the next."""
+
+    again: bool = Field(default=False, description="Also build what is up to date.")
+
+
+class TableSettings(BuildSettings):
+    """What may change from one build of a table's partitions to the next."""
+
+    only_stale: bool = Field(
+        default=False, description="Build and report only the partitions whose records have changed."
+    )
+
+
+def fetch_settings_class(study: Study, base: type[_Settings]) -> type[_Settings]:
+    """Make the class of a study's fetch settings on top of one of the above."""
+    return _settings_class(base, study.processing, _FETCH_FIELDS)
+
+
+def directory_settings_class(study: Study) -> type[DirectorySettings]:
+    """Make the class of a study's directory settings."""
+    return _settings_class(DirectorySettings, study.network, _DIRECTORY_FIELDS)
+
+
+def _settings_class(
+    base: type[_Settings], section: Processing | Network, fields: Mapping[str, str]
+) -> type[_Settings]:
+    """Make a class with these fields of a section of the YAML, its values as defaults."""
+    infos = {field: type(section).model_fields[name] for field, name in fields.items()}
+    made: dict[str, Any] = {
+        field: (
+            info.annotation,
+            Field(default=getattr(section, fields[field]), description=_described(info)),
+        )
+        for field, info in infos.items()
+    }
+    settings: type[_Settings] = create_model(base.__name__, __base__=base, **made)
+    return settings
+
+
+def _described(info: FieldInfo) -> str:
+    """Return a field's description with its bounds, which Dagster's own schema cannot hold."""
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    bounds = [
+        f"{word} {getattr(bound, kind):g}"
+        for bound in info.metadata
+        for kind, word in words.items()
+        if hasattr(bound, kind)
+    ]
+    return f"{info.description or ''} {', '.join(bounds).capitalize()}.".strip()
+
+
+def _over(section: _Section, chosen: dg.Config, fields: Mapping[str, str]) -> _Section:
+    """Return a section of the YAML with a run's values in place; they have the YAML's bounds."""
+    values = {name: getattr(chosen, field) for field, name in fields.items()}
+    try:
+        return type(section).model_validate({**section.model_dump(), **values})
+    except ValidationError as error:
+        ours = {name: field for field, name in fields.items()}
+        told = [
+            f"run config: {ours.get(str(item['loc'][0]), item['loc'][0])} = {item['input']!r}: {item['msg']}"
+            for item in error.errors(include_url=False)
+        ]
+        raise ConfigError("\n".join(told)) from None

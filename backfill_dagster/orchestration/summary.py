@@ -8,6 +8,7 @@ import polars as pl
 
 from backfill_dagster import pipeline
 from backfill_dagster.orchestration.metadata import reason_totals
+from backfill_dagster.records.windows import granularity_of
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def study_summary(study: Study) -> str:
         .agg(n=pl.len())
         .sort("n", "state", "reason", descending=[True, False, False])
     )
-    tables = pipeline.study_tables(study)
+    tables, word = pipeline.study_tables(study), granularity_of(study.time_range).word
     left_out = storage.read(pipeline.SOURCE_REJECTS_KEY).group_by("reason").len().sort("reason")
     sections = [
         f"Study {study.name}: {accounts.height:,} accounts",
@@ -40,7 +41,7 @@ def study_summary(study: Study) -> str:
         *_fate(accounts, "filtered", "Left out by the study's choice"),
         *_fate(accounts, "rejected", "Rejected"),
         "",
-        f"Files: {study.root}/tables/<table>/month=YYYY-MM/*.parquet, undated/<table>/*.parquet, accounts.parquet",
+        f"Files: {study.root}/tables/<table>/{word}=.../*.parquet, undated/<table>/*.parquet, accounts.parquet",
         "Next:",
         "  dagster dev -w workspace.yaml         # then open the address it prints",
         f"  python -c \"import polars as pl; print(pl.read_parquet('{study.root}/tables/{tables[0]}/*/*.parquet'))\"",

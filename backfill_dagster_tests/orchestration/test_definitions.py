@@ -6,7 +6,7 @@ import pytest
 from backfill_dagster.definitions import build_defs
 from backfill_dagster_tests.studies import sandbox_study
 
-ASSETS = {"source_dids", "directory", "repos", "records", "undated", "accounts"}
+ASSETS = {"source_dids", "directory", "repos", "records", "undated", "accounts", "report"}
 TABLES = {"posts", "replies", "likes", "reposts", "follows", "blocks"}
 
 
