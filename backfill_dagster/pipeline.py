@@ -267,6 +267,18 @@ def convert_records(
     return len(todo)
 
 
+def count_converted(study: Study, pds_hosts: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """Return, of each of these hosts, what became of the records of the snapshots that it gave: COUNTS_SCHEMA."""
+    storage = StudyStorage(study.root)
+    current = snapshots(storage.read(DIRECTORY_KEY), read_ledger(storage)).select("did", "pds_host", "pack")
+    counted = {}
+    for host in pds_hosts:
+        own = current.filter(pl.col("pds_host") == host)
+        packs = own.select("pds_host", "pack").unique().sort(pl.all()).rows()
+        counted[host] = read_counts(storage, packs).join(own, on=["did", "pack"], how="semi").drop("pack")
+    return counted
+
+
 def stale_windows(study: Study) -> dict[str, list[str]]:
     """Return, of each table, the time windows whose records have changed since they were built, oldest first.
 

@@ -32,6 +32,8 @@ SCHEMA_VERSION = "1"
 COMPRESSION_LEVEL = 1
 _SCRATCH = ".scratch"
 _PARTITION = "pds="
+# Lazy frames that are read at once: Polars has a thread wait for each, and warns of thousands.
+_FRAMES_AT_ONCE = 256
 # More than a full disk has left when a write to it has failed.
 _PROBE_BYTES = 2**20
 # What is left free: Dagster's history, which as a rule is on the same disk, must be able to say that it is full.
@@ -114,8 +116,11 @@ class StudyStorage:
 
     def collect(self, frames: Sequence[pl.LazyFrame], keys: Iterable[str]) -> list[pl.DataFrame]:
         """Read lazy frames over these files; raises StorageError naming the first file that cannot be read."""
+        collected: list[pl.DataFrame] = []
         try:
-            return pl.collect_all(frames)
+            for first in range(0, len(frames), _FRAMES_AT_ONCE):
+                collected += pl.collect_all(frames[first : first + _FRAMES_AT_ONCE])
+            return collected
         except (OSError, pl.exceptions.PolarsError) as error:
             for key in keys:
                 self.read(key)

@@ -276,11 +276,10 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: ConversionSettings, study_lock: StudyLockResource
     ) -> Iterator[dg.AssetMaterialization]:
         hosts = list(context.partition_keys)
-        counts: dict[str, Counter[tuple[str | None, str, str | None]]] = {host: Counter() for host in hosts}
+        converted: Counter[str] = Counter()
 
         def on_pack(report: ConversionReport) -> None:
-            for table, fate, reason, number in report.counts:
-                counts[report.pds_host][table, fate, reason] += number
+            converted[report.pds_host] += 1
 
         with (
             _stage(context, study, study_lock),
@@ -289,12 +288,13 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
             pipeline.convert_records(
                 study, hosts, again=config.again, on_pack=on_pack, on_progress=report_progress
             )
+            counts = pipeline.count_converted(study, hosts)
         for host in hosts:
             folder = study.root / "records" / partition_folder(host)
             yield dg.AssetMaterialization(
                 asset_key=context.asset_key,
                 partition=host,
-                metadata=conversion_metadata(counts[host], folder),
+                metadata=conversion_metadata(counts[host], packs_converted=converted[host], path=folder),
             )
 
     return records

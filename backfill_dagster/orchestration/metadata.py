@@ -8,11 +8,12 @@ import dagster as dg
 import polars as pl
 
 from backfill_dagster.dids.syntax import DidRejection
+from backfill_dagster.records.outcomes import Fate
 from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.snapshots import latest_attempts
+from backfill_dagster.tables.accounts import reason_totals
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from backfill_dagster.dids.collect import CollectedDids
@@ -93,7 +94,6 @@ def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int
     """
     outcome = pl.col("outcome").replace({Outcome.UNCHANGED.value: Outcome.COMPLETE.value})
     attempts = latest_attempts(ledger).with_columns(outcome)
-    stored = latest_attempts(ledger.filter(pl.col("outcome") == Outcome.COMPLETE.value))
     states = attempts.group_by("outcome", "reason").agg(accounts=pl.len()).sort("outcome", "reason")
     complete = attempts.filter(pl.col("outcome") == Outcome.COMPLETE.value).height
     failed = attempts.filter(pl.col("outcome") == Outcome.FAILED.value).height
@@ -101,7 +101,7 @@ def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int
     megabytes = report.bytes_received / 1e6
     seconds = report.seconds
     return {
-        "dagster/row_count": int(stored["records"].sum()),
+        "dagster/row_count": stored_records(ledger),
         "accounts": attempts.height,
         "accounts_complete": complete,
         "accounts_not_active": attempts.height - complete - failed,
@@ -121,21 +121,30 @@ def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int
     }
 
 
+def stored_records(ledger: pl.DataFrame) -> int:
+    """Sum the records of the latest repository of each account that is stored whole."""
+    complete = ledger.filter(pl.col("outcome") == Outcome.COMPLETE.value)
+    return int(latest_attempts(complete)["records"].sum())
+
+
 def _per_second(amount: float, seconds: float) -> float:
     return round(amount / seconds, 3) if seconds else 0.0
 
 
-def conversion_metadata(counts: Mapping[tuple[str | None, str, str | None], int], path: Path) -> Metadata:
-    """Say what became of one host's records."""
-    fates: dict[str, int] = {}
-    for (table, fate, reason), records in counts.items():
-        name = f"{fate}_{reason}" if reason else f"{fate}_{table}"
-        fates[name] = fates.get(name, 0) + records
-    kept = sum(records for (_, fate, _), records in counts.items() if fate == "kept")
+def conversion_metadata(counts: pl.DataFrame, *, packs_converted: int, path: Path) -> Metadata:
+    """Say what became of the records of one host's accounts (COUNTS_SCHEMA), and what this run did."""
+    fates = (
+        counts.group_by("fate", "table", "reason")
+        .agg(pl.col("records").sum())
+        .sort("fate", "records", descending=[False, True])
+    )
+    totals = {fate: int(counts.filter(pl.col("fate") == fate)["records"].sum()) for fate in sorted(set(Fate))}
     return {
-        "dagster/row_count": kept,
-        "records_read": sum(counts.values()),
-        **dict(sorted(fates.items())),
+        "dagster/row_count": totals[Fate.KEPT],
+        "records_fetched": sum(totals.values()),
+        **{f"records_{fate}": number for fate, number in totals.items()},
+        "records_by_fate": counts_table(fates),
+        "packs_converted_in_this_run": packs_converted,
         "path": file_path(path),
     }
 
@@ -172,14 +181,3 @@ def accounts_metadata(accounts: pl.DataFrame, path: Path) -> Metadata:
 def report_metadata(report: Report, path: Path) -> Metadata:
     """Show the report's numbers, and where its page is."""
     return {"summary": dg.MetadataValue.md(report.summary_markdown), "path": file_path(path)}
-
-
-def reason_totals(accounts: pl.DataFrame, fate: str) -> pl.DataFrame:
-    """Sum the records of one fate (`filtered` or `rejected`) by reason, over all accounts."""
-    return (
-        accounts.select(pl.col(fate).explode().struct.unnest())
-        .drop_nulls("reason")
-        .group_by("reason")
-        .agg(pl.col("records").sum())
-        .sort("records", "reason", descending=[True, False])
-    )

@@ -17,12 +17,12 @@ from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.history import forget_purged
+from backfill_dagster.orchestration.metadata import stored_records
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.tags import STUDY_TAG
 from backfill_dagster.purge.report import PurgeReport
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.repos.packs import read_ledger
-from backfill_dagster.repos.snapshots import latest_attempts
 from backfill_dagster.storage import StudyStorage
 
 Begin: TypeAlias = Callable[[dg.OpExecutionContext, Study, StudyLockResource], None]
@@ -159,9 +159,8 @@ def _log_changes(context: dg.OpExecutionContext, study: Study, report: PurgeRepo
         if report.removed.get(name):
             rows = pl.scan_parquet(storage.path(key)).select(pl.len()).collect().item()
             _log(context, study, name, None, int(rows))
-    ledger = latest_attempts(read_ledger(storage, report.hosts))
     for host in report.hosts:
-        _log(context, study, "repos", host, int(ledger.filter(pl.col("pds_host") == host)["records"].sum()))
+        _log(context, study, "repos", host, stored_records(read_ledger(storage, [host])))
 
 
 def _log(context: dg.OpExecutionContext, study: Study, name: str, partition: str | None, rows: int) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from backfill_dagster.config import Study
 
-_EVERY_SECONDS = 15
+_EVERY_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from backfill_dagster import pipeline
-from backfill_dagster.orchestration.metadata import reason_totals
 from backfill_dagster.records.windows import granularity_of
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster.tables.accounts import reason_totals
 
 if TYPE_CHECKING:
     from backfill_dagster.config import Study

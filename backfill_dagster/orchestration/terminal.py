@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
@@ -96,12 +96,14 @@ class Bar:
         if len(told) > room:
             told = f"{told[: max(0, room - 1)]}…"
         self._progress.update(self._task, completed=done, total=total, told=told)
-        self._progress.start()
-        self._progress.refresh()
+        with suppress(OSError):  # it was closed in the meantime, which is no reason to end the work
+            self._progress.start()
+            self._progress.refresh()
 
     def remove(self) -> None:
         """Take it away."""
-        self._progress.stop()
+        with suppress(OSError):
+            self._progress.stop()
 
     def _is_in_foreground(self) -> bool:
         try:

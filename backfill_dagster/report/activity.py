@@ -1,24 +1,25 @@
 """When the accounts were active within the study's period, by reading the tables' columns of time.
 
 One file at a time, which is bounded by how tables are built. What is held of all accounts are a few numbers each, and
-for the month at hand which of them were active in which week. So memory does not grow with records.
+for the time window at hand which of them were active in which week. So memory does not grow with records.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from backfill_dagster.records.tables import TABLE_BY_NAME
 from backfill_dagster.report.days import DAYS_OF_WEEK, DaySpan
-from backfill_dagster.tables.months import MONTH_FORMAT, next_month
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from datetime import date
 
+    from backfill_dagster.records.windows import Granularity
     from backfill_dagster.storage import StudyStorage
 
 _INSTANT = pl.Datetime("us", "UTC")
@@ -49,19 +50,26 @@ class Activity:
 
 
 def read_activity(
-    storage: StudyStorage, tables: Sequence[str], span: DaySpan | None, dids: pl.Series
+    storage: StudyStorage,
+    tables: Sequence[str],
+    granularity: Granularity,
+    span: DaySpan | None,
+    dids: pl.Series,
 ) -> Activity:
-    """Read the records of the period of all tables; `dids` are the accounts whose rows stand there."""
+    """Read the records of the period of all tables; `dids` are the accounts whose rows stand there.
+
+    `granularity` says which time windows the tables are cut into; they need not be the weeks that are counted.
+    """
     by_day, spans = _DAYS_SCHEMA.to_frame(), _SPANS_SCHEMA.to_frame()
     by_week, active = _WEEKS_SCHEMA.to_frame(), _ACTIVE_SCHEMA.to_frame()
-    # Of the weeks that go on in the month at hand or began in it.
+    # Of the weeks that go on in the window at hand or began in it.
     pairs = _PAIRS_SCHEMA.to_frame()
     numbered = pl.DataFrame({"did": dids.cast(pl.String)}).with_row_index("account")
     if span is None:
         return Activity(by_day, spans.drop("account").with_columns(weeks=pl.lit(0, pl.Int64)), by_week)
-    for month in span.months:
+    for folder, following in _windows(granularity, span):
         for table in tables:
-            days, found = _read_month(storage, table, month, span, numbered)
+            days, found = _read_window(storage, table, folder, span, numbered)
             by_day = pl.concat([by_day, days])
             pairs = pl.concat([pairs, found.select("account", "week")]).unique()
             spans = (
@@ -69,7 +77,11 @@ def read_activity(
                 .group_by("account")
                 .agg(pl.col("first").min(), pl.col("last").max())
             )
-        over, pairs = pairs.filter(_is_over(month, span)), pairs.filter(~_is_over(month, span))
+        # No later window has records of these weeks.
+        is_over = pl.col("week") < (following - span.first).days // DAYS_OF_WEEK
+        if following > span.last:
+            is_over = pl.lit(value=True)
+        over, pairs = pairs.filter(is_over), pairs.filter(~is_over)
         by_week = pl.concat([by_week, _as(_WEEKS_SCHEMA, over.group_by("week").agg(accounts=pl.len()))])
         weeks = _as(_ACTIVE_SCHEMA, over.group_by("account").agg(weeks=pl.len()))
         active = pl.concat([active, weeks]).group_by("account").agg(pl.col("weeks").sum())
@@ -80,14 +92,23 @@ def read_activity(
     )
 
 
-def _read_month(
-    storage: StudyStorage, table: str, month: str, span: DaySpan, numbered: pl.DataFrame
+def _windows(granularity: Granularity, span: DaySpan) -> Iterator[tuple[str, date]]:
+    """Yield the folder of each window that has days of the span, and the first day after it."""
+    start = granularity.floor(datetime.combine(span.first, time(), UTC))
+    while start.date() <= span.last:
+        following = granularity.after(start)
+        yield granularity.folder(granularity.key(start)), following.date()
+        start = following
+
+
+def _read_window(
+    storage: StudyStorage, table: str, folder: str, span: DaySpan, numbered: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return one month of one table by day (_DAYS_SCHEMA) and by account and week (_FOUND_SCHEMA)."""
+    """Return one window of one table by day (_DAYS_SCHEMA) and by account and week (_FOUND_SCHEMA)."""
     instant = pl.col("created_at")
     week = (pl.col("day") - pl.lit(span.first)).dt.total_days() // DAYS_OF_WEEK
     by_day, by_account = [_DAYS_SCHEMA.to_frame()], [_FOUND_SCHEMA.to_frame()]
-    for key in storage.keys(f"tables/{table}/month={month}"):
+    for key in storage.keys(f"tables/{table}/{folder}"):
         rows = (
             storage.scan([key], TABLE_BY_NAME[table].schema)
             .filter("in_range")
@@ -107,11 +128,3 @@ def _read_month(
 
 def _as(schema: pl.Schema, frame: pl.DataFrame) -> pl.DataFrame:
     return frame.select(schema.names()).cast(schema)
-
-
-def _is_over(month: str, span: DaySpan) -> pl.Expr:
-    """Tell which weeks have no day in a later month."""
-    if month == span.months[-1]:
-        return pl.lit(value=True)
-    following = next_month(datetime.strptime(month, MONTH_FORMAT).replace(tzinfo=UTC)).date()
-    return pl.col("week") < (following - span.first).days // DAYS_OF_WEEK

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from backfill_dagster.tables.months import MONTH_FORMAT, next_month
-
 if TYPE_CHECKING:
+    from datetime import date, datetime
+
     from backfill_dagster.config import TimeRange
 
 DAYS_OF_WEEK = 7
@@ -35,16 +35,6 @@ class DaySpan:
     def last_week_days(self) -> int:
         """How many days the last week has."""
         return self.length - (self.weeks - 1) * DAYS_OF_WEEK
-
-    @property
-    def months(self) -> list[str]:
-        """The months that the days are in, as the tables are partitioned."""
-        months = []
-        month = datetime.combine(self.first.replace(day=1), time())
-        while month.date() <= self.last:
-            months.append(month.strftime(MONTH_FORMAT))
-            month = next_month(month)
-        return months
 
     def week_start(self, week: int) -> date:
         """Return the first day of a week, numbered from 0."""

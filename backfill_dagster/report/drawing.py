@@ -102,12 +102,12 @@ def svg(figure: Figure, name: str, alt: str) -> str:
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
     root = ET.fromstring(written.getvalue())  # noqa: S314  Matplotlib's own output
-    for unwanted in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}defs"):
-        for parent in [root]:
-            for child in parent.findall(unwanted):
-                # The first `defs` is a style sheet that would hold for the whole page.
-                if unwanted.endswith("metadata") or child.find(f"{{{_SVG}}}style") is not None:
-                    parent.remove(child)
+    # A style sheet would hold for the whole page, whose own says the same; the metadata say nothing.
+    root[:] = [
+        child
+        for child in root
+        if child.tag != f"{{{_SVG}}}metadata" and child.find(f"{{{_SVG}}}style") is None
+    ]
     for element in root.iter():
         _adapt(element, name)
     for attribute in ("width", "height"):

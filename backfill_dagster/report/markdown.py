@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # Of each table, as many rows: the rest is on the page.
 _MAX_ROWS = 15
-_MEANT = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~:@&/$])")
+# Signs of Markdown's syntax, also of addresses that become links by themselves.
+_MEANT = re.compile(r"[\\`*_\[\]<>|~@&!#]|(?<=www)\.|:(?=//)", re.IGNORECASE)
 
 
 def summary_markdown(study: Study, numbers: ReportNumbers, figures: Sequence[ReportFigure], plot: str) -> str:
@@ -36,7 +37,7 @@ def summary_markdown(study: Study, numbers: ReportNumbers, figures: Sequence[Rep
 
 def escaped(value: str) -> str:
     """Return plain text for Markdown: nothing in it is a sign of its syntax."""
-    return _MEANT.sub(r"\\\1", " ".join(value.split()))
+    return _MEANT.sub(r"\\\g<0>", " ".join(value.split()))
 
 
 def _table(table: NumbersTable) -> str:

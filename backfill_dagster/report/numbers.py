@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from backfill_dagster import pipeline
+from backfill_dagster.records.windows import granularity_of
 from backfill_dagster.report.activity import Activity, read_activity
 from backfill_dagster.report.days import DaySpan, observed_days
 from backfill_dagster.report.hosts import summarise_hosts
@@ -18,6 +19,7 @@ from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.packs import read_ledger
 from backfill_dagster.repos.snapshots import PENDING, TOMBSTONED, UNRESOLVED
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster.tables.accounts import reason_totals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,7 +111,7 @@ def read_numbers(study: Study) -> ReportNumbers:
     span = observed_days(
         study.time_range, _instant(accounts["first_created_at"].min()), _instant(fetched_at.max())
     )
-    activity = read_activity(storage, tables, span, in_tables["did"])
+    activity = read_activity(storage, tables, granularity_of(study.time_range), span, in_tables["did"])
     return ReportNumbers(
         accounts=accounts.height,
         states=_states(accounts),
@@ -131,8 +133,8 @@ def read_numbers(study: Study) -> ReportNumbers:
                 "in_period": [activity.records_of(table) for table in tables],
             }
         ),
-        filtered=_reasons(accounts, "filtered"),
-        rejected=_reasons(accounts, "rejected"),
+        filtered=reason_totals(accounts, "filtered"),
+        rejected=reason_totals(accounts, "rejected"),
         hosts=summarise_hosts(accounts, read_ledger(storage)),
         in_tables=in_tables.height,
         signed=in_tables.group_by("signed_by").agg(accounts=pl.len()).sort("signed_by", nulls_last=True),
@@ -161,14 +163,4 @@ def _states(accounts: pl.DataFrame) -> pl.DataFrame:
         .agg(accounts=pl.len())
         .select("state", "reason", kind.alias("kind"), pl.col("accounts").cast(pl.Int64))
         .sort("accounts", "state", "reason", descending=[True, False, False])
-    )
-
-
-def _reasons(accounts: pl.DataFrame, fate: str) -> pl.DataFrame:
-    return (
-        accounts.select(pl.col(fate).explode().struct.unnest())
-        .drop_nulls("reason")
-        .group_by("reason")
-        .agg(pl.col("records").sum())
-        .sort("records", "reason", descending=[True, False])
     )

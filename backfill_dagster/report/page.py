@@ -84,7 +84,7 @@ _STYLE = """
 body {
   margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 54rem; background: var(--page); color: var(--ink);
   font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif;
-  overflow-wrap: break-word;
+  overflow-wrap: anywhere;
 }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.1rem; line-height: 1.35; margin: 0 0 .75rem; }
@@ -93,7 +93,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; 
 dt { color: var(--faint); }
 dd { margin: 0; }
 .sums {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem 2rem; align-items: start;
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
+  gap: 1rem 2rem; align-items: start;
 }
 .warning {
   border-left: .3rem solid var(--warn); background: var(--warn-page); color: var(--warn); padding: .6rem 1rem;
@@ -168,7 +169,7 @@ def _figure(figure: ReportFigure, drawing: str) -> str:
         "figure",
         text("h2", figure.title),
         element("div", drawing, class_="plot") if drawing else "",
-        text("figcaption", figure.caption),
+        text("figcaption", figure.caption) if drawing else "",
         element("details", text("summary", "The numbers behind this figure"), numbers) if numbers else "",
         id=figure.name,
     )

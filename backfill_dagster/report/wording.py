@@ -35,6 +35,11 @@ def compact(number: float) -> str:
     return f"{number:.3g}"
 
 
+def counted(number: int, what: str) -> str:
+    """Write a number of things whose name has a regular plural."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def percent(part: float, whole: float) -> str:
     """Write a share: a small one not as nothing, and one that is not the whole not as the whole."""
     if not whole:

@@ -192,6 +192,17 @@ def unsigned(accounts: pl.DataFrame) -> pl.DataFrame:
     return accounts.filter((pl.col("state") == Outcome.COMPLETE.value) & ~signed)
 
 
+def reason_totals(accounts: pl.DataFrame, fate: str) -> pl.DataFrame:
+    """Sum the records of one fate (`filtered` or `rejected`) by reason, over all accounts."""
+    return (
+        accounts.select(pl.col(fate).explode().struct.unnest())
+        .drop_nulls("reason")
+        .group_by("reason")
+        .agg(pl.col("records").sum())
+        .sort("records", "reason", descending=[True, False])
+    )
+
+
 def misplaced(
     accounts: pl.DataFrame, snapshot_packs: pl.DataFrame, counts: pl.DataFrame, kept: pl.DataFrame
 ) -> pl.DataFrame:

@@ -2,8 +2,8 @@
 
     python -m backfill_dagster_tests.benchmarks.progress
 
-First the CPU time of the same small fetch with and without, in turns: the bar, and one event at its end. Then that of an hour's telling by
-itself, at the pace of a crawl: the share of one core that it takes.
+First the CPU time of the same small fetch with and without, in turns: the bar, and one event at its end. Then that of
+an hour's telling by itself, at the pace of a crawl: the share of one core that it takes.
 """
 
 import os

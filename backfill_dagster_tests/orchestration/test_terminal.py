@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,20 @@ def test_in_the_background_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> 
     with Screen() as screen:
         draw(screen, [80], "1 of 2")
     assert screen.written == "at 80\r\n"
+
+
+def test_a_terminal_that_goes_away_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
+    monkeypatch.setenv("TERM", "xterm")
+    reading, writing = os.openpty()
+    stream = os.fdopen(writing, "w")
+    terminal = Terminal(stream)
+    with terminal.show_bar("Fetching") as bar:
+        bar.draw(1, 2, "1 of 2")
+        os.close(reading)
+        bar.draw(2, 2, "2 of 2")
+    with suppress(OSError):
+        stream.close()
 
 
 def test_what_a_server_said_is_no_command_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

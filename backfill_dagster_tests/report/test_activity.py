@@ -1,4 +1,4 @@
-"""What is counted month by month and file by file equals what counting all rows at once gives."""
+"""What is counted window by window and file by file equals what counting all rows at once gives."""
 
 import random
 from datetime import UTC, date, datetime, timedelta
@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from backfill_dagster.records.tables import TABLE_BY_NAME
+from backfill_dagster.records.windows import GRANULARITIES
 from backfill_dagster.report.activity import Activity, read_activity
 from backfill_dagster.report.days import DaySpan
 from backfill_dagster.storage import StudyStorage
@@ -36,18 +37,23 @@ def rows() -> pl.DataFrame:
     ).with_columns(pl.col("created_at").cast(pl.Datetime("us", "UTC")))
 
 
-@pytest.fixture(scope="module")
-def activity(rows: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Activity:
+@pytest.fixture(scope="module", params=sorted(GRANULARITIES))
+def activity(
+    rows: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Activity:
     """Read rows of which one account's can lie in several files, and others outside the period beside them."""
     storage = StudyStorage(tmp_path_factory.mktemp("activity"))
-    months = rows.with_columns(month=pl.col("created_at").dt.strftime("%Y-%m"))
-    kinds = months.partition_by("table", "month", "part", as_dict=True, include_key=False)
-    for (table, month, part), frame in kinds.items():
+    granularity = GRANULARITIES[request.param]
+    windows = rows.with_columns(
+        window=pl.col("created_at").dt.truncate(granularity.every).dt.strftime(granularity.key_format)
+    )
+    kinds = windows.partition_by("table", "window", "part", as_dict=True, include_key=False)
+    for (table, window, part), frame in kinds.items():
         schema = TABLE_BY_NAME[str(table)].schema
         outside = frame.head(1).with_columns(in_range=pl.lit(value=False))
         stored = pl.concat([schema.to_frame(), frame, outside], how="diagonal")
-        storage.write(f"tables/{table}/month={month}/part-{part:05d}.parquet", stored)
-    return read_activity(storage, TABLES, SPAN, rows["did"].unique())
+        storage.write(f"tables/{table}/{granularity.folder(str(window))}/part-{part:05d}.parquet", stored)
+    return read_activity(storage, TABLES, granularity, SPAN, rows["did"].unique())
 
 
 def test_days(rows: pl.DataFrame, activity: Activity) -> None:
@@ -58,7 +64,7 @@ def test_days(rows: pl.DataFrame, activity: Activity) -> None:
     assert activity.records_of("likes") == rows["table"].eq("likes").sum()
 
 
-def test_weeks_that_span_months_count_an_account_once(rows: pl.DataFrame, activity: Activity) -> None:
+def test_weeks_that_span_windows_count_an_account_once(rows: pl.DataFrame, activity: Activity) -> None:
     expected = _by_week(rows).group_by("week").agg(pl.col("did").n_unique())
     assert dict(activity.by_week.iter_rows()) == dict(expected.iter_rows())
     assert SPAN.week_start(4) == date(2024, 10, 25), "a week of two months is among them"
@@ -85,7 +91,9 @@ def _by_week(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def test_nothing_is_read_of_no_days(tmp_path: Path) -> None:
-    activity = read_activity(StudyStorage(tmp_path), TABLES, None, pl.Series("did", [did_of(1)]))
+    activity = read_activity(
+        StudyStorage(tmp_path), TABLES, GRANULARITIES["monthly"], None, pl.Series("did", [did_of(1)])
+    )
     assert activity.by_day.is_empty()
     assert activity.spans.columns == ["first", "last", "weeks"]
     assert activity.by_week.is_empty()

@@ -34,11 +34,10 @@ def test_no_days_without_records_or_fetches() -> None:
     assert observed_days(period(None, "2024-12-02"), None, FETCH) is None
 
 
-def test_weeks_and_months() -> None:
+def test_weeks() -> None:
     span = DaySpan(date(2024, 11, 28), date(2025, 1, 2))
     assert span.length == 36
     assert span.weeks == 6
     assert span.last_week_days == 1
     assert span.week_start(5) == date(2025, 1, 2)
-    assert span.months == ["2024-11", "2024-12", "2025-01"]
     assert DaySpan(date(2024, 1, 1), date(2024, 1, 7)).last_week_days == 7

@@ -23,7 +23,7 @@ from backfill_dagster.report.numbers import (
     NOT_TRIED,
     state_label,
 )
-from backfill_dagster.report.wording import percent, plain_text
+from backfill_dagster.report.wording import counted, percent, plain_text
 
 if TYPE_CHECKING:
     import polars as pl
@@ -46,7 +46,7 @@ def account_states(numbers: ReportNumbers) -> ReportFigure:
     """Draw complete accounts against all others, and below the others by state on a scale of their own."""
     total, complete = numbers.accounts, numbers.complete
     title = (
-        f"{complete:,} of {total:,} accounts are complete ({percent(complete, total)})"
+        f"{complete:,} of {counted(total, 'account')} complete ({percent(complete, total)})"
         if total
         else "The source lists no account"
     )

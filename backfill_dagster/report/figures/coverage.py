@@ -9,7 +9,7 @@ import polars as pl
 from backfill_dagster.report.days import DAYS_OF_WEEK, DaySpan
 from backfill_dagster.report.drawing import BLUE, FAINT, INK, ORANGE, SKY, day_axis, day_place, new_figure
 from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
-from backfill_dagster.report.wording import percent
+from backfill_dagster.report.wording import counted, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def coverage(numbers: ReportNumbers) -> ReportFigure:
     return ReportFigure(
         name=_NAME,
         title=(
-            f"{active:,} of {numbers.in_tables:,} accounts with a whole repository have a record in the period "
+            f"{active:,} of {counted(numbers.in_tables, 'account')} with a whole repository wrote in the period "
             f"({percent(active, numbers.in_tables)}); " + _range_of_weeks(shares, numbers.in_tables)
         ),
         caption=_caption(numbers, span, few=few),
@@ -197,7 +197,7 @@ def _caption(numbers: ReportNumbers, span: DaySpan, *, few: bool) -> str:
     if span.last_week_days < DAYS_OF_WEEK:
         said.append(f"The last, hatched one has {span.last_week_days} of {DAYS_OF_WEEK} days.")
     said.append(
-        f"Shares are of the {numbers.in_tables:,} accounts whose records stand in the tables; {silent:,} of them have "
-        "none in the period."
+        f"Shares are of the {counted(numbers.in_tables, 'account')} whose records stand in the tables, of which "
+        f"{silent:,} wrote nothing in the period."
     )
     return " ".join(said)

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from backfill_dagster.report.drawing import BLUE, FAINT, INK, VERMILLION, new_figure
 from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
 from backfill_dagster.report.hosts import MIN_ACCOUNTS_TO_NAME, is_named, megabytes_per_second
-from backfill_dagster.report.wording import compact, plain_text
+from backfill_dagster.report.wording import compact, counted, plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,7 +87,7 @@ def _title(hosts: pl.DataFrame, timed: pl.DataFrame) -> str:
         return "No account has a known host"
     accounts = int(hosts["accounts"].sum())
     largest = hosts["accounts"].to_list()[0]
-    spread = f"{accounts:,} accounts live on {hosts.height:,} host{'s' if hosts.height > 1 else ''}"
+    spread = f"{counted(accounts, 'account')} on {counted(hosts.height, 'host')}"
     if hosts.height > 1:
         spread += f", {largest:,} of them on the largest"
     if timed.is_empty():
@@ -167,7 +167,7 @@ def _scatter(axes: Axes, timed: pl.DataFrame) -> list[Line2D]:
                 markersize=6 if timed.height <= _CROWD else 3,
                 markerfacecolor=colour,
                 markeredgewidth=0,
-                alpha=0.8 if timed.height <= _CROWD else 0.4,
+                alpha=0.4 if timed.height > _CROWD and marker == "o" else 0.9,
                 label=name,
             )
             key.append(line)
@@ -246,7 +246,10 @@ def _table(hosts: pl.DataFrame) -> NumbersTable:
     named = hosts.filter(is_named()).head(_LISTED)
     others = hosts.join(named, on="pds_host", how="anti")
     rows = [_row(plain_text(row["pds_host"]), row) for row in named.iter_rows(named=True)]
-    for name, part in ((f"all {others.height:,} other hosts", others), ("all hosts", hosts)):
+    for name, part in (
+        (f"{counted(others.height, 'host')} with fewer accounts", others),
+        ("all hosts", hosts),
+    ):
         if part.height:
             rows.append(_row(name, part.select(pl.exclude("pds_host").sum()).row(0, named=True)))
     return NumbersTable(
@@ -265,8 +268,8 @@ def _row(name: str, row: dict[str, float]) -> tuple[Cell, ...]:
 
 def _alt(hosts: pl.DataFrame, timed: pl.DataFrame, labels: list[_Label]) -> str:
     if timed.is_empty():
-        return f"{hosts.height:,} hosts, none with a speed."
+        return f"{counted(hosts.height, 'host')}, none with a speed."
     told = "; ".join(" ".join(label.line.split()[1:]) for label in labels)
     speeds = timed["speed"].to_list()
     range_of_speeds = f"{min(speeds):.3g} to {max(speeds):.3g} MB/s"
-    return f"Scatter of {timed.height:,} hosts by accounts and speed, from {range_of_speeds}. {told}"
+    return f"Scatter of {counted(timed.height, 'host')} by accounts and speed, from {range_of_speeds}. {told}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backfill_dagster.report.drawing import SKY, VERMILLION, labelled_bars, new_figure
 from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
-from backfill_dagster.report.wording import percent, spaced_name
+from backfill_dagster.report.wording import counted, percent, spaced_name
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,7 +27,7 @@ def left_out_records(numbers: ReportNumbers) -> ReportFigure:
     frames = {"filtered": numbers.filtered, "rejected": numbers.rejected}
     if fetched:
         title = (
-            f"Of {fetched:,} records fetched, {filtered:,} were filtered ({percent(filtered, fetched)}) "
+            f"Of {counted(fetched, 'record')} fetched, {filtered:,} were filtered ({percent(filtered, fetched)}) "
             f"and {rejected:,} rejected ({percent(rejected, fetched)})"
         )
     else:

@@ -9,7 +9,7 @@ import polars as pl
 
 from backfill_dagster.report.drawing import BLUE, FAINT, INK, count_axis, day_axis, day_place, new_figure
 from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
-from backfill_dagster.report.wording import compact, instant, percent
+from backfill_dagster.report.wording import compact, counted, instant, percent
 
 if TYPE_CHECKING:
     from datetime import date
@@ -35,8 +35,8 @@ def records_per_day(numbers: ReportNumbers) -> ReportFigure:
     calendar = _calendar(numbers, span)
     top = numbers.tables.sort("in_period", descending=True).row(0, named=True)
     title = (
-        f"Records per day by type: {top['table']} are the most, with {top['in_period']:,} "
-        f"of {numbers.in_period:,} records in the period ({percent(top['in_period'], numbers.in_period)})"
+        f"Records per day by type: most are {top['table']}, {top['in_period']:,} of "
+        f"{counted(numbers.in_period, 'record')} in the period ({percent(top['in_period'], numbers.in_period)})"
     )
     return ReportFigure(
         name=_NAME,
@@ -77,7 +77,8 @@ def _draw_panel(panel: Axes, table: str, counts: list[int], edges: list[float]) 
     panel.set_ylim(0, max(*counts, 1) * 1.08)
     count_axis(panel, "y", bins=3)
     panel.tick_params(axis="x", color=FAINT)
-    panel.set_title(f"{table}: {sum(counts):,} in the period, at most {compact(max(counts))} a day", pad=3)
+    said = f"{sum(counts):,} in the period, at most {compact(max(counts))} a day" if any(counts) else "none"
+    panel.set_title(f"{table}: {said}", pad=3)
 
 
 def _by_type(numbers: ReportNumbers) -> NumbersTable:
