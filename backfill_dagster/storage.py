@@ -120,11 +120,11 @@ class StudyStorage:
         try:
             for first in range(0, len(frames), _FRAMES_AT_ONCE):
                 collected += pl.collect_all(frames[first : first + _FRAMES_AT_ONCE])
-            return collected
         except (OSError, pl.exceptions.PolarsError) as error:
             for key in keys:
                 self.read(key)
             raise StorageError(f"files below {self.root} cannot be read: {error}") from error
+        return collected
 
     def sha256(self, key: str) -> str:
         """Return the SHA-256 of a stored file's bytes, in hex."""

@@ -116,6 +116,7 @@ def test_a_missing_variable_names_field_and_variable(tmp_path: Path) -> None:
             f"{INLINE}\ntime_range: {{start_date: 2024-02-01, end_date: 2024-01-01}}",
             ["time_range", "after end_date"],
         ),
+        (f"{INLINE}\ntime_range: {{partitions: hourly}}", ["time_range.partitions", "hourly", "'weekly'"]),
         (f"{INLINE}\ntime_range: {{start_date: soon}}", ["time_range.start_date", "soon", "YYYY-MM-DD"]),
         (f"{INLINE}\nstorage: {{type: dynamodb}}", ["storage.type", "dynamodb", "400 kB"]),
         (

@@ -178,3 +178,27 @@ def test_only_the_windows_of_changed_records_are_built(network: SandboxNetwork, 
             files = list((study.root / "tables" / table / f"month={report.partition}").glob("*"))
             assert (report.parts, report.bytes) == (len(files), sum(file.stat().st_size for file in files))
             assert report.rows == sum(pl.read_parquet(file, glob=False).height for file in files)
+
+
+def test_the_index_tells_what_the_tables_hold_and_is_made_again_if_it_is_lost(
+    network: SandboxNetwork, tmp_path: Path
+) -> None:
+    study = study_of(tmp_path)
+    collect(study)
+    index = pl.read_parquet(study.root / "records/*/windows/*.parquet", hive_partitioning=False)
+    shown = index.join(pipeline.shown_snapshots(study), on=["did", "pack"], how="semi")
+    for table in pipeline.study_tables(study):
+        for window, told in shown.filter(table=table).group_by("window"):
+            folder = f"undated/{table}" if window == ("undated",) else f"tables/{table}/month={window[0]}"
+            rows = pl.read_parquet(study.root / folder / "*.parquet", hive_partitioning=False)
+            assert dict(told.group_by("did").agg(pl.col("rows").sum()).iter_rows()) == dict(
+                rows.group_by("did").len().iter_rows()
+            )
+    before, paths = table_hashes(study), sorted(study.root.glob("records/*/windows/*.parquet"))
+    contents = [path.read_bytes() for path in paths]
+    paths[0].unlink()
+    paths[1].write_bytes(paths[1].read_bytes()[:-1])
+    assert pipeline.convert_records(study) == 2
+    assert [path.read_bytes() for path in paths] == contents
+    pipeline.build_tables(study)
+    assert table_hashes(study) == before

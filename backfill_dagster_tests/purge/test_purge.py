@@ -143,6 +143,8 @@ def test_no_file_holds_the_did_any_more(purged: Purged) -> None:
     for did in purged.dids:
         assert len(files_with(purged.before.root, did)) >= 3
         assert files_with(purged.study.root, did) == []
+    for did in purged.dids[:2]:
+        assert any("/windows/" in file for file in files_with(purged.before.root, did))
     assert not any((purged.study.root / ".scratch").iterdir())
 
 
@@ -209,6 +211,7 @@ def test_the_report_counts_what_was_there(purged: Purged, network: SandboxNetwor
     )
     assert (report.accounts, report.records) == (3, 5)
     assert report.removed["tables"] + report.removed["undated"] == rows
+    assert report.removed["records"] == rows
     assert report.removed["blocks"] == 5 + sum(len(network.truth.records(did)) for did in purged.dids)
     assert {report.removed[kind] for kind in ("directory", "source_dids", "accounts", "attempts")} == {3}
     assert report.masked == sum(
