@@ -44,7 +44,7 @@ def failure_alert(study: Study) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING if on else dg.DefaultSensorStatus.STOPPED,
         tags={"study": study.name},
         description="Sends a message when a run of the study fails, to the webhook in the environment variable "
-        f"{monitoring.alert_webhook_variable}. Off unless `monitoring.alert_on_failure` is true, or it is switched on "
+        f"{monitoring.alert_webhook_variable}. Off unless monitoring.alert_on_failure is true, or it is switched on "
         "here.",
     )
     def sensor(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:

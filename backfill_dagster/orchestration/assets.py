@@ -30,6 +30,7 @@ from backfill_dagster.orchestration.metadata import (
     host_metadata,
     report_metadata,
     source_metadata,
+    type_name,
     window_metadata,
 )
 from backfill_dagster.orchestration.partitions import pds_partitions, register_hosts, time_partitions
@@ -57,6 +58,7 @@ from backfill_dagster.repos.packs import read_ledger
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import ACCOUNT_COLUMNS
+from backfill_dagster.tables.ledger import built_rows
 
 _SINGLE_RUN = dg.BackfillPolicy.single_run()
 # These assets hand on nothing but what they stored; Dagster's stubs do not count Nothing among its types.
@@ -135,10 +137,7 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
         hosts = resolved["pds_host"].drop_nulls().unique()
         new = register_hosts(context.instance, study, hosts)
         return dg.MaterializeResult(
-            metadata={
-                **directory_metadata(resolved, study.root / pipeline.DIRECTORY_KEY),
-                "new_hosts": len(new),
-            },
+            metadata=directory_metadata(resolved, study.root / pipeline.DIRECTORY_KEY, new_hosts=len(new)),
             data_version=_version(resolved.select(pl.struct("did", "pds", "state").hash(seed=0))["did"]),
         )
 
@@ -328,12 +327,13 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
             f"{name}: {sum(report.rows for report in reports):,} rows in {len(reports)} {granularity.word}s, "
             f"{len(rebuilt)} of which were built"
         )
+        table_rows = built_rows(StudyStorage(study.root), name)
         for report in rebuilt if config.only_stale else reports:
             folder = study.root / "tables" / name / granularity.folder(report.partition)
             yield dg.AssetMaterialization(
                 asset_key=context.asset_key,
                 partition=report.partition,
-                metadata=window_metadata(report, folder),
+                metadata=window_metadata(report, folder, table_rows=table_rows),
             )
         yield from table_check_results(context.asset_key, inspection)
 
@@ -368,7 +368,7 @@ def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
 
 def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefinition:
     deps = [dg.AssetDep(table, partition_mapping=_all_of(table)) for table in tables]
-    columns = [dg.TableColumn(name, str(kind), text) for name, (kind, text) in ACCOUNT_COLUMNS.items()]
+    columns = [dg.TableColumn(name, type_name(kind), text) for name, (kind, text) in ACCOUNT_COLUMNS.items()]
 
     @dg.asset(
         key=_key(study, "accounts"),
@@ -416,7 +416,9 @@ def _all_of(table: dg.AssetsDefinition) -> dg.PartitionMapping | None:
 
 def _column_schema(columns: Iterable[Column]) -> dg.TableSchema:
     return dg.TableSchema(
-        columns=[dg.TableColumn(column.name, str(column.dtype), column.description) for column in columns]
+        columns=[
+            dg.TableColumn(column.name, type_name(column.dtype), column.description) for column in columns
+        ]
     )
 
 

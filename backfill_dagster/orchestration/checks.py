@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 _BUILD_AGAIN = (
-    "Run the study's `_rebuild` job; if it still fails, a stored file was changed, or this is a defect."
+    "Run the study's rebuild job; if it still fails, a stored file was changed, or this is a defect."
 )
 
 _BLOCKING = {
@@ -40,13 +40,16 @@ _BLOCKING = {
 }
 _WARNING = {
     "every_account_attempted": "Every account that has a host has been attempted.",
-    "failed_accounts": "Few accounts failed: `quality.max_failed_accounts`.",
-    "rejected_records": "Few records could not be decoded: `quality.max_rejected_records`.",
-    "undated_records": "Few records have no date that can be believed: `quality.max_undated_records`.",
-    "records_with_issues": "Few records break their lexicon: `quality.max_records_with_issues`.",
-    "loss_even_over_hosts": "No host lost much more than the whole: `quality.max_uneven_loss`.",
-    "loss_even_over_activity": "Neither active nor quiet accounts lost much more than the whole: "
-    "`quality.max_uneven_loss`.",
+    "failed_accounts": "The share of accounts that failed is at most `quality.max_failed_accounts` of the YAML.",
+    "rejected_records": "The share of records that could not be decoded is at most `quality.max_rejected_records`.",
+    "undated_records": "The share of records without a date that can be believed is at most "
+    "`quality.max_undated_records`.",
+    "records_with_issues": "The share of records that break their lexicon is at most "
+    "`quality.max_records_with_issues`.",
+    "loss_even_over_hosts": "No host lost a share of its accounts or records that is larger than that of all by "
+    "more than `quality.max_uneven_loss`.",
+    "loss_even_over_activity": "Neither active nor quiet accounts lost a share that is larger than that of all by more "
+    "than `quality.max_uneven_loss`.",
 }
 
 
@@ -122,8 +125,8 @@ def accounts_check_results(study: Study, built: AccountsBuild) -> Iterator[dg.As
         passed=pending == 0,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
-            "accounts": pending,
-            "what_to_do": "Run the study's job again, or materialize the missing partitions of `repos`.",
+            "not_attempted": pending,
+            "what_to_do": "Run the study's job again, or materialize the missing partitions of repos.",
         },
     )
     for finding in findings(built.accounts, study.quality):
@@ -145,7 +148,7 @@ def _warning(finding: Finding) -> dg.AssetCheckResult:
         passed=finding.passed,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
-            "share": finding.share,
+            "share": round(finding.share, 5),
             "limit": finding.limit,
             **finding.numbers,
             **worst,

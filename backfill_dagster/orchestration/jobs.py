@@ -262,12 +262,27 @@ def _build(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None
     span = covering_range(hosts, pipeline.hosts_to_convert(study, again=again))
     if span is not None:
         _run_stage(context, study, "convert", span, {"records": {"again": again}})
-    windows = time_partitions(study.time_range).get_partition_keys()
-    tables = pipeline.study_tables(study)
-    _run_stage(
-        context, study, "tables", (windows[0], windows[-1]), {table: {"again": again} for table in tables}
-    )
+    _build_windows(context, study, again=again)
     _run_stage(context, study, "accounts", asset_config={"undated": {"again": again}})
+
+
+def _build_windows(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None:
+    """Build the tables' windows that have changed, or all `again`.
+
+    An event for each window of each table costs more than to find that it is up to date: the others are passed over,
+    but for those that this instance has never been told of.
+    """
+    windows = list(time_partitions(study.time_range).get_partition_keys())
+    stale = pipeline.stale_windows(study)
+    told = [context.instance.get_materialized_partitions(dg.AssetKey([study.name, table])) for table in stale]
+    untold = {window for known in told for window in windows if window not in known}
+    changed = {window for keys in stale.values() for window in keys}
+    span = covering_range(windows, windows if again else untold | changed)
+    if span is None:
+        context.log.info("No records have changed; the tables are up to date.")
+        return
+    settings = {"again": again, "only_stale": not (again or untold)}
+    _run_stage(context, study, "tables", span, dict.fromkeys(stale, settings))
 
 
 def _run_stage(

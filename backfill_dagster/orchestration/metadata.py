@@ -39,9 +39,10 @@ def file_path(path: Path) -> dg.MetadataValue[Any]:
 
 
 def counts_table(frame: pl.DataFrame) -> dg.MetadataValue[Any]:
-    """Show a small frame as a Markdown table."""
+    """Show a small frame as a Markdown table; a column that says nothing is left out."""
+    frame = frame.select(column for column in frame if column.is_empty() or column.is_not_null().any())
     header = "| " + " | ".join(frame.columns) + " |"
-    rule = "|" + " --- |" * frame.width
+    rule = "|" + "".join(" ---: |" if kind.is_numeric() else " --- |" for kind in frame.dtypes)
     rows = [
         "| " + " | ".join("" if value is None else _cell(value) for value in row) + " |"
         for row in frame.head(_SHOWN_ROWS).iter_rows()
@@ -51,13 +52,30 @@ def counts_table(frame: pl.DataFrame) -> dg.MetadataValue[Any]:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}"
     # What servers and files said may hold anything; it must not become markup.
     return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
+def type_name(kind: pl.DataType | type[pl.DataType]) -> str:
+    """Name the type of a column as it stands in Parquet, whatever that is read with."""
+    if isinstance(kind, pl.List):
+        return f"list<{type_name(kind.inner)}>"
+    if isinstance(kind, pl.Struct):
+        return f"struct<{', '.join(f'{field.name}: {type_name(field.dtype)}' for field in kind.fields)}>"
+    if isinstance(kind, pl.Datetime):
+        return f"timestamp[{kind.time_unit}, {kind.time_zone or 'no zone'}]"
+    return str(kind).lower()
+
+
 def source_metadata(collected: CollectedDids, path: Path) -> Metadata:
     """Say how many inputs were given, kept and left out, and why."""
-    reasons = collected.rejects.group_by("reason").agg(inputs=pl.len()).sort("inputs", descending=True)
+    reasons = (
+        collected.rejects.group_by("reason")
+        .agg(inputs=pl.len())
+        .sort("inputs", "reason", descending=[True, False])
+    )
     return {
         "dagster/row_count": collected.dids.height,
         "given": collected.given,
@@ -69,9 +87,11 @@ def source_metadata(collected: CollectedDids, path: Path) -> Metadata:
     }
 
 
-def directory_metadata(directory: pl.DataFrame, path: Path) -> Metadata:
+def directory_metadata(directory: pl.DataFrame, path: Path, *, new_hosts: int) -> Metadata:
     """Say how many DIDs ended in which state, and how the accounts are spread over hosts."""
-    states = directory.group_by("state").agg(accounts=pl.len()).sort("accounts", descending=True)
+    states = (
+        directory.group_by("state").agg(accounts=pl.len()).sort("accounts", "state", descending=[True, False])
+    )
     hosts = (
         directory.filter(pl.col("pds_host").is_not_null())
         .group_by("pds_host")
@@ -82,6 +102,7 @@ def directory_metadata(directory: pl.DataFrame, path: Path) -> Metadata:
         "dagster/row_count": directory.height,
         "accounts_by_state": counts_table(states),
         "hosts": hosts.height,
+        "new_hosts": new_hosts,
         "largest_hosts": counts_table(hosts),
         "path": file_path(path),
     }
@@ -90,7 +111,8 @@ def directory_metadata(directory: pl.DataFrame, path: Path) -> Metadata:
 def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int, path: Path) -> Metadata:
     """Say how the accounts of one host stand by all attempts on them, what is stored, and what this run did.
 
-    What is a number has the same name for every host and in every run, so that it can be plotted.
+    What is a number has the same name for every host and in every run, so that it can be plotted; what begins with
+    `run_` is of this run alone.
     """
     outcome = pl.col("outcome").replace({Outcome.UNCHANGED.value: Outcome.COMPLETE.value})
     attempts = latest_attempts(ledger).with_columns(outcome)
@@ -101,22 +123,22 @@ def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int
     megabytes = report.bytes_received / 1e6
     seconds = report.seconds
     return {
-        "dagster/row_count": stored_records(ledger),
+        "dagster/partition_row_count": stored_records(ledger),
         "accounts": attempts.height,
         "accounts_complete": complete,
         "accounts_not_active": attempts.height - complete - failed,
         "accounts_failed": failed,
         "accounts_by_state": counts_table(states),
         "megabytes_stored": round(stored_bytes / 1e6, 3),
-        "attempted_in_this_run": attempted,
-        "changed_during_export_in_this_run": report.changed_during_export,
-        "requests_in_this_run": report.requests,
-        "pauses_asked_for_in_this_run": report.pauses,
-        "megabytes_received_in_this_run": round(megabytes, 3),
-        "seconds_in_this_run": round(seconds, 2),
-        "accounts_per_second": _per_second(attempted, seconds),
-        "requests_per_second": _per_second(report.requests, seconds),
-        "megabytes_per_second": _per_second(megabytes, seconds),
+        "run_accounts": attempted,
+        "run_changed_during_export": report.changed_during_export,
+        "run_requests": report.requests,
+        "run_pauses_asked_for": report.pauses,
+        "run_megabytes_received": round(megabytes, 3),
+        "run_seconds": round(seconds, 2),
+        "run_accounts_per_second": _per_second(attempted, seconds),
+        "run_requests_per_second": _per_second(report.requests, seconds),
+        "run_megabytes_per_second": _per_second(megabytes, seconds),
         "path": file_path(path),
     }
 
@@ -140,19 +162,20 @@ def conversion_metadata(counts: pl.DataFrame, *, packs_converted: int, path: Pat
     )
     totals = {fate: int(counts.filter(pl.col("fate") == fate)["records"].sum()) for fate in sorted(set(Fate))}
     return {
-        "dagster/row_count": totals[Fate.KEPT],
+        "dagster/partition_row_count": totals[Fate.KEPT],
         "records_fetched": sum(totals.values()),
         **{f"records_{fate}": number for fate, number in totals.items()},
         "records_by_fate": counts_table(fates),
-        "packs_converted_in_this_run": packs_converted,
+        "run_packs_converted": packs_converted,
         "path": file_path(path),
     }
 
 
-def window_metadata(report: PartitionReport, path: Path) -> Metadata:
-    """Say what one time window of a table holds."""
+def window_metadata(report: PartitionReport, path: Path, *, table_rows: int) -> Metadata:
+    """Say what one time window of a table holds, and how many rows all of them do."""
     return {
-        "dagster/row_count": report.rows,
+        "dagster/partition_row_count": report.rows,
+        "dagster/row_count": table_rows,
         "megabytes": round(report.bytes / 1e6, 3),
         "files": report.parts,
         "path": file_path(path),

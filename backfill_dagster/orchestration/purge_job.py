@@ -168,6 +168,9 @@ def _log(context: dg.OpExecutionContext, study: Study, name: str, partition: str
         dg.AssetMaterialization(
             asset_key=[study.name, name],
             partition=partition,
-            metadata={"dagster/row_count": rows, "changed_by": "purge"},
+            metadata={
+                "dagster/row_count" if partition is None else "dagster/partition_row_count": rows,
+                "changed_by": "purge",
+            },
         )
     )

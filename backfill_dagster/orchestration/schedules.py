@@ -39,7 +39,7 @@ def _refresh(study: Study) -> dg.ScheduleDefinition:
         default_cron=REFRESH_CRON,
         evaluate=evaluate,
         description="Asks every account's current revision, fetches what has moved on, and brings the tables up to "
-        "date. Asks servers, so it is off unless `automation.refresh_cron` is set, or it is switched on here.",
+        "date. Asks servers, so it is off unless automation.refresh_cron is set, or it is switched on here.",
     )
 
 
@@ -68,7 +68,7 @@ def _newest_partition(study: Study) -> dg.ScheduleDefinition:
         default_cron=NEWEST_PARTITION_CRON,
         evaluate=evaluate,
         description="Builds the newest time partition of every table from what is stored. Off unless "
-        "`automation.newest_partition_cron` is set, or it is switched on here.",
+        "automation.newest_partition_cron is set, or it is switched on here.",
     )
 
 

@@ -80,7 +80,7 @@ def study_sensors(
             lambda _: _discover_work(study),
             on=automation.on_new_dids,
             description="Looks accounts up when the source of DIDs has changed. Asks the PLC directory, so it is off "
-            "unless `automation.on_new_dids` is true, or it is switched on here.",
+            "unless automation.on_new_dids is true, or it is switched on here.",
         ),
         _sensor(
             study,
@@ -90,7 +90,7 @@ def study_sensors(
             lambda instance: _fetch_work(study, instance),
             on=automation.on_new_hosts,
             description="Fetches the hosts that have accounts which were never tried, and no others. Asks those "
-            "servers, so it is off unless `automation.on_new_hosts` is true, or it is switched on here.",
+            "servers, so it is off unless automation.on_new_hosts is true, or it is switched on here.",
         ),
         _sensor(
             study,
@@ -100,7 +100,7 @@ def study_sensors(
             lambda instance: _build_work(study, instance),
             on=automation.on_new_data,
             description="Turns new packs into records, then builds the partitions of the tables that changed, then "
-            "the accounts. Starts no network traffic; off if `automation.on_new_data` is false.",
+            "the accounts. Starts no network traffic; off if automation.on_new_data is false.",
         ),
     ]
 
@@ -113,7 +113,7 @@ def report_automation(study: Study) -> dg.AutomationConditionSensorDefinition:
         default_status=_status(study.automation.on_new_data),
         minimum_interval_seconds=2 * _EVERY_SECONDS,
         run_tags={STUDY_TAG: study.name},
-        description="Builds the report when the table of accounts is newer. Off if `automation.on_new_data` is false.",
+        description="Builds the report when the table of accounts is newer. Off if automation.on_new_data is false.",
     )
 
 

@@ -44,6 +44,13 @@ def read_built(storage: StudyStorage, table: str) -> pl.DataFrame:
         return pl.DataFrame(schema=LEDGER_SCHEMA)
 
 
+def built_rows(storage: StudyStorage, table: str) -> int:
+    """Return how many rows all time windows of a table hold together."""
+    return int(
+        read_built(storage, table).filter(pl.col("folder").str.starts_with(f"tables/{table}/"))["rows"].sum()
+    )
+
+
 def note_built(storage: StudyStorage, table: str, folders: Iterable[str], entries: pl.DataFrame) -> None:
     """Let these entries (LEDGER_SCHEMA) stand for these folders of a table; those of other folders stay."""
     # Runs may build different windows of a table at once.

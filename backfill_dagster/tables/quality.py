@@ -61,7 +61,7 @@ def findings(accounts: pl.DataFrame, limits: Quality) -> list[Finding]:
             part="records_rejected",
             whole="records_fetched",
             limit=limits.max_rejected_records,
-            what_to_do="Look at `records/*/rejects/*.parquet`: which collections and clients they are of, and why.",
+            what_to_do="Look at records/*/rejects/*.parquet: which collections and clients they are of, and why.",
         ),
         _record_share(
             accounts,
@@ -69,7 +69,7 @@ def findings(accounts: pl.DataFrame, limits: Quality) -> list[Finding]:
             part="undated",
             whole="records_kept",
             limit=limits.max_undated_records,
-            what_to_do="They stand in `undated/`, with the reason in `date_quality`: count them in, or say in the "
+            what_to_do="They stand in undated/, with the reason in date_quality: count them in, or say in the "
             "paper that they are out.",
         ),
         _record_share(
@@ -78,7 +78,7 @@ def findings(accounts: pl.DataFrame, limits: Quality) -> list[Finding]:
             part="with_issues",
             whole="records_kept",
             limit=limits.max_records_with_issues,
-            what_to_do="The `issues` column of the tables names the fields; their values became null.",
+            what_to_do="The issues column of the tables names the fields; their values became null.",
         ),
         _uneven_over_hosts(accounts, limits.max_uneven_loss),
         _uneven_over_activity(accounts, limits.max_uneven_loss),
@@ -94,7 +94,7 @@ def _failed_accounts(accounts: pl.DataFrame, limit: float) -> Finding:
         "failed_accounts",
         _share(failed.height, accounts.height),
         limit,
-        "Run the study's `_retry_failed` job; what still fails then is named, with its reason, in `accounts.parquet`.",
+        "Run the study's retry_failed job; what still fails then is named, with its reason, in accounts.parquet.",
         {"failed": failed.height, "accounts": accounts.height},
         reasons.head(_SHOWN),
     )
@@ -142,9 +142,7 @@ def _uneven_over_activity(accounts: pl.DataFrame, limit: float) -> Finding:
         "or weight by activity.",
         {
             "failed_and_never_seen": unseen.height,
-            "of_these_failed_as_large_ones_do": unseen.filter(
-                pl.col("reason").is_in(_GROWING_WITH_SIZE)
-            ).height,
+            "of_these_for_their_size": unseen.filter(pl.col("reason").is_in(_GROWING_WITH_SIZE)).height,
         },
         _worst(by_tenth),
     )

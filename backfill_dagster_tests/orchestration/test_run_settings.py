@@ -163,13 +163,13 @@ def test_events_say_how_far_it_is_and_how_a_host_did_and_name_no_account(deploym
     assert len({tuple(host) for host in hosts}) == 1
     for host in hosts:
         states = host["accounts_complete"] + host["accounts_not_active"] + host["accounts_failed"]
-        assert host["accounts"] == host["attempted_in_this_run"] == states
-        assert host["requests_in_this_run"] >= host["attempted_in_this_run"]
-        assert host["requests_per_second"] >= host["accounts_per_second"] > 0
-        assert host["megabytes_received_in_this_run"] > host["megabytes_stored"] > 0
+        assert host["accounts"] == host["run_accounts"] == states
+        assert host["run_requests"] >= host["run_accounts"]
+        assert host["run_requests_per_second"] >= host["run_accounts_per_second"] > 0
+        assert host["run_megabytes_received"] > host["megabytes_stored"] > 0
         assert Path(str(host["path"])).is_dir()
     assert sum(host["accounts"] for host in hosts) == 55
-    requests = sum(host["requests_in_this_run"] for host in hosts)
+    requests = sum(host["run_requests"] for host in hosts)
     assert requests == sum(request.host in deployment.hosts for request in deployment.network.requests.all())
 
     # A refresh that finds nothing new leaves the sums as they are.
@@ -178,7 +178,7 @@ def test_events_say_how_far_it_is_and_how_a_host_did_and_name_no_account(deploym
     assert latest is not None
     again = numbers(latest.asset_materialization)
     [before] = [host for host in hosts if host["path"] == again["path"]]
-    stays = ("dagster/row_count", "accounts", "accounts_complete")
+    stays = ("dagster/partition_row_count", "accounts", "accounts_complete")
     assert [again[name] for name in stays] == [before[name] for name in stays]
     events = [str(event.to_json()) for event in deployment.instance.all_logs(result.run_id)]  # type: ignore[no-untyped-call]
     assert events

@@ -8,6 +8,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from backfill_dagster import pipeline
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.sandbox.faults import HostDown
@@ -75,10 +76,24 @@ def test_one_command_leaves_tables_and_the_history_of_every_stage(
     assert execute(tmp_path, "study", instance)
     assert network.requests.count(path=GET_REPO) == 0
     assert table_hashes(study) == before
+    # Nothing had changed: no event tells again of what was told.
+    assert len(instance.get_runs(dg.RunsFilter(job_name="study_stage_tables"))) == 1
 
     network.requests.clear()
     assert execute(tmp_path, "study_rebuild", instance)
     assert network.requests.count() == 0
+    assert table_hashes(study) == before
+
+
+def test_a_history_that_was_lost_is_told_anew_of_what_is_stored(
+    network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    study = sandbox_study(tmp_path, time_range=DROP)
+    for stage in (pipeline.collect_source, pipeline.resolve_accounts, pipeline.fetch_repos, pipeline.rebuild):
+        stage(study)
+    before = table_hashes(study)
+    assert execute(tmp_path, "study", instance)
+    assert partitions(instance, "study", "posts") == {"2024-09", "2024-10", "2024-11", "2024-12"}
     assert table_hashes(study) == before
 
 
