@@ -22,6 +22,7 @@ from backfill_dagster.orchestration.checks import (
     table_check_results,
     table_checks,
 )
+from backfill_dagster.orchestration.columns import column_metadata
 from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.metadata import (
     accounts_metadata,
@@ -30,7 +31,6 @@ from backfill_dagster.orchestration.metadata import (
     host_metadata,
     report_metadata,
     source_metadata,
-    type_name,
     window_metadata,
 )
 from backfill_dagster.orchestration.partitions import pds_partitions, register_hosts, time_partitions
@@ -50,16 +50,17 @@ from backfill_dagster.orchestration.run_settings import (
     fetch_settings_class,
 )
 from backfill_dagster.records.conversion import ConversionReport
-from backfill_dagster.records.tables import TABLE_BY_NAME, Column
+from backfill_dagster.records.tables import TABLE_BY_NAME
 from backfill_dagster.records.windows import granularity_of
 from backfill_dagster.report.page import build_report
 from backfill_dagster.repos.crawl import HostReport
 from backfill_dagster.repos.packs import read_ledger
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage, partition_folder
-from backfill_dagster.tables.accounts import ACCOUNT_COLUMNS
 from backfill_dagster.tables.ledger import built_rows
 
+# Failed hosts that a message names; its metadata names all.
+_NAMED_HOSTS = 20
 _SINGLE_RUN = dg.BackfillPolicy.single_run()
 # These assets hand on nothing but what they stored; Dagster's stubs do not count Nothing among its types.
 _NO_OUTPUT: Any = dg.Nothing
@@ -93,6 +94,7 @@ def _source_dids(study: Study) -> dg.AssetsDefinition:
     @dg.asset(
         key=_key(study, "source_dids"),
         group_name=study.name,
+        metadata=column_metadata(study, "source_dids"),
         kinds={"parquet"},
         description=f"The DIDs to collect, read from the study's {study.source.type} source, each once. "
         "Inputs that are no DID, or stand twice, are listed in source_rejects.parquet with the reason.",
@@ -116,6 +118,7 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
     @dg.asset(
         key=_key(study, "directory"),
         group_name=study.name,
+        metadata=column_metadata(study, "directory"),
         kinds={"parquet", "http"},
         deps=[source],
         description="Each DID's document, resolved at the PLC directory or its own web host: handle, PDS, signing "
@@ -151,6 +154,7 @@ def _repos(study: Study, directory: dg.AssetsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
         key=_key(study, "repos"),
         group_name=study.name,
+        metadata=column_metadata(study, "repos"),
         kinds={"parquet", "http"},
         deps=[directory],
         partitions_def=pds_partitions(study),
@@ -212,7 +216,9 @@ def _fetch(
         context.log.warning(f"the run's time is used up; {left} accounts are left for the next one")
     if failed:
         raise dg.Failure(
-            description=f"{len(failed)} of {len(hosts)} hosts could not be read whole: {', '.join(failed[:20])}. "
+            description=f"{len(failed)} of {len(hosts)} hosts could not be read whole: "
+            f"{', '.join(_why(reports[host]) for host in failed[:_NAMED_HOSTS])}"
+            f"{', …' * (len(failed) > _NAMED_HOSTS)}. "
             "What the others gave is stored; run the same again to fetch only what is missing.",
             metadata={"hosts": failed, "reasons": _reasons(reports[host] for host in failed)},
             allow_retries=False,
@@ -250,6 +256,12 @@ def _host_event(
     )
 
 
+def _why(report: HostReport) -> str:
+    """Name a host with what its accounts failed for."""
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in report.reasons.most_common())
+    return f"{report.pds_host} ({reasons})" if reasons else report.pds_host
+
+
 def _reasons(reports: Iterable[HostReport]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for report in reports:
@@ -261,6 +273,7 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
         key=_key(study, "records"),
         group_name=study.name,
+        metadata=column_metadata(study, "records"),
         kinds={"parquet", "polars"},
         deps=[repos],
         partitions_def=pds_partitions(study),
@@ -314,7 +327,7 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
         code_version=pipeline.records_fingerprint(study),
         check_specs=table_checks(_key(study, name)),
         description=f"{table.description} By {granularity.word} of the record's true creation.",
-        metadata={"dagster/column_schema": _column_schema(table.columns)},
+        metadata=column_metadata(study, name),
     )
     def windows(
         context: dg.AssetExecutionContext, config: TableSettings, study_lock: StudyLockResource
@@ -344,6 +357,7 @@ def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
         key=_key(study, "undated"),
         group_name=study.name,
+        metadata=column_metadata(study, "undated"),
         kinds={"parquet", "polars"},
         deps=[dg.AssetDep(records, partition_mapping=dg.AllPartitionMapping())],
         code_version=pipeline.records_fingerprint(study),
@@ -368,7 +382,6 @@ def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
 
 def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefinition:
     deps = [dg.AssetDep(table, partition_mapping=_all_of(table)) for table in tables]
-    columns = [dg.TableColumn(name, type_name(kind), text) for name, (kind, text) in ACCOUNT_COLUMNS.items()]
 
     @dg.asset(
         key=_key(study, "accounts"),
@@ -377,7 +390,7 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
         deps=deps,
         check_specs=accounts_checks(_key(study, "accounts")),
         description="Each account with its one final state, and what became of every one of its records.",
-        metadata={"dagster/column_schema": dg.TableSchema(columns=columns)},
+        metadata=column_metadata(study, "accounts"),
     )
     def accounts(context: dg.AssetExecutionContext, study_lock: StudyLockResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it only bare
         with _stage(context, study, study_lock):
@@ -412,14 +425,6 @@ def _report(study: Study, accounts: dg.AssetsDefinition) -> dg.AssetsDefinition:
 
 def _all_of(table: dg.AssetsDefinition) -> dg.PartitionMapping | None:
     return dg.AllPartitionMapping() if table.partitions_def else None
-
-
-def _column_schema(columns: Iterable[Column]) -> dg.TableSchema:
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(column.name, type_name(column.dtype), column.description) for column in columns
-        ]
-    )
 
 
 def _version(values: pl.Series) -> dg.DataVersion:

@@ -40,8 +40,8 @@ class _HumanFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         event = _event(record)
         if event is None:
-            # What follows from a failure that was told already.
-            is_echo = _message(record).startswith("Dependencies for step")
+            # What follows from a failure that was told already, or tells it again.
+            is_echo = _message(record).startswith("Dependencies for step") or _message(record) in _TOLD
             return record.levelno >= self._level and not is_echo
         if event.event_type is dg.DagsterEventType.ASSET_OBSERVATION:
             # The bar says the same, and sooner.

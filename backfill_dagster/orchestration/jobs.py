@@ -90,8 +90,12 @@ def study_jobs(study: Study) -> list[dg.JobDefinition]:
         [_begin_op, partial(_build_op, again=True)],
     )
     whole: tuple[str, list[_MakeOp]] = (
-        study.description
-        or f"Runs the whole study `{name}`: source, directory, fetch, records, tables, accounts.",
+        " ".join(
+            [
+                *([study.description] if study.description else []),
+                f"Runs the whole study `{name}`: source, directory, fetch, records, tables, accounts, report.",
+            ]
+        ),
         [_begin_op, _discover_op, partial(_fetch_op, mode=FetchMode.UNSETTLED), _build_op],
     )
     retry: tuple[str, list[_MakeOp]] = (
@@ -128,14 +132,29 @@ def broken_job(name: str, error: ConfigError) -> dg.JobDefinition:
 def _sequence(study: Study, name: str, description: str, make_ops: list[_MakeOp]) -> dg.JobDefinition:
     """Return a job whose ops run one after the other and end with the report."""
     ops = [make(study, name) for make in [*make_ops, _summary_op]]
+    config = {**console_config(study), "ops": _default_config(ops)}
 
-    @dg.job(name=name, description=description, config=console_config(study), tags={STUDY_TAG: study.name})
+    @dg.job(name=name, description=description, config=config, tags={STUDY_TAG: study.name})
     def job() -> None:
         failed_hosts = ops[0]()
         for op in ops[1:]:
             failed_hosts = op(failed_hosts)
 
     return job
+
+
+def _default_config(ops: list[dg.OpDefinition]) -> dict[str, Any]:
+    """Return what the ops are set to, written out: the launchpad of a job then opens with what may be changed."""
+    defaults = {
+        op.name: op.config_field.default_value
+        for op in ops
+        if op.config_field and op.config_field.default_provided
+    }
+    return {
+        name: {"config": {field: value for field, value in values.items() if value is not None}}
+        for name, values in defaults.items()
+        if isinstance(values, dict) and values
+    }
 
 
 def _begin_op(study: Study, job: str) -> dg.OpDefinition:
@@ -313,7 +332,10 @@ def _report(
     context: dg.OpExecutionContext, study: Study, failed_hosts: list[str], settings: FetchSettings
 ) -> None:
     context.log.info(study_summary(study))
-    missing = [f"hosts could not be read whole: {', '.join(failed_hosts[:20])}"] if failed_hosts else []
+    missing = []
+    if failed_hosts:
+        number = f"{len(failed_hosts)} host{'s' * (len(failed_hosts) > 1)}"
+        missing.append(f"{number} could not be read whole: {', '.join(failed_hosts[:20])}")
     unknown, pending = pipeline.unfinished_accounts(study)
     if unknown:
         missing.append(f"{unknown} accounts could not be looked up, because the PLC directory failed")

@@ -58,7 +58,7 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def type_name(kind: pl.DataType | type[pl.DataType]) -> str:
+def type_name(kind: object) -> str:
     """Name the type of a column as it stands in Parquet, whatever that is read with."""
     if isinstance(kind, pl.List):
         return f"list<{type_name(kind.inner)}>"

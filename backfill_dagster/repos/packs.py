@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from backfill_dagster.repos.outcomes import Outcome
+from backfill_dagster.repos.outcomes import FailureReason, Outcome
 from backfill_dagster.storage import (
     RowGroupWriter,
     StoredFile,
@@ -27,11 +27,9 @@ from backfill_dagster.storage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
-
-    from backfill_dagster.repos.outcomes import FailureReason
 
 logger = logging.getLogger(__name__)
 
@@ -48,31 +46,34 @@ BLOCKS_SCHEMA = pa.schema(
     ]
 )
 
-PACK_SCHEMA = pl.Schema(
-    {
-        "did": pl.String(),
-        "pds": pl.String(),
-        "outcome": pl.String(),
-        "reason": pl.String(),
-        "detail": pl.String(),
-        "http_status": pl.Int32(),
-        "server_error": pl.String(),
-        "attempts": pl.Int32(),
-        "bytes_received": pl.Int64(),
-        "seconds": pl.Float64(),
-        "fetched_at": pl.Datetime("us", "UTC"),
-        "repo_rev": pl.String(),
-        "commit_cid": pl.String(),
-        "commit_block": pl.Binary(),
-        "signed_by": pl.String(),
-        "signing_key": pl.String(),
-        "records": pl.Int64(),
-        "purged": pl.Int64(),
-        "blocks_files": pl.List(
+# Every column of a pack, one row per account attempted, with its type and its meaning.
+PACK_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
+    "did": (pl.String(), "The account's DID: the key within a pack."),
+    "pds": (pl.String(), "Origin of the PDS that was asked."),
+    "outcome": (pl.String(), f"How the attempt ended: {', '.join(Outcome)}."),
+    "reason": (pl.String(), f"Why it failed; null if it did not: {', '.join(FailureReason)}."),
+    "detail": (pl.String(), "What the server or the check said, in its words."),
+    "http_status": (pl.Int32(), "HTTP status of the last answer; null if there was none."),
+    "server_error": (pl.String(), "Name that the server gave its error, if it did."),
+    "attempts": (pl.Int32(), "Tries that it took, or that were made in vain."),
+    "bytes_received": (pl.Int64(), "Bytes of the last answer's body on the wire."),
+    "seconds": (pl.Float64(), "Duration of the last answer."),
+    "fetched_at": (pl.Datetime("us", "UTC"), "When the last answer was asked for."),
+    "repo_rev": (pl.String(), "Revision (TID) in the repository's commit."),
+    "commit_cid": (pl.String(), "CID of the commit, the root of the repository."),
+    "commit_block": (pl.Binary(), "The signed commit's exact bytes."),
+    "signed_by": (pl.String(), "Which key signed the commit: current, previous, or null if unchecked."),
+    "signing_key": (pl.String(), "That key, as did:key."),
+    "records": (pl.Int64(), "Records in the repository's tree, counted by walking it."),
+    "purged": (pl.Int64(), "Of these, those that are not stored because the study has purged them."),
+    "blocks_files": (
+        pl.List(
             pl.Struct({"name": pl.String(), "rows": pl.Int64(), "bytes": pl.Int64(), "sha256": pl.String()})
         ),
-    }
-)
+        "The files beside the pack with every record's exact bytes; the same for all rows.",
+    ),
+}
+PACK_SCHEMA = pl.Schema({name: kind for name, (kind, _) in PACK_COLUMNS.items()})
 
 # What a resumed run and the choice of snapshots read of a pack.
 LEDGER_SCHEMA = pl.Schema(

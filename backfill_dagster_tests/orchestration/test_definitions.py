@@ -74,3 +74,36 @@ def test_the_launchpad_shows_the_yaml_s_values_as_defaults(tmp_path: Path) -> No
     config = fields["study__repos"].config_type.fields["config"].config_type.fields
     assert config["max_retries"].default_value == 7
     assert config["max_retries"].description
+
+
+def test_every_asset_says_what_its_columns_are_and_what_they_are_made_of(tmp_path: Path) -> None:
+    sandbox_study(tmp_path, "one")
+    graph = build_defs(tmp_path).resolve_asset_graph()
+    columns: dict[str, set[str]] = {}
+    for key in graph.get_all_asset_keys():
+        schema = graph.get(key).metadata.get("dagster/column_schema")
+        if schema is not None:
+            columns[key.path[1]] = {column.name for column in schema.columns}
+            assert all(column.description for column in schema.columns)
+    assert set(columns) == (ASSETS | TABLES) - {"report"}
+    for key in graph.get_all_asset_keys():
+        lineage = graph.get(key).metadata.get("dagster/column_lineage")
+        for column, origins in ({} if lineage is None else lineage.deps_by_column).items():
+            assert column in columns[key.path[1]]
+            for origin in origins:
+                assert origin.asset_key.path[0] == "one"
+                assert origin.column_name in columns[origin.asset_key.path[1]]
+
+
+def test_every_asset_has_its_owners_and_freshness_comes_with_a_schedule(tmp_path: Path) -> None:
+    owners = ["team:lab", "a.person@example.org"]
+    sandbox_study(tmp_path, "one", owners=owners, automation={"refresh_cron": "0 3 * * *"})
+    sandbox_study(tmp_path, "two")
+    graph = build_defs(tmp_path).resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert list(node.owners) == (owners if key.path[0] == "one" else [])
+        assert node.tags["study"] == key.path[0]
+        assert node.metadata["dagster/code_references"]
+    promised = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).freshness_policy}
+    assert promised == {"one/source_dids", "one/directory", "one/accounts", "one/report"}

@@ -136,5 +136,5 @@ def test_loss_among_active_accounts_is_uneven() -> None:
 def test_failures_of_accounts_that_were_never_seen_are_counted_apart() -> None:
     rows = [*map(account, range(100)), failed(100), failed(101), {**failed(102), "reason": "bad_tree"}]
     finding = found(rows)["loss_even_over_activity"]
-    assert finding.numbers == {"failed_and_never_seen": 3, "of_these_failed_as_large_ones_do": 2}
+    assert finding.numbers == {"failed_and_never_seen": 3, "of_these_for_their_size": 2}
     assert finding.share == 0
