@@ -243,8 +243,9 @@ def _timezone(value: str) -> str:
 
 
 def _owner(value: str) -> str:
-    if not re.fullmatch(r"team:[A-Za-z0-9_]+|[^@\s]+@[^@\s]+\.[^@\s]+", value):
-        raise ValueError("must be an e-mail address or team:<name>")
+    # What Dagster takes for an owner.
+    if not re.fullmatch(r"team:[A-Za-z0-9_]+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}", value):
+        raise ValueError("must be team:<name>, or a plain e-mail address whose last part has 2 to 7 letters")
     return value
 
 
@@ -459,6 +460,8 @@ class Study(Section):
             raise ValueError("must begin with a letter and hold only a-z, 0-9 and _, at most 41 of them")
         if value in RESERVED_NAMES:
             raise ValueError("is a word that Dagster keeps for itself")
+        if "__" in value:
+            raise ValueError("must not contain `__`, which parts the names of a study's steps")
         if "_stage_" in value:
             raise ValueError("must not contain `_stage_`: it stands in the names of a study's jobs")
         if value.endswith(RESERVED_SUFFIXES):

@@ -41,7 +41,7 @@ def build_defs(configs: Path | None = None) -> dg.Definitions:
         try:
             if path.suffix != ".yaml":
                 raise ConfigError(f"{path}: must be named {path.stem}.yaml")  # noqa: TRY301
-            parts.append(study_definitions(load_study(path)))
+            parts.append(_definitions_of(path))
         except ConfigError as complaint:
             broken.append((re.sub(r"[^A-Za-z0-9_]", "_", path.stem), complaint))
     taken = {job.name for part in parts for job in part.jobs or ()} | RESERVED_NAMES
@@ -50,6 +50,17 @@ def build_defs(configs: Path | None = None) -> dg.Definitions:
         taken.add(name)
         parts.append(dg.Definitions(jobs=[broken_job(name, error)]))
     return dg.Definitions.merge(*parts)
+
+
+def _definitions_of(path: Path) -> dg.Definitions:
+    """Return the definitions of one YAML; raises ConfigError also for what only Dagster finds wrong with it."""
+    study = load_study(path)
+    try:
+        made = study_definitions(study)
+        dg.Definitions.validate_loadable(dg.Definitions.merge(_shared(), made))
+    except dg.DagsterError as error:
+        raise ConfigError(f"{path}: Dagster does not accept it: {' '.join(str(error).split())}") from error
+    return made
 
 
 def _candidates(name: str) -> Iterator[str]:

@@ -5,30 +5,65 @@ Each answer names its work, so that the same work can be told from other work. N
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from backfill_dagster import pipeline
 from backfill_dagster.dids.collect import collect_dids
 from backfill_dagster.purge.tombstones import Tombstones
+from backfill_dagster.repos.packs import stored_hosts
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from backfill_dagster.config import Study
 
 
+def storage_stamp(study: Study) -> str:
+    """Return what is another whenever the study's files may have changed, without reading them.
+
+    Names and times of the files that stages write last, and of the folders that packs and conversions are put into.
+    """
+    watched = [
+        study.root / ".lock",
+        *(study.root / key for key in (pipeline.SOURCE_KEY, pipeline.DIRECTORY_KEY, pipeline.ACCOUNTS_KEY)),
+        *sorted((study.root / "repos").glob("*")),
+        *sorted((study.root / "records").glob("*/counts")),
+    ]
+    return hashlib.sha256(repr([(str(path), _changed_at(path)) for path in watched]).encode()).hexdigest()
+
+
+def _changed_at(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def source_has_changed(study: Study) -> bool:
-    """Tell whether the source, read now, gives anything else than what is stored of it; raises SourceError."""
+    """Tell whether the source, read now, gives anything else than what is stored of it, or is looked up in part.
+
+    Raises SourceError.
+    """
     storage = StudyStorage(study.root)
     if not all(
         map(storage.exists, (pipeline.SOURCE_KEY, pipeline.SOURCE_REJECTS_KEY, pipeline.DIRECTORY_KEY))
     ):
+        return True
+    if storage.exists(pipeline.UNFINISHED_DIRECTORY_KEY) or not _is_looked_up(storage):
         return True
     collected = collect_dids(study.source, Tombstones.load(storage))
     return not (
         collected.dids.equals(storage.read(pipeline.SOURCE_KEY))
         and collected.rejects.equals(storage.read(pipeline.SOURCE_REJECTS_KEY))
     )
+
+
+def _is_looked_up(storage: StudyStorage) -> bool:
+    source, directory = storage.read(pipeline.SOURCE_KEY), storage.read(pipeline.DIRECTORY_KEY)
+    return source.join(directory, on="did", how="anti").is_empty()
 
 
 def accounts_never_attempted(study: Study) -> dict[str, list[str]]:
@@ -40,6 +75,11 @@ def accounts_never_attempted(study: Study) -> dict[str, list[str]]:
     )
     by_host = waiting.group_by("pds_host").agg("did").sort("pds_host")
     return {host: sorted(dids) for host, dids in by_host.iter_rows()}
+
+
+def nothing_is_fetched_yet(study: Study) -> bool:
+    """Tell whether all that the study will be made of is yet to come: accounts wait, and no repository is stored."""
+    return not stored_hosts(StudyStorage(study.root)) and bool(accounts_never_attempted(study))
 
 
 def unconverted_packs(study: Study) -> list[tuple[str, str]]:

@@ -27,9 +27,9 @@ from backfill_dagster.config import InlineSource
 from backfill_dagster.connections import Connections, open_connections
 from backfill_dagster.dids.collect import CollectedDids, collect_dids
 from backfill_dagster.directory.documents import DirectoryState
-from backfill_dagster.directory.history import with_state_since
+from backfill_dagster.directory.history import with_state_since, with_unasked
 from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA, resolve_directory
-from backfill_dagster.errors import ConfigError, first_known
+from backfill_dagster.errors import ConfigError, StorageError, first_known
 from backfill_dagster.interrupts import run_interruptible
 from backfill_dagster.purge.expiry import GONE_STATES, expired_accounts
 from backfill_dagster.purge.report import PurgeReport
@@ -258,12 +258,20 @@ def convert_records(
         ]
         progress = ConversionProgress(total=len(todo))
         on_progress(progress)
+        failures: list[StorageError] = []
         for future in as_completed(futures):
-            report = future.result()
+            try:
+                report = future.result()
+            except StorageError as error:
+                # A damaged file costs its pack; what the others hold is converted first.
+                failures.append(error)
+                continue
             on_pack(report)
             progress.done += 1
             progress.records += sum(number for *_, number in report.counts)
             on_progress(progress)
+    if failures:
+        raise failures[0]
     return len(todo)
 
 
@@ -341,12 +349,12 @@ class AccountsBuild:
 def build_accounts(study: Study) -> AccountsBuild:
     """Stage 5: write the table of accounts, counting the records kept by reading the final files again."""
     storage = StudyStorage(study.root)
-    made_of = _accounts_inputs(study)
-    directory, ledger = storage.read(DIRECTORY_KEY), read_ledger(storage)
+    made_of = accounts_inputs(study)
+    source = storage.read(SOURCE_KEY)
+    directory, ledger = with_unasked(storage.read(DIRECTORY_KEY), source["did"]), read_ledger(storage)
     current = snapshots(directory, ledger)
     packs = current.select("pds_host", "pack").unique().sort("pds_host", "pack")
     counts, kept = read_counts(storage, packs.iter_rows()), count_kept(study)
-    source = storage.read(SOURCE_KEY)
     accounts = summarise(
         source,
         directory,
@@ -422,10 +430,10 @@ def accounts_are_stale(study: Study) -> bool:
     storage = StudyStorage(study.root)
     if not storage.exists(ACCOUNTS_KEY):
         return True
-    return pl.read_parquet_metadata(storage.path(ACCOUNTS_KEY)).get(_MADE_OF) != _accounts_inputs(study)
+    return pl.read_parquet_metadata(storage.path(ACCOUNTS_KEY)).get(_MADE_OF) != accounts_inputs(study)
 
 
-def _accounts_inputs(study: Study) -> str:
+def accounts_inputs(study: Study) -> str:
     """Return the identity of all that the table of accounts is made of; content, not time."""
     storage = StudyStorage(study.root)
     tables = study_tables(study)
@@ -460,17 +468,30 @@ def count_kept(study: Study) -> pl.DataFrame:
 
 
 def count_repeated_uris(study: Study) -> int:
-    """Count the rows of the final files whose URI stands in its table before; one window at a time in memory."""
+    """Count the rows of the final files whose URI stands in its table before.
+
+    One window in memory at a time, and then one part of all windows: what two packs both have would meet in a
+    window, and what one pack has twice would in a part.
+    """
     storage = StudyStorage(study.root)
     repeated = 0
     for table in study_tables(study):
-        folders: dict[str, list[str]] = {}
+        windows: dict[str, list[str]] = {}
+        parts: dict[str, list[str]] = {}
         for key in table_keys(storage, table):
-            folders.setdefault(key.rpartition("/")[0], []).append(key)
-        for keys in folders.values():
-            uris = storage.scan(keys, TABLE_BY_NAME[table].schema).select("uri")
-            repeated += int(storage.collect([uris], keys)[0]["uri"].is_duplicated().sum())
+            folder, _, part = key.rpartition("/")
+            windows.setdefault(folder, []).append(key)
+            parts.setdefault(part, []).append(key)
+        repeated += max(
+            sum(_repeated_uris(storage, table, keys) for keys in groups.values())
+            for groups in (windows, parts)
+        )
     return repeated
+
+
+def _repeated_uris(storage: StudyStorage, table: str, keys: list[str]) -> int:
+    uris = storage.scan(keys, TABLE_BY_NAME[table].schema).select("uri")
+    return int(storage.collect([uris], keys)[0]["uri"].is_duplicated().sum())
 
 
 def shown_snapshots(study: Study) -> pl.DataFrame:

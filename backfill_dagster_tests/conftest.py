@@ -5,17 +5,27 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Tests that need more than Python, or more time: each marker has an option of its name that opts in.
+OPT_IN = {
+    "live": "tests against the official PLC and PDS servers",
+    "daemon": "tests of a study that runs itself under `dagster dev`",
+    "browser": "tests of the UI in Chromium",
+}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--live", action="store_true", help="run tests against the official PLC and PDS servers")
+    for marker, tests in OPT_IN.items():
+        parser.addoption(f"--{marker}", action="store_true", help=f"run {tests}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--live"):
-        return
-    skip = pytest.mark.skip(reason="needs the official servers: run pytest --live")
-    for item in items:
-        if "live" in item.keywords:
-            item.add_marker(skip)
+    for marker, tests in OPT_IN.items():
+        if config.getoption(f"--{marker}"):
+            continue
+        skip = pytest.mark.skip(reason=f"{tests}: run pytest --{marker}")
+        for item in items:
+            if marker in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -7,28 +7,36 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from backfill_dagster.orchestration.history import belongs_to
 from backfill_dagster.orchestration.resources import is_locked
-from backfill_dagster.orchestration.tags import STUDY_TAG
 
 if TYPE_CHECKING:
     from backfill_dagster.config import Study
 
-_WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING]
-# A run that is started takes the study's lock within so many seconds; one without it after that is dead.
-_STARTING_SECONDS = 60
+_WAITING = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
+# A run that is started takes the study's lock within a minute; one that is about to start is started within some
+# more. What still has not done so then is dead. Only in the queue a run may wait as long as it likes.
+_SECONDS = {
+    dg.DagsterRunStatus.STARTED: 60,
+    dg.DagsterRunStatus.STARTING: 600,
+    dg.DagsterRunStatus.NOT_STARTED: 600,
+}
+_MOST_RUNS = 200
 
 
 def activity(instance: dg.DagsterInstance, study: Study) -> str | None:
-    """Say what works on the study now, or is about to; None if nothing does."""
+    """Say what works on the study now, or is about to; None if nothing does. Raises StorageError."""
     if is_locked(study):
         return f"{study.name} is being run"
-    tags = {STUDY_TAG: study.name}
-    if instance.get_runs_count(dg.RunsFilter(statuses=_WAITING, tags=tags)):
-        return f"a run of {study.name} waits for its turn"
-    started = instance.get_run_records(
-        dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags=tags), limit=10
-    )
-    youngest = max((record.start_time or 0.0 for record in started), default=0.0)
-    if time.time() - youngest < _STARTING_SECONDS:
-        return f"a run of {study.name} is just starting"
+    now = time.time()
+    for record in instance.get_run_records(dg.RunsFilter(statuses=_WAITING), limit=_MOST_RUNS):
+        run = record.dagster_run
+        since = record.start_time or record.create_timestamp.timestamp()
+        if belongs_to(run, study) and now - since < _SECONDS.get(run.status, now):
+            return f"run {run.run_id} of {study.name} is about to start"
     return None

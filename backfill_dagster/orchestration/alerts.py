@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -25,7 +26,11 @@ _TIMEOUT_SECONDS = 10
 _PAUSE_SECONDS = 1.0
 _MAX_REASON = 600
 # A message leaves the deployment, and nobody can be taken out of it again.
-_DID = re.compile(r"did:(?:plc|web):[A-Za-z0-9._:%-]+")
+_NAMES = re.compile(
+    r"at://[^\s'\"]+|did(?::|%3a)(?:plc|web)(?::|%3a)[a-z0-9._:%-]+", re.IGNORECASE | re.ASCII
+)
+# It would write the address, which is a secret, into every log that listens.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class AlertError(BackfillError):
@@ -50,7 +55,7 @@ def failure_alert(study: Study) -> dg.SensorDefinition:
     def sensor(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
         run = context.dagster_run
         # A stage of a whole run fails that too, which tells of it.
-        if not belongs_to(run, study) or PARENT_TAG in run.tags:
+        if not belongs_to(run, study) or (PARENT_TAG in run.tags and run.parent_run_id is None):
             return dg.SkipReason(f"run {run.run_id} is none of {study.name}")
         address = os.environ.get(monitoring.alert_webhook_variable)
         if not address:
@@ -66,7 +71,7 @@ def failure_alert(study: Study) -> dg.SensorDefinition:
 
 def alert_body(study: Study, run: dg.DagsterRun, reasons: list[str]) -> dict[str, Any]:
     """Return the JSON of a message, as Slack, Mattermost, Rocket.Chat and Discord (at its /slack address) read it."""
-    reason = _DID.sub("did:…", " ".join(" ".join(reasons).split()))[:_MAX_REASON]
+    reason = _NAMES.sub("(an account)", " ".join(" ".join(reasons).split()))[:_MAX_REASON]
     link = f"\n{study.monitoring.ui_url}/runs/{run.run_id}" if study.monitoring.ui_url else ""
     return {"text": f"backfill_dagster: {run.job_name} failed (run {run.run_id[:8]})\n{reason}{link}"}
 

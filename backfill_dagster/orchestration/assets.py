@@ -411,7 +411,8 @@ def _report(study: Study, accounts: dg.AssetsDefinition) -> dg.AssetsDefinition:
         deps=[accounts],
         automation_condition=dg.AutomationCondition.eager(),
         description="One page to read and to print: records per day, accounts by final state, hosts by size and speed, "
-        "what was left out and why, and how the accounts cover the study period. Names no account.",
+        "what was left out and why, and how the accounts cover the study period. Names no account. Open the file at "
+        "`path` in a browser.",
     )
     def report(
         context: dg.AssetExecutionContext, study_lock: StudyLockResource

@@ -13,7 +13,7 @@ import polars as pl
 
 from backfill_dagster.orchestration.metadata import counts_table
 from backfill_dagster.repos.snapshots import PENDING
-from backfill_dagster.tables.accounts import unaccounted, unreconciled, unsigned
+from backfill_dagster.tables.accounts import missigned, unaccounted, unreconciled, unsigned
 from backfill_dagster.tables.quality import Finding, findings
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ _BLOCKING = {
     "kept.",
     "uris_are_unique": "No record stands in its table twice.",
     "every_account_has_a_state": "Every DID of the source stands here once, in one state of the closed set.",
-    "signatures_accounted_for": "The snapshot of every complete account is signed by a key of the account, current or "
-    "previous; unless the study verifies the structure alone.",
+    "signatures_accounted_for": "Every snapshot is signed by a key of its account, current or previous. Warns of those "
+    "that were stored unchecked; unless the study verifies the structure alone.",
 }
 _WARNING = {
     "every_account_attempted": "Every account that has a host has been attempted.",
@@ -108,17 +108,7 @@ def accounts_check_results(study: Study, built: AccountsBuild) -> Iterator[dg.As
     )
     yield _blocking("uris_are_unique", built.repeated_uris)
     yield _blocking("every_account_has_a_state", unaccounted(built.accounts, built.source).height)
-    checked = study.processing.verify == "full"
-    yield _blocking(
-        "signatures_accounted_for",
-        unsigned(built.accounts).height if checked else 0,
-        signed_by=counts_table(
-            built.accounts.drop_nulls("repo_rev")
-            .group_by("signed_by")
-            .agg(accounts=pl.len())
-            .sort("signed_by")
-        ),
-    )
+    yield _signatures(study, built.accounts)
     pending = built.accounts.filter(pl.col("in_source") & (pl.col("state") == PENDING)).height
     yield dg.AssetCheckResult(
         check_name="every_account_attempted",
@@ -131,6 +121,26 @@ def accounts_check_results(study: Study, built: AccountsBuild) -> Iterator[dg.As
     )
     for finding in findings(built.accounts, study.quality):
         yield _warning(finding)
+
+
+def _signatures(study: Study, accounts: pl.DataFrame) -> dg.AssetCheckResult:
+    """Tell a signature that is nobody's, which cannot be, from one that was stored before signatures were checked."""
+    wrong = missigned(accounts).height
+    unchecked = unsigned(accounts).height if study.processing.verify == "full" else 0
+    signers = accounts.drop_nulls("repo_rev").group_by("signed_by").agg(accounts=pl.len()).sort("signed_by")
+    return dg.AssetCheckResult(
+        check_name="signatures_accounted_for",
+        passed=wrong + unchecked == 0,
+        severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
+        metadata={
+            "offences": wrong,
+            "not_checked": unchecked,
+            "signed_by": counts_table(signers),
+            "what_to_do": _BUILD_AGAIN
+            if wrong
+            else "Run the study's job: it fetches again what was stored while the study verified the structure alone.",
+        },
+    )
 
 
 def _blocking(name: str, offences: int, **metadata: Any) -> dg.AssetCheckResult:

@@ -42,7 +42,7 @@ def column_metadata(study: Study, asset: str) -> dict[str, dg.TableSchema | dg.T
     """Return the column schema of an asset, and its column lineage, as metadata of its definition."""
     columns = _columns(asset)
     schema = dg.TableSchema(
-        columns=[dg.TableColumn(name, str(kind), text) for name, (kind, text) in columns.items()]
+        columns=[dg.TableColumn(name, _type_name(kind), text) for name, (kind, text) in columns.items()]
     )
     sources = {name: [source] for name in columns if (source := _source(asset, name))}
     lineage = {
@@ -53,6 +53,17 @@ def column_metadata(study: Study, asset: str) -> dict[str, dg.TableSchema | dg.T
         "dagster/column_schema": schema,
         **({"dagster/column_lineage": dg.TableColumnLineage(lineage)} if lineage else {}),
     }
+
+
+def _type_name(kind: object) -> str:
+    """Name the type of a column as it stands in Parquet, whatever that is read with."""
+    if isinstance(kind, pl.List):
+        return f"list<{_type_name(kind.inner)}>"
+    if isinstance(kind, pl.Struct):
+        return f"struct<{', '.join(f'{field.name}: {_type_name(field.dtype)}' for field in kind.fields)}>"
+    if isinstance(kind, pl.Datetime):
+        return f"timestamp[{kind.time_unit}, {kind.time_zone or 'no zone'}]"
+    return str(kind).lower()
 
 
 def _columns(asset: str) -> Mapping[str, tuple[pl.DataType, str]]:

@@ -5,6 +5,7 @@ a few ops; each op executes a stage's own asset job as a child run in the same p
 one range of partitions. Runs, partitions, checks and metadata then look as if the UI had launched each stage.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,6 +18,7 @@ from backfill_dagster.config import Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
+from backfill_dagster.orchestration.history import belongs_to
 from backfill_dagster.orchestration.partitions import (
     covering_range,
     pds_partitions_name,
@@ -39,6 +41,8 @@ from backfill_dagster.storage import StudyStorage
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+# A run that is started takes the study's lock, or is refused it, within so many seconds.
+_STARTING_SECONDS = 60
 _ALIVE = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
@@ -226,15 +230,22 @@ def _begin(context: dg.OpExecutionContext, study: Study, study_lock: StudyLockRe
 
 
 def _close_dead_runs(context: dg.OpExecutionContext, study: Study) -> None:
-    """Report the study's runs failed whose process is gone: whoever holds the study knows that they are dead."""
-    filters = dg.RunsFilter(statuses=_ALIVE, tags={STUDY_TAG: study.name})
-    alive = {run.run_id: run for run in context.instance.get_runs(filters) if run.run_id != context.run_id}
-    whole = {job.name for job in study_jobs(study)}
-    dead = {run_id for run_id, run in alive.items() if run.job_name in whole}
-    for run_id, run in alive.items():
-        if run_id in dead or run.tags.get(PARENT_TAG) in dead:
+    """Report the study's runs failed whose process is gone: whoever has the study alone knows that they are dead.
+
+    But for those that have only just begun, and have yet to find that the study is taken.
+    """
+    now = time.time()
+    for record in context.instance.get_run_records(dg.RunsFilter(statuses=_ALIVE)):
+        run = record.dagster_run
+        since = record.start_time or record.create_timestamp.timestamp()
+        young = now - since < _STARTING_SECONDS and run.job_name not in _whole_jobs(study)
+        if run.run_id != context.run_id and belongs_to(run, study) and not young:
             context.instance.report_run_failed(run, "The process that did this run is gone.")
-            context.log.warning(f"run {run_id} was left unfinished by a process that is gone")
+            context.log.warning(f"run {run.run_id} was left unfinished by a process that is gone")
+
+
+def _whole_jobs(study: Study) -> set[str]:
+    return {job.name for job in study_jobs(study)}
 
 
 def _fetch_op_name(job: str) -> str:
@@ -293,15 +304,18 @@ def _build_windows(context: dg.OpExecutionContext, study: Study, *, again: bool)
     """
     windows = list(time_partitions(study.time_range).get_partition_keys())
     stale = pipeline.stale_windows(study)
-    told = [context.instance.get_materialized_partitions(dg.AssetKey([study.name, table])) for table in stale]
-    untold = {window for known in told for window in windows if window not in known}
+    told = {
+        table: context.instance.get_materialized_partitions(dg.AssetKey([study.name, table]))
+        for table in stale
+    }
+    untold = {table: set(windows) - known for table, known in told.items()}
     changed = {window for keys in stale.values() for window in keys}
-    span = covering_range(windows, windows if again else untold | changed)
+    span = covering_range(windows, windows if again else changed.union(*untold.values()))
     if span is None:
         context.log.info("No records have changed; the tables are up to date.")
         return
-    settings = {"again": again, "only_stale": not (again or untold)}
-    _run_stage(context, study, "tables", span, dict.fromkeys(stale, settings))
+    settings = {table: {"again": again, "only_stale": not (again or keys)} for table, keys in untold.items()}
+    _run_stage(context, study, "tables", span, settings)
 
 
 def _run_stage(

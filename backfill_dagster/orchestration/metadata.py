@@ -58,17 +58,6 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def type_name(kind: object) -> str:
-    """Name the type of a column as it stands in Parquet, whatever that is read with."""
-    if isinstance(kind, pl.List):
-        return f"list<{type_name(kind.inner)}>"
-    if isinstance(kind, pl.Struct):
-        return f"struct<{', '.join(f'{field.name}: {type_name(field.dtype)}' for field in kind.fields)}>"
-    if isinstance(kind, pl.Datetime):
-        return f"timestamp[{kind.time_unit}, {kind.time_zone or 'no zone'}]"
-    return str(kind).lower()
-
-
 def source_metadata(collected: CollectedDids, path: Path) -> Metadata:
     """Say how many inputs were given, kept and left out, and why."""
     reasons = (

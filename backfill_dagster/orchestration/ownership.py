@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from datetime import timedelta
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from dagster._utils.schedules import get_smallest_cron_interval
+from dagster._utils.schedules import cron_string_iterator
 
 from backfill_dagster.errors import ConfigError
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from backfill_dagster.config import Study
 
 # What a refresh brings up to date whatever has changed; time partitions of tables keep their date.
+_TICKS = 100
 _REFRESHED = frozenset({"source_dids", "directory", "accounts", "report"})
 
 
@@ -36,19 +40,19 @@ def owned(study: Study, assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefi
 
 
 def freshness_policy(study: Study) -> dg.FreshnessPolicy | None:
-    """Return what is promised of a study that is refreshed on a schedule: each time, the time before has succeeded.
+    """Return what is promised of a study that is refreshed on a schedule: that no refresh is missing.
 
-    None if there is no schedule. Raises ConfigError for a cron expression that means no time.
+    The longest time between two refreshes, and half of that for the refresh itself. None if there is no schedule.
+    Raises ConfigError for a cron expression that means no time.
     """
     cron = study.automation.refresh_cron
     if cron is None:
         return None
     try:
-        return dg.FreshnessPolicy.cron(
-            deadline_cron=cron,
-            lower_bound_delta=get_smallest_cron_interval(cron),
-            timezone=study.automation.timezone,
-        )
+        ticks = cron_string_iterator(time.time(), cron, study.automation.timezone)
+        times = [tick.timestamp() for tick in islice(ticks, _TICKS)]
+        longest = max(after - before for before, after in pairwise(times))
+        return dg.FreshnessPolicy.time_window(fail_window=timedelta(seconds=1.5 * longest))
     except Exception as error:
         # Dagster's own check of the expression raises an error that it does not make public.
         raise ConfigError(

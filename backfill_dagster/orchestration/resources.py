@@ -63,14 +63,15 @@ class StudyLockResource(dg.ConfigurableResource["StudyLockResource"]):
         if study.name in self._held:
             return
         self._held[study.name] = descriptor = _lock(study, fcntl.LOCK_EX)
-        _sign(descriptor, f"run {run_id} (process {os.getpid()})")
+        _sign(descriptor, _signature(run_id))
 
     def share(self, study: Study, run: dg.DagsterRun) -> None:
         """Keep whole runs and purges of the study out while this run lasts; raises like `take`.
 
         A stage of a whole run is covered by what that has taken.
         """
-        if study.name in self._held or PARENT_TAG in run.tags:
+        # The tag alone does not say so: a run that is executed again has it from the one before.
+        if study.name in self._held or _signature(run.tags.get(PARENT_TAG)) == _read(_lock_file(study)):
             return
         self._held[study.name] = descriptor = _lock(study, fcntl.LOCK_SH)
         # Whoever signed it last had it alone, and has let go.
@@ -80,9 +81,11 @@ class StudyLockResource(dg.ConfigurableResource["StudyLockResource"]):
 def is_locked(study: Study) -> bool:
     """Tell whether a live run has the study, alone or with others."""
     try:
-        descriptor = os.open(_lock_file(study), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(_lock_file(study), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise StorageError(f"{_lock_file(study)} cannot be read: {error}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -90,14 +93,6 @@ def is_locked(study: Study) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def lock_stamp(study: Study) -> str:
-    """Return what is another after each run that worked on the study."""
-    try:
-        return str(_lock_file(study).stat().st_mtime_ns)
-    except FileNotFoundError:
-        return ""
 
 
 def _lock_file(study: Study) -> Path:
@@ -128,6 +123,10 @@ def _lock(study: Study, kind: int) -> int:
         return descriptor
 
 
+def _signature(run_id: str | None) -> str:
+    return f"run {run_id} (process {os.getpid()})"
+
+
 def _sign(descriptor: int, text: str) -> None:
     with suppress(OSError):  # the lock holds all the same; only its holder cannot be named
         os.ftruncate(descriptor, 0)
@@ -136,7 +135,14 @@ def _sign(descriptor: int, text: str) -> None:
 
 
 def _holder(path: Path) -> str:
-    return path.read_text(encoding="utf-8").strip() or "runs of its single stages"
+    return _read(path) or "runs of its single stages"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 _PROBE_SECONDS = 0.5

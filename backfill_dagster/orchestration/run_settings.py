@@ -55,9 +55,12 @@ class FetchSettings(dg.Config):
     @property
     def accounts(self) -> list[str]:
         """The accounts to fetch alone; raises ConfigError for what is no DID."""
-        for did in self.only_dids:
+        for number, did in enumerate(self.only_dids, start=1):
             if (rejection := check_did(did)) is not None:
-                raise ConfigError(f"run config: only_dids = {did!r}: is no DID of an account ({rejection})")
+                # Not repeated: it may be a handle, and an event cannot be rid of a name again.
+                raise ConfigError(
+                    f"run config: only_dids: entry {number} is no DID of an account ({rejection})"
+                )
         return [did.strip(WHITESPACE) for did in self.only_dids]
 
     def hosts_among(self, partitions: Sequence[str]) -> list[str]:

@@ -25,7 +25,6 @@ from backfill_dagster.orchestration.partitions import (
     register_hosts,
     time_partitions,
 )
-from backfill_dagster.orchestration.resources import lock_stamp
 from backfill_dagster.orchestration.tags import RANGE_END, RANGE_START, STUDY_TAG
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def study_sensors(
             study,
             "new_dids",
             discover,
-            lambda _: _stamp(source_stamp(study.source)),
+            lambda _: _stamp(source_stamp(study.source), pending.storage_stamp(study)),
             lambda _: _discover_work(study),
             on=automation.on_new_dids,
             description="Looks accounts up when the source of DIDs has changed. Asks the PLC directory, so it is off "
@@ -86,7 +85,7 @@ def study_sensors(
             study,
             "new_hosts",
             fetch,
-            lambda _: lock_stamp(study),
+            lambda _: pending.storage_stamp(study),
             lambda instance: _fetch_work(study, instance),
             on=automation.on_new_hosts,
             description="Fetches the hosts that have accounts which were never tried, and no others. Asks those "
@@ -96,7 +95,9 @@ def study_sensors(
             study,
             "new_data",
             build,
-            lambda _: _stamp(lock_stamp(study), pipeline.records_fingerprint(study), _windows(study)[-1:]),
+            lambda _: _stamp(
+                pending.storage_stamp(study), pipeline.records_fingerprint(study), _windows(study)[-1:]
+            ),
             lambda instance: _build_work(study, instance),
             on=automation.on_new_data,
             description="Turns new packs into records, then builds the partitions of the tables that changed, then "
@@ -139,10 +140,10 @@ def _sensor(
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         seen = _Seen.load(context.cursor)
-        busy = activity(context.instance, study)
-        if busy:
-            return _skip(seen, f"{busy}; it is looked at again afterwards")
         try:
+            busy = activity(context.instance, study)
+            if busy:
+                return _skip(seen, f"{busy}; it is looked at again afterwards")
             now = stamp(context.instance)
             if now == seen.stamp:
                 return _skip(seen, "nothing has changed since the last look")
@@ -192,13 +193,16 @@ def _build_work(study: Study, instance: dg.DagsterInstance) -> Work | None:
     packs = pending.unconverted_packs(study)
     if packs:
         return Work("convert", packs, _host_range(study, instance, {host for host, _ in packs}))
+    if pending.nothing_is_fetched_yet(study):
+        return None
     windows = pending.stale_windows(study)
     if windows:
         changed = covering_range(_windows(study), {key for table in windows.values() for key in table})
         config = {table: {"only_stale": True} for table in pipeline.study_tables(study)}
-        return Work("tables", windows, changed, config)
+        # The same windows may change again.
+        return Work("tables", [windows, pipeline.accounts_inputs(study)], changed, config)
     if pending.accounts_are_stale(study):
-        return Work("accounts", "accounts")
+        return Work("accounts", pipeline.accounts_inputs(study))
     return None
 
 

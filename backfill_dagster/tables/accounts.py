@@ -186,10 +186,16 @@ def unaccounted(accounts: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([frame.select("did") for frame in (stateless, repeated, absent)]).unique().sort("did")
 
 
+def missigned(accounts: pl.DataFrame) -> pl.DataFrame:
+    """Return the accounts whose snapshot is said to be signed by a key that is none of theirs."""
+    return accounts.filter(
+        pl.col("repo_rev").is_not_null() & ~pl.col("signed_by").is_in(["current", "previous"])
+    )
+
+
 def unsigned(accounts: pl.DataFrame) -> pl.DataFrame:
-    """Return the complete accounts whose snapshot's signature fits none of the account's keys, or was not checked."""
-    signed = pl.col("signed_by").is_in(["current", "previous"]).fill_null(value=False)
-    return accounts.filter((pl.col("state") == Outcome.COMPLETE.value) & ~signed)
+    """Return the accounts of the source whose snapshot's signature was not checked."""
+    return accounts.filter("in_source", pl.col("repo_rev").is_not_null() & pl.col("signed_by").is_null())
 
 
 def reason_totals(accounts: pl.DataFrame, fate: str) -> pl.DataFrame:

@@ -110,12 +110,15 @@ def _record_share(
 def _uneven_over_hosts(accounts: pl.DataFrame, limit: float) -> Finding:
     """Tell how far the worst host is above the whole, by accounts that failed and by records that were rejected."""
     by_host = _losses(accounts.filter(pl.col("pds_host").is_not_null()), "pds_host")
+    compared = by_host.filter(
+        pl.any_horizontal(pl.col("failed_share", "rejected_share").is_not_null())
+    ).height
     return Finding(
         "loss_even_over_hosts",
         _largest_excess(by_host, accounts),
         limit,
         "The hosts in the table lost more than the others: retry them, or report their accounts apart.",
-        {"hosts_compared": by_host.height},
+        {"hosts_compared": compared, "hosts_too_small_to_compare": by_host.height - compared},
         _worst(by_host),
     )
 

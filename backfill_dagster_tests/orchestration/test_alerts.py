@@ -107,7 +107,17 @@ def test_no_account_is_named(
     sandbox_study(tmp_path)
     evaluate(tmp_path, failed)
     assert DID not in chat.messages[0]["text"]
-    assert "did:…" in chat.messages[0]["text"]
+    assert "(an account)" in chat.messages[0]["text"]
+
+
+@pytest.mark.parametrize(
+    "name", [DID, DID.upper(), DID.replace(":", "%3A"), "at://a.person.example.com/app.bsky.feed.post/3k"]
+)
+def test_no_account_is_named_however_it_is_written(
+    tmp_path: Path, name: str, failed: tuple[dg.DagsterInstance, dg.ExecuteInProcessResult]
+) -> None:
+    body = alerts.alert_body(sandbox_study(tmp_path), failed[1].dagster_run, [f"it is '{name}' again"])
+    assert body["text"].endswith("it is '(an account)' again")
 
 
 def test_a_stage_of_a_whole_run_and_runs_of_others_are_not_told(

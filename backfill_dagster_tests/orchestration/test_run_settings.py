@@ -193,7 +193,7 @@ def test_events_say_how_far_it_is_and_how_a_host_did_and_name_no_account(deploym
         ({"max_concurrent_pds": 0}, "max_concurrent_pds = 0: "),
         ({"max_run_minutes": 0}, "max_run_minutes = 0.0: "),
         ({"only_hosts": ["pds9.example"]}, "only_hosts = 'pds9.example': "),
-        ({"only_dids": ["did:plc:short"]}, "only_dids = 'did:plc:short': is no DID of an account (bad_plc)"),
+        ({"only_dids": ["did:plc:short"]}, "only_dids: entry 1 is no DID of an account (bad_plc)"),
         ({"only_dids": ["did:web:example.org"]}, "only_dids = 'did:web:example.org': is no account of study"),
     ],
 )
@@ -228,7 +228,7 @@ def test_the_whole_job_hands_on_what_it_is_given(deployment: Deployment) -> None
     ("op", "config", "told"),
     [
         ("fetch_hosts", {"requests_per_second": 0}, "requests_per_second = "),
-        ("fetch_hosts", {"only_dids": ["alice"]}, "only_dids = 'alice': "),
+        ("fetch_hosts", {"only_dids": ["alice"]}, "only_dids: entry 1 is no DID of an account (not_a_did)"),
         ("discover_hosts", {"plc_requests_per_second": 0}, "plc_requests_per_second = 0.0: "),
         ("discover_hosts", {"max_age_hours": -1}, "max_age_hours = -1.0: "),
     ],

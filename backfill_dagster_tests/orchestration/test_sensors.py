@@ -1,5 +1,6 @@
 """Sensors: each step of a study by itself, once, and none beside a run that is under way."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import polars as pl
 import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
+from backfill_dagster import pipeline
 from backfill_dagster.config import Study
 from backfill_dagster.definitions import build_defs
 from backfill_dagster.orchestration.resources import StudyLockResource
-from backfill_dagster.orchestration.tags import STUDY_TAG
+from backfill_dagster.orchestration.tags import PARENT_TAG, STUDY_TAG
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster_tests.orchestration.running import execute
 from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
@@ -129,6 +131,22 @@ def test_sensors_alone_do_what_the_one_command_does(
     assert table_hashes(study) == table_hashes(whole)
 
 
+def test_nothing_is_built_before_anything_is_fetched(daemon: Daemon) -> None:
+    assert daemon.perform(daemon.tick("study_new_dids"))
+    assert not daemon.tick("study_new_data").run_requests
+    assert daemon.until_quiet() == ["fetch", "convert", "tables", "accounts"]
+
+
+def test_the_same_stage_is_requested_again_for_other_work(daemon: Daemon, dids: Path) -> None:
+    daemon.until_quiet()
+    # Accounts that the directory does not know change the table of accounts and nothing else.
+    for letter in "ab":
+        with dids.open("a") as file:
+            file.write(f"did:plc:{24 * letter}\n")
+        assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
+        assert daemon.perform(daemon.tick("study_new_data")) == ["study_stage_accounts"]
+
+
 def test_only_changed_partitions_are_built_and_told_of(daemon: Daemon, study: Study) -> None:
     daemon.until_quiet()
     [path] = study.root.glob("tables/posts/month=2024-10/*.parquet")
@@ -161,7 +179,46 @@ def test_sensors_wait_for_a_run_that_is_queued(daemon: Daemon, study: Study) -> 
     daemon.instance.create_run_for_job(
         job_def=job, tags={STUDY_TAG: study.name}, status=dg.DagsterRunStatus.NOT_STARTED
     )
-    assert "waits for its turn" in str(daemon.tick("study_new_dids").skip_message)
+    assert "is about to start" in str(daemon.tick("study_new_dids").skip_message)
+
+
+def test_a_discovery_that_ended_half_way_is_not_taken_for_done(
+    daemon: Daemon, study: Study, dids: Path
+) -> None:
+    daemon.until_quiet()
+    with dids.open("a") as file:
+        file.write(f"did:plc:{24 * 'b'}\n")
+    pipeline.collect_source(study)
+    assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
+    assert daemon.until_quiet() == ["accounts"]
+
+
+def test_what_was_done_without_dagster_is_gone_on_with(daemon: Daemon, study: Study) -> None:
+    assert not daemon.tick("study_new_hosts").run_requests
+    assert not daemon.tick("study_new_data").run_requests
+    pipeline.collect_source(study)
+    pipeline.resolve_accounts(study)
+    assert daemon.until_quiet() == ["fetch", "convert", "tables", "accounts"]
+
+
+def test_a_storage_that_was_deleted_is_filled_again(daemon: Daemon, study: Study) -> None:
+    assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
+    assert daemon.tick("study_new_dids").skip_message == "nothing to do"
+    shutil.rmtree(study.root)
+    assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
+
+
+def test_the_tag_of_a_whole_run_does_not_open_the_lock_for_others(daemon: Daemon, study: Study) -> None:
+    daemon.until_quiet()
+    holder = StudyLockResource()
+    job = daemon.repository.get_job("study_stage_accounts")
+    with holder.yield_for_execution(dg.build_init_resource_context()) as study_lock:
+        study_lock.take(study, "a-purge")
+        for parent, succeeds in (("another", False), ("a-purge", True)):
+            result = job.execute_in_process(
+                instance=daemon.instance, tags={PARENT_TAG: parent}, raise_on_error=False
+            )
+            assert result.success is succeeds
 
 
 def test_the_same_work_is_requested_once(daemon: Daemon, study: Study) -> None:

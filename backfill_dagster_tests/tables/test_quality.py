@@ -114,7 +114,9 @@ def test_the_same_loss_on_all_hosts_is_even() -> None:
 
 def test_a_host_of_few_accounts_says_nothing() -> None:
     rows = [*map(account, range(400)), *(failed(number, pds_host="small.test") for number in range(400, 419))]
-    assert found(rows)["loss_even_over_hosts"].passed
+    finding = found(rows)["loss_even_over_hosts"]
+    assert finding.passed
+    assert finding.numbers == {"hosts_compared": 4, "hosts_too_small_to_compare": 1}
 
 
 def test_loss_among_active_accounts_is_uneven() -> None:
