@@ -2,8 +2,9 @@
 
     python -m backfill_dagster_tests.benchmarks.many_hosts [--hosts 3000] [--folder PATH]
 
-One small account on each host of a sandbox. Runs the study's job twice as a command line does, with a history of its
-own; then asks a web server on that history what the UI asks when a person opens the partitioned assets.
+One small account on each host of a sandbox, which this process serves. Runs the study's job twice as a command line
+does, with a history of its own; then asks a web server on that history what the UI asks when a person opens the
+partitioned assets.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import dagster as dg
+import yaml
 
 from backfill_dagster.config import SandboxSettings
+from backfill_dagster.sandbox import population
+from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster_tests.conftest import ROOT
 from backfill_dagster_tests.deployment.dagster_dev import Deployment, dagster_dev
-from backfill_dagster_tests.studies import sandbox_study
 
 STUDY = "many"
 
@@ -50,21 +54,37 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         configs = folder / "configs"
         configs.mkdir(parents=True, exist_ok=True)
-        settings = SandboxSettings(seed=1, accounts=options.hosts, hosts=options.hosts, records=3)
-        sandbox_study(
-            configs,
-            STUDY,
-            settings,
-            storage={"path": str(folder / "data")},
-            time_range={"start_date": "2024-09-27", "end_date": "2024-12-02", "outside": "drop"},
-            processing={"requests_per_second": 500, "max_concurrent_pds": 200},
-            automation={"on_new_data": False},
-        )
-        for name in ("first run", "second run, with nothing to do"):
-            _run(folder, name)
+        with _network(options.hosts) as network:
+            _write_study(configs / f"{STUDY}.yaml", folder, network)
+            for name in ("first run", "second run, with nothing to do"):
+                _run(folder, name)
         _say_history(folder)
         with dagster_dev(folder) as deployment:
             _say_ui(deployment)
+
+
+def _network(hosts: int) -> SandboxNetwork:
+    """Return a network with as many accounts as hosts, one on each."""
+    even = [(number + 1) / hosts for number in range(hosts)]
+    with mock.patch.object(population, "_host_shares", return_value=even):
+        return SandboxNetwork(SandboxSettings(seed=1, accounts=hosts, hosts=hosts, records=3))
+
+
+def _write_study(path: Path, folder: Path, network: SandboxNetwork) -> None:
+    study = {
+        "name": STUDY,
+        "source": {"type": "inline", "dids": list(network.dids)},
+        "storage": {"path": str(folder / "data")},
+        "time_range": {"start_date": "2024-09-27", "end_date": "2024-12-02", "outside": "drop"},
+        "processing": {"requests_per_second": 500, "max_concurrent_pds": 200},
+        "automation": {"on_new_data": False},
+        "network": {
+            "plc_url": network.plc_url,
+            "plc_requests_per_second": 1000,
+            "connect_to": network.connect_to,
+        },
+    }
+    path.write_text(yaml.safe_dump({"backfill": study}))
 
 
 def _run(folder: Path, name: str) -> None:
