@@ -1,7 +1,7 @@
 """Sensors: each step of a study by itself, once, and none beside a run that is under way."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -15,10 +15,16 @@ from backfill_dagster.definitions import build_defs
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.tags import PARENT_TAG, STUDY_TAG
 from backfill_dagster.sandbox.network import SandboxNetwork
-from backfill_dagster_tests.orchestration.running import execute
 from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
 
 DROP = {"start_date": "2024-09-27", "end_date": "2024-12-02", "outside": "drop"}
+STAGES: list[Callable[[Study], object]] = [
+    pipeline.collect_source,
+    pipeline.resolve_accounts,
+    pipeline.fetch_repos,
+    pipeline.convert_records,
+    pipeline.build_tables,
+]
 SENSORS = ["study_new_dids", "study_new_hosts", "study_new_data"]
 GET_REPO = "com.atproto.sync.getRepo"
 
@@ -99,6 +105,25 @@ def study(tmp_path: Path, dids: Path) -> Study:
     )
 
 
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a study of these accounts that is built and up to date."""
+    folder = tmp_path_factory.mktemp("collected")
+    dids = folder / "dids.txt"
+    dids.write_text("\n".join(sandbox().dids[:-1]) + "\n")
+    study = sandbox_study(folder, source={"type": "text", "path": str(dids)}, time_range=DROP)
+    for stage in STAGES:
+        stage(study)
+    return study.root
+
+
+@pytest.fixture
+def built(study: Study, collected: Path) -> Study:
+    """The study, with its storage built and up to date."""
+    shutil.copytree(collected, study.root)
+    return study
+
+
 @pytest.fixture
 def daemon(tmp_path: Path, study: Study) -> Iterator[Daemon]:
     home = tmp_path / "instance"
@@ -107,12 +132,13 @@ def daemon(tmp_path: Path, study: Study) -> Iterator[Daemon]:
         yield Daemon(tmp_path / "configs", instance)
 
 
-def test_sensors_alone_do_what_the_one_command_does(
+def test_sensors_alone_do_what_all_stages_in_a_row_do(
     daemon: Daemon, study: Study, dids: Path, network: SandboxNetwork, tmp_path: Path
 ) -> None:
-    assert daemon.until_quiet() == ["discover", "fetch", "convert", "tables", "accounts"]
-    before = table_hashes(study)
-    assert before
+    assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
+    # Nothing is built before anything is fetched.
+    assert not daemon.tick("study_new_data").run_requests
+    assert daemon.until_quiet() == ["fetch", "convert", "tables", "accounts"]
 
     # A new account: nothing but it is fetched, and only the windows that it has records in are built.
     network.requests.clear()
@@ -127,18 +153,12 @@ def test_sensors_alone_do_what_the_one_command_does(
     assert account["records_kept"] > 0
 
     whole = sandbox_study(tmp_path, "whole", time_range=DROP, storage={"path": str(tmp_path / "data")})
-    assert execute(tmp_path, "whole", daemon.instance)
+    for stage in STAGES:
+        stage(whole)
     assert table_hashes(study) == table_hashes(whole)
 
 
-def test_nothing_is_built_before_anything_is_fetched(daemon: Daemon) -> None:
-    assert daemon.perform(daemon.tick("study_new_dids"))
-    assert not daemon.tick("study_new_data").run_requests
-    assert daemon.until_quiet() == ["fetch", "convert", "tables", "accounts"]
-
-
-def test_the_same_stage_is_requested_again_for_other_work(daemon: Daemon, dids: Path) -> None:
-    daemon.until_quiet()
+def test_the_same_stage_is_requested_again_for_other_work(daemon: Daemon, built: Study, dids: Path) -> None:
     # Accounts that the directory does not know change the table of accounts and nothing else.
     for letter in "ab":
         with dids.open("a") as file:
@@ -147,9 +167,9 @@ def test_the_same_stage_is_requested_again_for_other_work(daemon: Daemon, dids: 
         assert daemon.perform(daemon.tick("study_new_data")) == ["study_stage_accounts"]
 
 
-def test_only_changed_partitions_are_built_and_told_of(daemon: Daemon, study: Study) -> None:
-    daemon.until_quiet()
-    [path] = study.root.glob("tables/posts/month=2024-10/*.parquet")
+def test_only_changed_partitions_are_built_and_told_of(daemon: Daemon, built: Study) -> None:
+    assert daemon.until_quiet() == []
+    [path] = built.root.glob("tables/posts/month=2024-10/*.parquet")
     path.unlink()
     # Without a run that could have changed anything the sensor does not look.
     assert daemon.until_quiet() == []
@@ -183,12 +203,11 @@ def test_sensors_wait_for_a_run_that_is_queued(daemon: Daemon, study: Study) -> 
 
 
 def test_a_discovery_that_ended_half_way_is_not_taken_for_done(
-    daemon: Daemon, study: Study, dids: Path
+    daemon: Daemon, built: Study, dids: Path
 ) -> None:
-    daemon.until_quiet()
     with dids.open("a") as file:
         file.write(f"did:plc:{24 * 'b'}\n")
-    pipeline.collect_source(study)
+    pipeline.collect_source(built)
     assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
     assert daemon.until_quiet() == ["accounts"]
 
@@ -198,7 +217,7 @@ def test_what_was_done_without_dagster_is_gone_on_with(daemon: Daemon, study: St
     assert not daemon.tick("study_new_data").run_requests
     pipeline.collect_source(study)
     pipeline.resolve_accounts(study)
-    assert daemon.until_quiet() == ["fetch", "convert", "tables", "accounts"]
+    assert daemon.perform(daemon.tick("study_new_hosts")) == ["study_stage_fetch"]
 
 
 def test_a_storage_that_was_deleted_is_filled_again(daemon: Daemon, study: Study) -> None:
@@ -208,12 +227,11 @@ def test_a_storage_that_was_deleted_is_filled_again(daemon: Daemon, study: Study
     assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
 
 
-def test_the_tag_of_a_whole_run_does_not_open_the_lock_for_others(daemon: Daemon, study: Study) -> None:
-    daemon.until_quiet()
+def test_the_tag_of_a_whole_run_does_not_open_the_lock_for_others(daemon: Daemon, built: Study) -> None:
     holder = StudyLockResource()
     job = daemon.repository.get_job("study_stage_accounts")
     with holder.yield_for_execution(dg.build_init_resource_context()) as study_lock:
-        study_lock.take(study, "a-purge")
+        study_lock.take(built, "a-purge")
         for parent, succeeds in (("another", False), ("a-purge", True)):
             result = job.execute_in_process(
                 instance=daemon.instance, tags={PARENT_TAG: parent}, raise_on_error=False
