@@ -14,6 +14,7 @@ from backfill_dagster.config import Study
 from backfill_dagster.definitions import build_defs
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.tags import PARENT_TAG, STUDY_TAG
+from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
 
@@ -277,12 +278,11 @@ def test_a_source_that_was_only_touched_starts_nothing(daemon: Daemon, study: St
 def test_failed_accounts_are_not_tried_over_and_over(
     daemon: Daemon, study: Study, network: SandboxNetwork
 ) -> None:
-    from backfill_dagster.sandbox.faults import HostDown
-
     network.faults.set_host(network.hosts[1], HostDown())
-    assert daemon.until_quiet() == ["discover", "fetch", "convert", "tables", "accounts"]
+    assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
+    assert daemon.perform(daemon.tick("study_new_hosts")) == ["study_stage_fetch"]
     network.faults.clear()
-    assert daemon.until_quiet() == []
+    assert daemon.tick("study_new_hosts").skip_message == "nothing to do"
 
 
 def test_what_starts_network_traffic_is_off_unless_the_study_says_so(tmp_path: Path, study: Study) -> None:

@@ -253,7 +253,7 @@ def record(did: str, rkey: str, day: int | None, hour: int) -> Record:
 
 TestStudy: Any = Study.TestCase
 TestStudy.settings = settings(
-    max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=8, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
