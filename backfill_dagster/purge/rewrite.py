@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backfill_dagster.purge.tombstones import PURGED, Tombstones
+from backfill_dagster.repos.blocks_file import BLOCKS_SCHEMA
 from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.packs import (
-    BLOCKS_SCHEMA,
     PACK_SCHEMA,
     blocks_file_name,
     pack_keys,

@@ -1,22 +1,27 @@
-"""Framing of CAR files, version 1: which blocks are sound and where they lie, copying and decoding none.
+"""Framing of CAR files, version 1: which blocks are sound and where they lie, decoding none.
 
 https://ipld.io/specs/transport/car/carv1/. There is no trailer, so a file that was cut between two blocks looks
 whole from here: only the walk of the tree proves that nothing is missing.
+
+A large repository has millions of blocks, so what is known of them is held in arrays: some 30 bytes for each, where
+Python's objects would take several hundred.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
+import numpy as np
 from cbrrr import CID, decode_dag_cbor
 
+from backfill_dagster.repos.car_bytes import bytes_at, forget, join_rows
 from backfill_dagster.repos.cid import (
     CID_BYTES,
     DAG_CBOR_PREFIX,
     PREFIX_BYTES,
+    RAW_PREFIX,
     cid_length,
     cid_text,
     is_repo_cid,
@@ -24,46 +29,80 @@ from backfill_dagster.repos.cid import (
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.varint import read_varint
 
-CarBytes: TypeAlias = bytes | mmap.mmap
-Span: TypeAlias = tuple[int, int]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from backfill_dagster.repos.car_bytes import CarBytes
 
 # A header with one root has 58 bytes. What claims far more is some other format.
 _MAX_HEADER_BYTES = 8192
 # CBOR's first byte of a map whose length is stated.
 _MAP_HEADS = range(0xA0, 0xBC)
-# Bounds of the DAG-CBOR CIDs among all byte strings: one comparison tells the usual kind from every other.
-_FIRST_CBOR_CID = DAG_CBOR_PREFIX
-_AFTER_CBOR_CIDS = DAG_CBOR_PREFIX[:-1] + bytes([DAG_CBOR_PREFIX[-1] + 1])
+# What is looked at together, unless a single section is larger.
+_BYTES_AT_ONCE = 8 * 2**20
+_DIGEST_BYTES = CID_BYTES - PREFIX_BYTES
+# Positions in the CID, from its start: the codec, and the digest's first bytes.
+_CODEC, _KEY = 1, slice(PREFIX_BYTES, PREFIX_BYTES + 8)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CarIndex:
-    """The CAR's root, and where each sound block lies: CID to (start, end), in bytes from the start of the file.
+    """The CAR's root, and where its blocks lie, in bytes from the start of the file and in the order of the file.
 
-    Every block listed has the hash of its CID; `corrupt` holds the CIDs of those that have not, even if there is a
-    sound one as well. Only CIDs of the form that repositories use are in either.
+    `starts` and `ends` are of the blocks that have the hash of their CID, which is the 36 bytes before the start.
+    `corrupt` are the starts of those that have not. Only CIDs of the form that repositories use are in either.
+    `keys`, ascending, are numbers made of the sound blocks' CIDs, each CID once, and `rows` the blocks they are of.
     """
 
     root: bytes
-    spans: dict[bytes, Span]
-    corrupt: set[bytes]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    corrupt: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    rows: NDArray[np.int32]
 
-    def span(self, cid: bytes) -> Span:
-        """Return where a block lies.
+    def find(self, car: CarBytes, cids: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """Return the blocks of these CIDs (one of 36 bytes per row), as positions in `starts` and `ends`.
 
-        Raises RepoRejectedError: missing_block, corrupt_block, or bad_tree if the CID has another form than
+        Raises RepoRejectedError: missing_block, corrupt_block, or bad_tree if a CID has another form than
         repositories use.
         """
-        span = self.spans.get(cid)
-        if span is not None:
-            return span
-        if not is_repo_cid(cid):
-            raise RepoRejectedError(RepoFault.BAD_TREE, f"a link is of an unsupported kind: {cid.hex()[:80]}")
-        if cid in self.corrupt:
+        if not len(self.keys):
+            return np.array([self._find_one(car, cid) for cid in cids], np.int32)
+        places = self.keys.searchsorted(_keys_of(cids))
+        rows = self.rows[np.minimum(places, len(self.keys) - 1)]
+        found = bytes_at(car, self.starts[rows] - CID_BYTES, CID_BYTES)
+        if found.tobytes() != cids.tobytes():
+            for row in np.flatnonzero((found != cids).any(axis=1)).tolist():
+                rows[row] = self._find_one(car, cids[row])
+        return rows
+
+    def span(self, car: CarBytes, cid: bytes) -> tuple[int, int]:
+        """Return where one block begins and ends; raises as `find` does."""
+        if len(cid) != CID_BYTES:
+            raise _unsupported_link(cid)
+        [row] = self.find(car, join_rows([cid], CID_BYTES))
+        return int(self.starts[row]), int(self.ends[row])
+
+    def _find_one(self, car: CarBytes, cid: NDArray[np.uint8]) -> int:
+        [key], text = _keys_of(cid[np.newaxis]), cid.tobytes()
+        # Numbers of two CIDs can be equal: nobody meets that by chance, but it can be brought about.
+        first, after = (int(np.searchsorted(self.keys, key, side)) for side in ("left", "right"))
+        for row in self.rows[first:after].tolist():
+            start = int(self.starts[row])
+            if car[start - CID_BYTES : start] == text:
+                return int(row)
+        if not is_repo_cid(text):
             raise RepoRejectedError(
-                RepoFault.CORRUPT_BLOCK, f"block {cid_text(cid)} does not have the hash of its CID"
+                RepoFault.BAD_TREE, f"a link is of an unsupported kind: {text.hex()[:80]}"
             )
-        raise RepoRejectedError(RepoFault.MISSING_BLOCK, f"block {cid_text(cid)} is not in the file")
+        if (bytes_at(car, self.corrupt - CID_BYTES, CID_BYTES) == cid).all(axis=1).any():
+            raise RepoRejectedError(
+                RepoFault.CORRUPT_BLOCK, f"block {cid_text(text)} does not have the hash of its CID"
+            )
+        raise RepoRejectedError(RepoFault.MISSING_BLOCK, f"block {cid_text(text)} is not in the file")
 
 
 def index_car(car: CarBytes, *, max_bytes: int, max_blocks: int) -> CarIndex:
@@ -80,8 +119,17 @@ def index_car(car: CarBytes, *, max_bytes: int, max_blocks: int) -> CarIndex:
     if len(car) > max_bytes:
         raise RepoRejectedError(RepoFault.TOO_LARGE, f"the file has {len(car)} bytes of at most {max_bytes}")
     root, position = _read_header(car)
-    spans, corrupt = _index_sections(car, position, max_blocks)
-    return CarIndex(root, spans, corrupt)
+    starts, ends, corrupt, keys = [], [], [_NO_POSITIONS], []
+    for sections, after in _sections(car, position, max_blocks):
+        begin, end = _with_repo_cids(car, sections, after)
+        cids = bytes_at(car, begin - CID_BYTES, CID_BYTES)
+        sound = (_digests(car, begin, end) == cids[:, PREFIX_BYTES:]).all(axis=1)
+        starts.append(begin[sound])
+        ends.append(end[sound])
+        corrupt.append(begin[~sound])
+        keys.append(_keys_of(cids[sound]))
+        forget(car)
+    return _sorted_index(car, root, *map(np.concatenate, (starts, ends, corrupt, keys)))
 
 
 def _read_header(car: CarBytes) -> tuple[bytes, int]:
@@ -122,63 +170,102 @@ def _root_of(header: object) -> bytes:
     return root
 
 
-def _index_sections(car: CarBytes, position: int, max_blocks: int) -> tuple[dict[bytes, Span], set[bytes]]:
-    try:
-        with memoryview(car) as view:
-            return _sound_and_corrupt(car, view, position, max_blocks)
-    except (EOFError, IndexError):
-        raise _truncated("block's length") from None
-    except ValueError as error:
-        raise RepoRejectedError(RepoFault.CORRUPT_BLOCK, f"a block's length is none: {error}") from None
-
-
-def _sound_and_corrupt(
-    car: CarBytes, view: memoryview, position: int, max_blocks: int
-) -> tuple[dict[bytes, Span], set[bytes]]:
-    # Hashing here, in the order of the file, takes far less time than in the order of the tree. A repository of
-    # a gigabyte has millions of sections, so all that is rare is left to other functions.
-    size = len(car)
-    sha256 = hashlib.sha256
-    spans: dict[bytes, Span] = {}
-    corrupt: set[bytes] = set()
-    for _ in range(max_blocks):
-        if position == size:
-            break
-        length = car[position]
-        position += 1
-        if length > 0x7F:
-            high = car[position]
-            if 0 < high < 0x80:
-                length += (high << 7) - 0x80
+def _sections(
+    car: CarBytes, position: int, max_blocks: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield where sections begin, after their length, and where they end; some megabytes of them at once."""
+    size, sections = len(car), 0
+    while True:
+        begins: list[int] = []
+        ends: list[int] = []
+        stop = min(size, position + _BYTES_AT_ONCE)
+        try:
+            # A repository of a gigabyte has millions of sections, so all that is rare is left to other functions.
+            while position < stop:
+                length = car[position]
                 position += 1
-            else:
-                length, position = read_varint(car, position - 1, size)
-        end = position + length
-        if end > size:
+                if length > 0x7F:
+                    high = car[position]
+                    if 0 < high < 0x80:
+                        length += (high << 7) - 0x80
+                        position += 1
+                    else:
+                        length, position = read_varint(car, position - 1, size)
+                begins.append(position)
+                position += length
+                ends.append(position)
+        except (EOFError, IndexError):
+            raise _truncated("block's length") from None
+        except ValueError as error:
+            raise RepoRejectedError(RepoFault.CORRUPT_BLOCK, f"a block's length is none: {error}") from None
+        if position > size:
             raise _truncated("block")
-        start = position + CID_BYTES
-        cid = car[position:start]
-        if (length >= CID_BYTES and _FIRST_CBOR_CID <= cid < _AFTER_CBOR_CIDS) or (
-            _is_other_section(car, position, end) and is_repo_cid(cid)
-        ):
-            if sha256(view[start:end]).digest() == cid[PREFIX_BYTES:]:
-                spans[cid] = (start, end)
-            else:
-                corrupt.add(cid)
-        position = end
-    if position != size:
-        raise RepoRejectedError(RepoFault.TOO_LARGE, f"the CAR has more than {max_blocks} blocks")
-    return spans, corrupt
+        sections += len(begins)
+        if sections > max_blocks:
+            raise RepoRejectedError(RepoFault.TOO_LARGE, f"the CAR has more than {max_blocks} blocks")
+        yield np.array(begins, np.int64), np.array(ends, np.int64)
+        if position == size:
+            return
 
 
-def _is_other_section(car: CarBytes, position: int, end: int) -> bool:
-    """Say whether a section has a CID of 36 bytes; refuse it if it has none of any length."""
+def _with_repo_cids(
+    car: CarBytes, begins: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return start and end of the blocks whose CIDs are of a form that repositories use; check the others' CIDs."""
+    usual = ends - begins >= CID_BYTES
+    prefixes = bytes_at(car, begins[usual], PREFIX_BYTES).view(np.uint32)[:, 0]
+    usual[usual] = np.isin(prefixes, _PREFIXES)
+    for section in np.flatnonzero(~usual).tolist():
+        _check_other_cid(car, int(begins[section]), int(ends[section]))
+    return begins[usual] + CID_BYTES, ends[usual]
+
+
+def _check_other_cid(car: CarBytes, position: int, end: int) -> None:
+    """Refuse a section without a whole CID of whatever kind."""
     try:
-        return cid_length(car, position, end) == CID_BYTES
+        cid_length(car, position, end)
     except (EOFError, ValueError) as error:
         raise RepoRejectedError(
             RepoFault.CORRUPT_BLOCK, f"the section at byte {position} has no CID: {error}"
         ) from None
+
+
+def _digests(car: CarBytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint8]:
+    # In the order of the file this takes far less time than in the order of the tree.
+    sha256 = hashlib.sha256
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    with memoryview(car) as view:
+        return join_rows([sha256(view[start:end]).digest() for start, end in spans], _DIGEST_BYTES)
+
+
+def _keys_of(cids: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Make a number of each CID that depends on its codec and on the first bytes of its digest."""
+    return np.ascontiguousarray(cids[:, _KEY]).view(np.uint64)[:, 0] ^ cids[:, _CODEC]
+
+
+def _sorted_index(
+    car: CarBytes,
+    root: bytes,
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    corrupt: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+) -> CarIndex:
+    rows = np.argsort(keys, kind="stable").astype(np.int32)
+    keys = keys[rows]
+    again = np.flatnonzero(keys[1:] == keys[:-1])
+    if len(again):
+        # Blocks that stand in the file several times, which somebody could do millions of times.
+        places = np.unique(np.concatenate([again, again + 1]))
+        cids = bytes_at(car, starts[rows[places]] - CID_BYTES, CID_BYTES)
+        _, first = np.unique(cids, axis=0, return_index=True)
+        left_out = np.delete(places, first)
+        rows, keys = np.delete(rows, left_out), np.delete(keys, left_out)
+    return CarIndex(root, starts, ends, corrupt, keys, rows)
+
+
+def _unsupported_link(cid: bytes) -> RepoRejectedError:
+    return RepoRejectedError(RepoFault.BAD_TREE, f"a link is of an unsupported kind: {cid.hex()[:80]}")
 
 
 def _not_a_car(detail: str) -> RepoRejectedError:
@@ -187,3 +274,7 @@ def _not_a_car(detail: str) -> RepoRejectedError:
 
 def _truncated(part: str) -> RepoRejectedError:
     return RepoRejectedError(RepoFault.TRUNCATED, f"the file ends inside a {part}")
+
+
+_NO_POSITIONS = np.zeros(0, np.int64)
+_PREFIXES = np.frombuffer(DAG_CBOR_PREFIX + RAW_PREFIX, np.uint32)

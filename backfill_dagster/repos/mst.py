@@ -1,86 +1,49 @@
 """The Merkle Search Tree: which paths a repository has, and the CID of the record at each.
 
 https://atproto.com/specs/repository#mst-structure. The tree is a function of its contents, so there is one right
-shape for it, and here every rule of that shape is checked on the way.
+shape for it, and here every rule of that shape is checked on the way. The tree is read layer by layer from its top,
+each from left to right, so that much can be done at once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
-import libipld
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from backfill_dagster.repos.car_bytes import forget, join_rows, slices_of
 from backfill_dagster.repos.cid import CID_BYTES, DAG_CBOR_PREFIX
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
-from backfill_dagster.repos.nesting import SMALL_BLOCK_BYTES, nests_deeper
+from backfill_dagster.repos.mst_node import decode_node
+from backfill_dagster.repos.mst_nodes import NodeBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from backfill_dagster.repos.car import CarBytes, CarIndex
+    from numpy.typing import NDArray
+
+    from backfill_dagster.repos.car import CarIndex
+    from backfill_dagster.repos.car_bytes import CarBytes
     from backfill_dagster.repos.limits import RepoLimits
-
-# "str.length <= 1024" in the reference implementation; the specification leaves the number open.
-MAX_KEY_BYTES = 1024
+    from backfill_dagster.repos.mst_nodes import Flags, Nodes, Numbers
 
 _HASH_BITS = 256
 _MAX_LAYER = _HASH_BITS // 2 - 1
-# A key is on a layer if first <= SHA-256(key) < after: twice the layer's number of zero bits, and no two more.
-_LAYER_BOUNDS = [
-    ((1 << (_HASH_BITS - 2 - 2 * layer)).to_bytes(32), (1 << (_HASH_BITS - 2 * layer)).to_bytes(33)[-32:])
-    for layer in range(_MAX_LAYER + 1)
-]
-_LAYER_BOUNDS[0] = (_LAYER_BOUNDS[0][0], b"\xff" * 33)
-
-
-def _head(major: int, argument: int) -> bytes:
-    """Return the one canonical head of a CBOR item; `argument` below 65536."""
-    if argument < 24:
-        return bytes([major << 5 | argument])
-    if argument < 0x100:
-        return bytes([major << 5 | 24, argument])
-    return bytes([major << 5 | 25]) + argument.to_bytes(2)
-
-
-# A map, its array of entries, and the map of each.
-_NODE_LEVELS = 3
-
-# The pieces of an encoded node (CBOR majors: 0 integer, 2 bytes, 4 array), those with a number made in advance.
-_LINK = b"\xd8\x2a" + _head(2, CID_BYTES + 1) + b"\x00"
-_SUFFIX = [b"\xa4\x61k" + _head(2, length) for length in range(MAX_KEY_BYTES + 1)]
-_SHARED_NO_TREE = [
-    b"\x61p" + _head(0, length) + b"\x61t\xf6\x61v" + _LINK for length in range(MAX_KEY_BYTES + 1)
-]
-_SHARED_TREE = [b"\x61p" + _head(0, length) + b"\x61t" + _LINK for length in range(MAX_KEY_BYTES + 1)]
-_VALUE = b"\x61v" + _LINK
-_ENTRIES = b"\xa2\x61e"
-_LEFT = b"\x61l" + _LINK
-_NO_LEFT = b"\x61l\xf6"
-_MAX_ENTRIES = 0xFFFF
+# Nodes that are looked at together, in number and bytes; they are Python's objects for that while.
+_NODES_AT_ONCE = 4096
+_BYTES_AT_ONCE = 4 * 2**20
+_WORD_BYTES = 8
 
 
 class Leaves(NamedTuple):
-    """A tree's leaves in the order of their keys: key (`collection/rkey`) and CID of the record, in parallel."""
+    """A tree's leaves in the order of their keys: key (`collection/rkey`), and the record's CID, 36 bytes a row."""
 
-    keys: list[bytes]
-    cids: list[bytes]
-
-
-class Node(NamedTuple):
-    """One node: the subtree before its keys, its keys and their values, and the subtrees between and after them.
-
-    Each of `trees` stands behind as many keys as its number says.
-    """
-
-    left: bytes | None
-    keys: list[bytes]
-    values: list[bytes]
-    trees: list[tuple[int, bytes]]
-
-
-# What is put off until all before it is done: neighbouring leaves of a node, the subtree after them, their layer.
-_Step: TypeAlias = tuple["Sequence[bytes]", "Sequence[bytes]", bytes | None, int]
+    keys: pa.LargeBinaryArray
+    cids: NDArray[np.uint8]
 
 
 def key_layer(key: bytes) -> int:
@@ -96,131 +59,189 @@ def walk_tree(car: CarBytes, index: CarIndex, root: bytes, limits: RepoLimits) -
 
     Raises RepoRejectedError: bad_tree, missing_block, corrupt_block, too_large.
     """
-    leaves = Leaves([], [])
-    layers: list[int] = []
-    last_key = b""
-    key_bytes = 0
-    nodes = 1
-    waiting = _top_steps(_load_node(car, index, root, limits), limits)
-    while waiting:
-        keys, values, tree, layer = waiting.pop()
-        if keys:
-            # Also what keeps the walk finite: no subtree can stand in two places, much less inside itself.
-            if keys[0] <= last_key:
-                raise _bad_tree(f"key {keys[0]!r} stands after {last_key!r}")
-            last_key = keys[-1]
-            key_bytes += sum(map(len, keys))
-            leaves.keys.extend(keys)
-            leaves.cids.extend(values)
-            layers.extend([layer] * len(keys))
-            _check_size(limits, nodes, len(layers), key_bytes)
-        if tree is not None:
-            nodes += 1
-            node = _load_node(car, index, tree, limits)
-            if not node.keys and node.left is None:
-                raise _bad_tree("a subtree is empty")
-            waiting.extend(_steps(node, layer - 1))
-    _check_layers(leaves.keys, layers)
-    return leaves
+    walk = _Walk(car, index, limits)
+    links, layers = walk.read_layer([root]), [1]
+    while links:
+        layers.append(len(links))
+        links = walk.read_layer(links)
+    walk.check()
+    return _in_order(walk.pieces, layers)
 
 
-def decode_node(block: bytes, *, max_entries: int) -> Node:
-    """Read one node and check what can be seen from it alone: canonical encoding, prefixes, order of keys.
+class _Walk:
+    """Reads the nodes of a tree, layer by layer, and keeps to the limits."""
 
-    Raises RepoRejectedError: bad_tree, too_large.
-    """
-    keys: list[bytes] = []
-    values: list[bytes] = []
-    trees: list[tuple[int, bytes]] = []
-    try:
-        if len(block) > SMALL_BLOCK_BYTES and nests_deeper(block, _NODE_LEVELS):
-            raise _bad_tree("a node nests deeper than the format's")
-        entries, left = libipld.decode_dag_cbor(block).values()
-        if len(entries) > min(max_entries, _MAX_ENTRIES):
-            raise _too_large(f"a node has {len(entries)} entries of at most {max_entries}")
-        # The decoder gives links and byte strings the same type, and takes numbers in a longer form than the
-        # shortest. So what it read is written again, in the only form that a node can have, and compared.
-        written = [_ENTRIES, _head(4, len(entries))]
-        key = b""
-        for entry in entries:
-            suffix, shared, tree, value = entry.values()
-            # One comparison for three rules: keys ascend, a suffix is not empty, and no shared byte is repeated.
-            if shared > len(key) or suffix[:1] <= key[shared : shared + 1]:
-                raise _bad_tree(f"a key has the wrong prefix or order, after {key!r}")
-            key = key[:shared] + suffix
-            if len(key) > MAX_KEY_BYTES:
-                raise _bad_tree(f"a key has {len(key)} bytes of at most {MAX_KEY_BYTES}")
-            keys.append(key)
-            values.append(value)
-            if tree is None:
-                written += (_SUFFIX[len(suffix)], suffix, _SHARED_NO_TREE[shared], value)
-            else:
-                written += (_SUFFIX[len(suffix)], suffix, _SHARED_TREE[shared], tree, _VALUE, value)
-                trees.append((len(keys), tree))
-        written += (_NO_LEFT,) if left is None else (_LEFT, left)
-        canonical = b"".join(written) == block
-    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        # The decoder refuses with ValueError and RecursionError; the others mean values of another type.
-        raise _bad_tree(f"a block is no tree node ({type(error).__name__}: {error!s:.100})") from None
-    if not canonical:
-        raise _bad_tree("a node has other fields or another encoding than the format's")
-    return Node(left, keys, values, trees)
+    def __init__(self, car: CarBytes, index: CarIndex, limits: RepoLimits) -> None:
+        self._car = car
+        self._index = index
+        self._limits = limits
+        self._seen = np.zeros(len(index.starts), np.bool_)
+        self._batch = NodeBatch(limits.max_node_entries)
+        self._batch_bytes = 0
+        # Per node of the batch.
+        self._layers: list[int] = []
+        self._layer: int | None = None
+        self._nodes = 0
+        self._records = 0
+        self._key_bytes = 0
+        self.pieces: list[_Piece] = []
+
+    def read_layer(self, links: Sequence[bytes]) -> list[bytes]:
+        """Read the nodes of the next layer below, by their CIDs; return the CIDs of the nodes below these."""
+        children: list[bytes] = []
+        for first in range(0, len(links), _NODES_AT_ONCE):
+            for blocks in self._load(links[first : first + _NODES_AT_ONCE]):
+                if self._layer is None:
+                    self._layer = self._top_layer(blocks[0])
+                children += self._batch.add(blocks)
+                self._layers += [self._layer] * len(blocks)
+                self._batch_bytes += sum(map(len, blocks))
+                if len(self._layers) >= _NODES_AT_ONCE or self._batch_bytes >= _BYTES_AT_ONCE:
+                    self.check()
+            forget(self._car)
+        if children and self._layer == 0:
+            raise _bad_tree("a subtree stands below the lowest layer")
+        self._layer = (self._layer or 0) - 1
+        return children
+
+    def _top_layer(self, block: bytes) -> int:
+        """Return the top's layer, which its first key tells."""
+        top = decode_node(block, max_entries=self._limits.max_node_entries)
+        if not top.keys:
+            if top.left is not None:
+                raise _bad_tree("the top node has no keys, only a subtree")
+            return 0
+        layer = key_layer(top.keys[0])
+        if layer > min(self._limits.max_depth, _MAX_LAYER):
+            raise _too_large(f"the tree has {layer} layers of at most {self._limits.max_depth}")
+        return layer
+
+    def _load(self, links: Sequence[bytes]) -> Iterator[list[bytes]]:
+        """Yield nodes, none of which was asked for before; several at once, as long as they are small."""
+        for link in links:
+            if not link.startswith(DAG_CBOR_PREFIX):
+                raise _bad_tree(f"a link to a node is of an unsupported kind: {link.hex()[:80]}")
+        self._nodes += len(links)
+        if self._nodes > self._limits.max_nodes:
+            raise _too_large(f"the tree has more than {self._limits.max_nodes} nodes")
+        rows = self._index.find(self._car, join_rows(links, CID_BYTES))
+        # Also what keeps the walk finite: a key stands in the tree once, and so does a subtree.
+        if self._seen[rows].any() or len(set(links)) < len(links):
+            raise _bad_tree("a subtree stands in two places")
+        self._seen[rows] = True
+        starts, ends = self._index.starts[rows], self._index.ends[rows]
+        sizes = ends - starts
+        largest = int(sizes.max())
+        if largest > self._limits.max_node_bytes:
+            raise _too_large(f"a node has {largest} bytes of at most {self._limits.max_node_bytes}")
+        at_once = len(links) if int(sizes.sum()) <= _BYTES_AT_ONCE else max(1, _BYTES_AT_ONCE // largest)
+        for first in range(0, len(links), at_once):
+            some = slice(first, first + at_once)
+            yield slices_of(self._car, starts[some], ends[some])
+
+    def check(self) -> None:
+        """Check the nodes of the batch and put them aside as columns."""
+        layers = np.array(self._layers, np.int64)
+        nodes = self._batch.take()
+        self._layers, self._batch_bytes = [], 0
+        if not layers.size:
+            return
+        self._count(nodes)
+        # The top of an empty repository is the one node that may be empty.
+        if self._nodes > 1 and not (nodes.has_left | (nodes.counts > 0)).all():
+            raise _bad_tree("a subtree is empty")
+        if nodes.keys:
+            _check_layers(nodes.keys, np.repeat(layers, nodes.counts))
+        keys = pa.array(nodes.keys, pa.large_binary())
+        self.pieces.append(_Piece(nodes.counts, nodes.has_left, nodes.has_right, keys, nodes.values))
+
+    def _count(self, nodes: Nodes) -> None:
+        self._records += len(nodes.keys)
+        self._key_bytes += sum(map(len, nodes.keys))
+        if self._records > self._limits.max_records:
+            raise _too_large(f"the tree has more than {self._limits.max_records} records")
+        if self._key_bytes > self._limits.max_paths_bytes:
+            raise _too_large(f"the tree's keys have more than {self._limits.max_paths_bytes} bytes")
 
 
-def _load_node(car: CarBytes, index: CarIndex, cid: bytes, limits: RepoLimits) -> Node:
-    if not cid.startswith(DAG_CBOR_PREFIX):
-        raise _bad_tree(f"a link to a node is of an unsupported kind: {cid.hex()[:80]}")
-    start, end = index.span(cid)
-    if end - start > limits.max_node_bytes:
-        raise _too_large(f"a node has {end - start} bytes of at most {limits.max_node_bytes}")
-    return decode_node(car[start:end], max_entries=limits.max_node_entries)
+class _Piece(NamedTuple):
+    """Some of a tree's nodes in the order in which they were read; see `Nodes`."""
+
+    counts: Numbers
+    has_left: Flags
+    has_right: Flags
+    keys: pa.LargeBinaryArray
+    cids: NDArray[np.uint8]
 
 
-def _top_steps(top: Node, limits: RepoLimits) -> list[_Step]:
-    """Return what the top node has, last first; only there can be nothing at all."""
-    if not top.keys:
-        if top.left is not None:
-            raise _bad_tree("the top node has no keys, only a subtree")
-        return []
-    layer = key_layer(top.keys[0])
-    if layer > min(limits.max_depth, _MAX_LAYER):
-        raise _too_large(f"the tree has {layer} layers of at most {limits.max_depth}")
-    return _steps(top, layer)
-
-
-def _steps(node: Node, layer: int) -> list[_Step]:
-    """Return what a node on this layer has, last first."""
-    left, keys, values, trees = node
-    if left is None and not trees:
-        return [(keys, values, None, layer)]
-    if layer == 0:
-        raise _bad_tree("a subtree stands below the lowest layer")
-    steps: list[_Step] = [((), (), left, layer)]
-    start = 0
-    for end, tree in trees:
-        steps.append((keys[start:end], values[start:end], tree, layer))
-        start = end
-    steps.append((keys[start:], values[start:], None, layer))
-    steps.reverse()
-    return steps
-
-
-def _check_layers(keys: Sequence[bytes], layers: Sequence[int]) -> None:
-    """Check that each key is on the layer where it belongs. Twice as fast in one go as node by node."""
+def _check_layers(keys: Sequence[bytes], layers: Numbers) -> None:
+    """Check that each key is on the layer where it belongs: its hash begins with twice as many zero bits."""
     sha256 = hashlib.sha256
-    for key, layer in zip(keys, layers, strict=True):
-        first, after = _LAYER_BOUNDS[layer]
-        if not first <= sha256(key).digest() < after:
-            raise _bad_tree(f"key {key!r} of layer {key_layer(key)} stands on layer {layer}")
+    digests = join_rows([sha256(key).digest() for key in keys], _HASH_BITS // 8)
+    words = np.ascontiguousarray(digests[:, :_WORD_BYTES]).view(">u8")[:, 0].astype(np.uint64)
+    shifts = 8 * _WORD_BYTES - 2 - 2 * layers
+    # Of the first bits, two for each layer and the one above, only the last two can be other than zero, and are.
+    tops = words >> np.maximum(shifts, 0).astype(np.uint64)
+    for number in np.flatnonzero((tops == 0) | (tops > 3) | (shifts < 0)).tolist():
+        key = keys[number]
+        if key_layer(key) != layers[number]:
+            raise _bad_tree(f"key {key!r} of layer {key_layer(key)} stands on layer {layers[number]}")
 
 
-def _check_size(limits: RepoLimits, nodes: int, records: int, key_bytes: int) -> None:
-    if nodes > limits.max_nodes:
-        raise _too_large(f"the tree has more than {limits.max_nodes} nodes")
-    if records > limits.max_records:
-        raise _too_large(f"the tree has more than {limits.max_records} records")
-    if key_bytes > limits.max_paths_bytes:
-        raise _too_large(f"the tree's keys have more than {limits.max_paths_bytes} bytes")
+def _in_order(pieces: list[_Piece], layers: Sequence[int]) -> Leaves:
+    """Put the leaves in the tree's order, which must be that of their keys."""
+    counts, has_left, has_right = (np.concatenate([piece[column] for piece in pieces]) for column in range(3))
+    places = _places(counts, has_left, has_right, layers)
+    order = np.empty(len(places), np.int64)
+    order[places] = np.arange(len(places))
+    keys = pa.concat_arrays([piece.keys for piece in pieces]).take(pa.array(order))
+    cids = np.concatenate([piece.cids for piece in pieces])
+    pieces.clear()
+    ascending = pc.less(keys[:-1], keys[1:]) if len(keys) else pa.array([], pa.bool_())
+    if ascending.false_count:
+        after = ascending.index(False).as_py()
+        raise _bad_tree(f"key {keys[after + 1].as_py()!r} stands after {keys[after].as_py()!r}")
+    return Leaves(keys, cids[order])
+
+
+def _places(counts: Numbers, has_left: Flags, has_right: Flags, layers: Sequence[int]) -> Numbers:
+    """Return the place of each key in the order of the whole tree.
+
+    Nodes are in order layer by layer, `layers` says how many each has, and so every node but the top is the next
+    node's next child. A key stands behind those of its node before it, those of the subtrees before it in its node,
+    and whatever is before its node. So the sizes of subtrees are summed from below, and then places told from above.
+    """
+    nodes = np.repeat(np.arange(len(counts)), counts)
+    last = np.cumsum(counts)
+    first = last - counts
+    lefts = np.cumsum(has_left)
+    rights = np.concatenate([[0], np.cumsum(has_right)])
+    # How many children there are before those of a node, after them, and before the one that may follow a key.
+    children_before, children_after = lefts - has_left + rights[first], lefts + rights[last]
+    children_before_key = lefts[nodes] + rights[:-1]
+
+    # Of children, less than the top by one: their node, and that node's keys before them.
+    parents, keys_before = np.empty(len(counts) - 1, np.int64), np.zeros(len(counts) - 1, np.int64)
+    parents[children_before[has_left]] = np.flatnonzero(has_left)
+    parents[children_before_key[has_right]] = nodes[has_right]
+    numbers = np.arange(len(nodes)) - first[nodes]
+    keys_before[children_before_key[has_right]] = numbers[has_right] + 1
+
+    ends = [0, *np.cumsum(layers).tolist()]
+    sizes = counts.copy()
+    for first_node, end, below in zip(ends[-3::-1], ends[-2:0:-1], ends[:1:-1], strict=True):
+        before = np.concatenate([[0], np.cumsum(sizes[end:below])])
+        own = slice(first_node, end)
+        sizes[own] += before[children_after[own] - end + 1] - before[children_before[own] - end + 1]
+    # Keys at or below the children before each child, of all layers; only differences within a node matter.
+    before = np.concatenate([[0], np.cumsum(sizes[1:])])
+    offsets = np.zeros(len(counts), np.int64)
+    for end, below in pairwise(ends[1:]):
+        children = slice(end - 1, below - 1)
+        starts = offsets[parents[children]] + keys_before[children] + before[children]
+        offsets[end:below] = starts - before[children_before[end:below]]
+    places: Numbers = offsets[nodes] + numbers + before[children_before_key]
+    return places
 
 
 def _bad_tree(detail: str) -> RepoRejectedError:

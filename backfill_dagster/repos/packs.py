@@ -10,16 +10,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from backfill_dagster.repos.blocks_file import write_blocks_file
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
 from backfill_dagster.storage import (
-    RowGroupWriter,
     StoredFile,
     StudyStorage,
     partition_folder,
@@ -31,20 +29,13 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from backfill_dagster.repos.blocks_file import Records
+
 logger = logging.getLogger(__name__)
 
-ROW_GROUP_BYTES = 16 * 2**20
+# A blocks file is full with so many bytes of blocks, or so many records.
 BLOCKS_FILE_BYTES = 64 * 2**20
-
-BLOCKS_SCHEMA = pa.schema(
-    [
-        pa.field("did", pa.string(), nullable=False),
-        pa.field("collection", pa.string(), nullable=False),
-        pa.field("rkey", pa.string(), nullable=False),
-        pa.field("cid", pa.binary(), nullable=False),
-        pa.field("block", pa.large_binary(), nullable=False),
-    ]
-)
+BLOCKS_FILE_ROWS = 2**20
 
 # Every column of a pack, one row per account attempted, with its type and its meaning.
 PACK_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
@@ -132,18 +123,6 @@ class Attempt:
     purged: int = 0
 
 
-@dataclass(slots=True)
-class _Pending:
-    """Records that wait to be written: parallel columns, and the sum of their blocks' bytes."""
-
-    dids: list[str] = field(default_factory=list)
-    collections: list[str] = field(default_factory=list)
-    rkeys: list[str] = field(default_factory=list)
-    cids: list[bytes] = field(default_factory=list)
-    blocks: list[bytes] = field(default_factory=list)
-    bytes: int = 0
-
-
 class PackWriter:
     """Gathers proven repositories and writes them as one pack; holds at most one blocks file in memory."""
 
@@ -151,24 +130,19 @@ class PackWriter:
         self._storage = storage
         self._folder = f"repos/{partition_folder(pds_host)}"
         self._scratch = scratch
-        self._pending = _Pending()
+        self._pending: list[Records] = []
+        self._pending_bytes = 0
+        self._pending_rows = 0
         self._files: list[tuple[Path, int]] = []
         self._attempts: list[Attempt] = []
 
-    def add_records(
-        self, did: str, rows: Iterable[tuple[Sequence[str], Sequence[str], Sequence[bytes], Sequence[bytes]]]
-    ) -> None:
-        """Add one repository's records, in slices of parallel columns: collections, rkeys, cids, blocks."""
-        for collections, rkeys, cids, blocks in rows:
-            pending = self._pending
-            pending.dids.extend([did] * len(rkeys))
-            pending.collections.extend(collections)
-            pending.rkeys.extend(rkeys)
-            pending.cids.extend(cids)
-            pending.blocks.extend(blocks)
-            pending.bytes += sum(map(len, blocks))
-            if pending.bytes >= BLOCKS_FILE_BYTES:
-                self._write_blocks()
+    def add_records(self, records: Records) -> None:
+        """Add records; those of an account and a collection must come in the order of their keys."""
+        self._pending.append(records)
+        self._pending_bytes += sum(map(len, records.blocks))
+        self._pending_rows += len(records.blocks)
+        if self._pending_bytes >= BLOCKS_FILE_BYTES or self._pending_rows >= BLOCKS_FILE_ROWS:
+            self._write_blocks()
 
     def add_attempt(self, attempt: Attempt) -> None:
         """Add the row of one account."""
@@ -191,15 +165,12 @@ class PackWriter:
         return pack
 
     def _write_blocks(self) -> None:
-        if not self._pending.blocks:
+        if not self._pending_rows:
             return
-        table = _sorted_table(self._pending)
-        self._pending = _Pending()
         path = self._scratch / f"blocks-{len(self._files)}.parquet"
-        with RowGroupWriter(path, BLOCKS_SCHEMA, dictionary=("did", "collection")) as writer:
-            for start, length in _row_groups(table["block"], ROW_GROUP_BYTES):
-                writer.write(table.slice(start, length))
-        self._files.append((path, table.num_rows))
+        write_blocks_file(path, self._pending)
+        self._files.append((path, self._pending_rows))
+        self._pending, self._pending_bytes, self._pending_rows = [], 0, 0
 
 
 def blocks_file_name(pack: str, number: int) -> str:
@@ -268,30 +239,6 @@ def sweep_uncommitted_blocks(storage: StudyStorage, pds_host: str) -> int:
         for key in left_over:
             storage.remove(key)
     return len(left_over)
-
-
-def _sorted_table(pending: _Pending) -> pa.Table:
-    columns = [pending.dids, pending.collections, pending.rkeys, pending.cids, pending.blocks]
-    table = pa.table(
-        [pa.array(column, type=kind.type) for column, kind in zip(columns, BLOCKS_SCHEMA, strict=True)],
-        schema=BLOCKS_SCHEMA,
-    )
-    # By collection first, so that a reader of one type skips the row groups of the others.
-    order = pc.sort_indices(
-        table, sort_keys=[("collection", "ascending"), ("did", "ascending"), ("rkey", "ascending")]
-    )
-    return table.take(order).combine_chunks()
-
-
-def _row_groups(blocks: pa.ChunkedArray, group_bytes: int) -> list[tuple[int, int]]:
-    """Cut rows into runs (start, length) of about so many bytes; a larger row stands alone."""
-    ends = pc.cumulative_sum(pc.cast(pc.binary_length(blocks), pa.int64()))
-    groups = pl.Series(pl.from_arrow(ends)).to_frame("end").select(group=(pl.col("end") - 1) // group_bytes)
-    lengths = groups.group_by("group", maintain_order=True).len()["len"].to_list()
-    starts = [0]
-    for length in lengths[:-1]:
-        starts.append(starts[-1] + length)
-    return list(zip(starts, lengths, strict=True))
 
 
 def _pack_name(attempts: Iterable[Attempt]) -> str:

@@ -5,24 +5,30 @@ https://atproto.com/specs/repository#repository-paths
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+_SLASH = ord("/")
 
 
 class Paths(NamedTuple):
-    """Paths as parallel columns. The entries of one collection are the same object, not copies."""
+    """Paths as parallel columns of text."""
 
-    collections: list[str]
-    rkeys: list[str]
+    collections: pa.LargeStringArray
+    rkeys: pa.LargeStringArray
 
 
-def split_paths(keys: Sequence[bytes]) -> Paths:
-    """Take the keys of a tree, strictly ascending, apart at their first slash.
+def split_paths(keys: pa.LargeBinaryArray) -> Paths:
+    """Take the keys of a tree apart at their first slash.
 
     Whether a path names a collection and a record key is not asked here: one that does not costs its own record,
     which whoever reads the records rejects, and not the repository, whose tree is whole all the same. A key
@@ -30,20 +36,37 @@ def split_paths(keys: Sequence[bytes]) -> Paths:
 
     Raises RepoRejectedError (bad_tree) for a key that is not UTF-8, which no path can be.
     """
-    paths = Paths([], [])
-    start = 0
-    while start < len(keys):
-        name, slash, _ = keys[start].partition(b"/")
-        # Keys with one beginning stand together, and "0" is the character after "/".
-        end = bisect_left(keys, name + b"0", start) if slash else start + 1
-        skip = len(name) + 1
+    try:
+        keys.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        other = _first_other(keys.to_pylist())
+        raise RepoRejectedError(RepoFault.BAD_TREE, f"a key is not UTF-8: {other!r}") from None
+    _, offsets, data = keys.buffers()
+    ends = np.frombuffer(offsets, np.int64)[keys.offset : keys.offset + len(keys) + 1]
+    text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data else np.zeros(0, np.uint8)
+    starts, ends = ends[:-1] - ends[0], ends[1:] - ends[0]
+    slashes = np.append(np.flatnonzero(text == _SLASH), len(text))
+    cuts = np.minimum(slashes[slashes.searchsorted(starts)], ends)
+    rkeys = np.minimum(cuts + 1, ends)
+    lengths = np.stack([cuts - starts, rkeys - cuts, ends - rkeys], axis=1)
+    return Paths(_parts(text, lengths, 0), _parts(text, lengths, 2))
+
+
+def _parts(text: NDArray[np.uint8], lengths: NDArray[np.int64], part: int) -> pa.LargeStringArray:
+    """Return one part of each row of a text: its rows and their parts follow each other and have these lengths."""
+    taken = np.zeros(lengths.shape, np.bool_)
+    taken[:, part] = True
+    chosen = text[np.repeat(taken.ravel(), lengths.ravel())]
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    lengths[:, part].cumsum(out=offsets[1:])
+    return pa.LargeStringArray.from_buffers(len(lengths), pa.py_buffer(offsets), pa.py_buffer(chosen))
+
+
+def _first_other(keys: Iterable[bytes]) -> bytes | None:
+    """Return the beginning of the first key that is no text."""
+    for key in keys:
         try:
-            collection = name.decode()
-            paths.rkeys.extend([key[skip:].decode() for key in keys[start:end]])
-        except UnicodeDecodeError as error:
-            raise RepoRejectedError(
-                RepoFault.BAD_TREE, f"a key is not UTF-8: {error.object[:200]!r}"
-            ) from None
-        paths.collections.extend([collection] * (end - start))
-        start = end
-    return paths
+            key.decode()
+        except UnicodeDecodeError:
+            return key[:200]
+    return None

@@ -6,8 +6,12 @@ import mmap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from backfill_dagster.errors import StorageError
 from backfill_dagster.purge.tombstones import Tombstones
+from backfill_dagster.repos.blocks_file import Records
+from backfill_dagster.repos.car_bytes import forget, slices_of
 from backfill_dagster.repos.cid import cid_text
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey
@@ -20,8 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # What is handed to the pack at once, in records and in bytes: bounds what is copied out of the mapped file, in
-# which any number of records can share one large block.
-_SLICE_RECORDS = 4096
+# which any number of records can share one large block, and how much of that file is in memory.
+_SLICE_RECORDS = 1024
 _SLICE_BYTES = 8 * 2**20
 
 
@@ -109,10 +113,9 @@ def _prove(
             check_signature=settings.check_signature,
             limits=settings.limits,
         )
-        purged = frozenset(
-            tombstones.withheld_rows([repo.did] * len(repo.rkeys), repo.collections, repo.rkeys)
-        )
-        writer.add_records(repo.did, _slices(repo, content, purged, tombstones))
+        purged = _withheld(repo, tombstones)
+        for records in _slices(repo, content, purged, tombstones):
+            writer.add_records(records)
     return replace(
         delivery.attempt,
         repo_rev=repo.rev,
@@ -120,28 +123,37 @@ def _prove(
         commit_block=repo.commit_block,
         signed_by=repo.signed_by,
         signing_key=repo.signing_key,
-        records=len(repo.rkeys),
+        records=len(repo.starts),
         purged=len(purged),
     )
 
 
+def _withheld(repo: VerifiedRepo, tombstones: Tombstones) -> list[int]:
+    """Return which of the records are not to be stored, because the study has purged them."""
+    if not tombstones:
+        return []
+    collections, rkeys = repo.collections.to_pylist(), repo.rkeys.to_pylist()
+    return tombstones.withheld_rows([repo.did] * len(rkeys), collections, rkeys)
+
+
 def _slices(
-    repo: VerifiedRepo, content: mmap.mmap, purged: frozenset[int], tombstones: Tombstones
-) -> Iterator[tuple[list[str], list[str], list[bytes], list[bytes]]]:
-    kept = [position for position in range(len(repo.rkeys)) if position not in purged]
-    start = 0
-    while start < len(kept):
-        stop, size = start, 0
-        while stop < len(kept) and stop - start < _SLICE_RECORDS and size < _SLICE_BYTES:
-            begin, end = repo.spans[kept[stop]]
-            size += end - begin
-            stop += 1
-        rows = kept[start:stop]
-        blocks = [content[slice(*repo.spans[row])] for row in rows]
-        yield (
-            [repo.collections[row] for row in rows],
-            [repo.rkeys[row] for row in rows],
-            [repo.cids[row] for row in rows],
+    repo: VerifiedRepo, content: mmap.mmap, withheld: list[int], tombstones: Tombstones
+) -> Iterator[Records]:
+    kept = np.delete(np.arange(len(repo.starts)), withheld)
+    starts, ends = repo.starts[kept], repo.ends[kept]
+    sizes = np.cumsum(ends - starts)
+    first = 0
+    while first < len(kept):
+        before = sizes[first - 1] if first else 0
+        full = int(sizes.searchsorted(before + _SLICE_BYTES)) + 1
+        some = slice(first, min(first + _SLICE_RECORDS, full, len(kept)))
+        blocks = slices_of(content, starts[some], ends[some])
+        forget(content)
+        yield Records(
+            repo.did,
+            repo.collections.take(kept[some]),
+            repo.rkeys.take(kept[some]),
+            repo.cids[kept[some]],
             tombstones.mask_blocks(blocks),
         )
-        start = stop
+        first = some.stop

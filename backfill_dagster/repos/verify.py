@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from backfill_dagster.repos.car import CarBytes, CarIndex, Span, index_car
+import numpy as np
+
+from backfill_dagster.repos.car import CarIndex, index_car
+from backfill_dagster.repos.car_bytes import forget
 from backfill_dagster.repos.commit import Commit, parse_commit
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey, verify_signature
@@ -16,14 +19,23 @@ from backfill_dagster.repos.paths import split_paths
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
-@dataclass(frozen=True, slots=True)
+    from backfill_dagster.repos.car_bytes import CarBytes
+
+# Blocks that are looked up at once: each touches a page of the file.
+_FOUND_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class VerifiedRepo:
-    """A repository that holds: one entry per record in each of four parallel columns, in the order of the tree.
+    """A repository that holds: one entry per record in each of five parallel columns, in the order of the tree.
 
     `signed_by` says whether a current or an earlier key of the account made the signature, `signing_key` which
-    (`did:key:...`); both are None if it was not asked for. `spans` are the records' blocks, as (start, end) in
-    the bytes that were verified; they have the hashes of their CIDs but were not decoded, and may be of any size.
+    (`did:key:...`); both are None if it was not asked for. `collections` and `rkeys` are text, `cids` 36 bytes a row.
+    `starts` and `ends` are the records' blocks, as positions in the bytes that were verified; they have the hashes of
+    their CIDs but were not decoded, and may be of any size.
     """
 
     did: str
@@ -32,10 +44,11 @@ class VerifiedRepo:
     commit_block: bytes
     signed_by: Literal["current", "previous"] | None
     signing_key: str | None
-    collections: list[str]
-    rkeys: list[str]
-    cids: list[bytes]
-    spans: list[Span]
+    collections: pa.LargeStringArray
+    rkeys: pa.LargeStringArray
+    cids: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
 
 
 _DEFAULT_LIMITS = RepoLimits()
@@ -60,7 +73,7 @@ def verify_repo(
     Raises RepoRejectedError with any fault.
     """
     index = index_car(car, max_bytes=limits.max_car_bytes, max_blocks=limits.max_blocks)
-    start, end = index.span(index.root)
+    start, end = index.span(car, index.root)
     if end - start > limits.max_commit_bytes:
         raise RepoRejectedError(
             RepoFault.TOO_LARGE, f"the commit has {end - start} bytes of at most {limits.max_commit_bytes}"
@@ -72,6 +85,7 @@ def verify_repo(
     signed_by, signing_key = _find_signer(commit, keys, previous_keys) if check_signature else (None, None)
     leaves = walk_tree(car, index, commit.data, limits)
     paths = split_paths(leaves.keys)
+    starts, ends = _record_spans(car, index, leaves.cids, limits.max_records_bytes)
     return VerifiedRepo(
         did=did,
         rev=commit.rev,
@@ -82,7 +96,8 @@ def verify_repo(
         collections=paths.collections,
         rkeys=paths.rkeys,
         cids=leaves.cids,
-        spans=_record_spans(index, leaves.cids, limits.max_records_bytes),
+        starts=starts,
+        ends=ends,
     )
 
 
@@ -99,10 +114,16 @@ def _find_signer(
     raise RepoRejectedError(RepoFault.BAD_SIGNATURE, f"none of {tried} keys made the commit's signature")
 
 
-def _record_spans(index: CarIndex, cids: Sequence[bytes], max_bytes: int) -> list[Span]:
-    known = index.spans.get
-    spans = [known(cid) or index.span(cid) for cid in cids]
+def _record_spans(
+    car: CarBytes, index: CarIndex, cids: NDArray[np.uint8], max_bytes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    rows = np.empty(len(cids), np.int32)
+    for first in range(0, len(cids), _FOUND_AT_ONCE):
+        some = slice(first, first + _FOUND_AT_ONCE)
+        rows[some] = index.find(car, cids[some])
+        forget(car)
+    starts, ends = index.starts[rows], index.ends[rows]
     # One block can stand under any number of keys, so that a small file could stand for any number of bytes.
-    if sum(end - start for start, end in spans) > max_bytes:
+    if int((ends - starts).sum()) > max_bytes:
         raise RepoRejectedError(RepoFault.TOO_LARGE, f"the records have more than {max_bytes} bytes")
-    return spans
+    return starts, ends

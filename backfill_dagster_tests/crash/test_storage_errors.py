@@ -16,7 +16,7 @@ import pytest
 from backfill_dagster import pipeline
 from backfill_dagster.config import Study
 from backfill_dagster.errors import StorageError
-from backfill_dagster.repos.packs import BLOCKS_SCHEMA
+from backfill_dagster.repos.blocks_file import BLOCKS_SCHEMA
 from backfill_dagster.storage import HEADROOM_BYTES, RowGroupWriter, StudyStorage
 from backfill_dagster_tests.crash.command import STUDY
 from backfill_dagster_tests.crash.job import run_job

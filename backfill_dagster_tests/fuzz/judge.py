@@ -36,6 +36,7 @@ from backfill_dagster.repos.verify import VerifiedRepo, verify_repo
 from backfill_dagster_tests.fuzz.reader import DAG_CBOR, Repo, Sizes, UnlawfulError, read_repo
 from backfill_dagster_tests.records.batches import SCHEMA, accounts, blocks
 from backfill_dagster_tests.repos.forge import Link
+from backfill_dagster_tests.repos.plain import plain_repo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -145,7 +146,8 @@ def _mapped(car: bytes) -> mmap.mmap:
     return content
 
 
-def _differences(case: Case, verified: VerifiedRepo, expected: Repo) -> list[str]:
+def _differences(case: Case, found_repo: VerifiedRepo, expected: Repo) -> list[str]:
+    verified = plain_repo(found_repo)
     paths = [
         f"{collection}/{rkey}" for collection, rkey in zip(verified.collections, verified.rkeys, strict=True)
     ]

@@ -9,6 +9,7 @@ from backfill_dagster.repos.car import index_car
 from backfill_dagster.repos.faults import RepoRejectedError
 from backfill_dagster_tests.fuzz.reader import UnlawfulError, read_car
 from backfill_dagster_tests.repos.forge import car_header, cid_of, frame, varint
+from backfill_dagster_tests.repos.plain import spans_of
 
 ROOT = cid_of(b"\xa0")
 
@@ -74,4 +75,4 @@ def test_the_same_blocks_or_none(before: list[bytes], middle: bytes, after: list
         assert count == -1
         return
     assert index.root == root == ROOT
-    assert {cid: content[start:end] for cid, (start, end) in index.spans.items()} == expected
+    assert {cid: content[start:end] for cid, (start, end) in spans_of(index, content).items()} == expected

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey
-from backfill_dagster.repos.verify import VerifiedRepo, verify_repo
+from backfill_dagster.repos.verify import verify_repo
 from backfill_dagster_tests.fuzz.draft import SIGNERS, Draft, entry_of, tree_of
 from backfill_dagster_tests.fuzz.reader import Repo, UnlawfulError, read_repo
 from backfill_dagster_tests.repos.forge import DID, cid_of, keys_at_layer, tree
+from backfill_dagster_tests.repos.plain import PlainRepo, plain_repo
 
 if TYPE_CHECKING:
     from backfill_dagster_tests.fuzz.draft import Node
@@ -39,8 +40,8 @@ def read(draft: Draft, car: bytes) -> Repo:
     return read_repo(car, draft.did, draft.signer.did_key)
 
 
-def verify(draft: Draft, car: bytes) -> VerifiedRepo:
-    return verify_repo(car, did=draft.did, keys=[SigningKey.from_did_key(draft.signer.did_key)])
+def verify(draft: Draft, car: bytes) -> PlainRepo:
+    return plain_repo(verify_repo(car, did=draft.did, keys=[SigningKey.from_did_key(draft.signer.did_key)]))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -14,7 +14,7 @@ from backfill_dagster.records.blocks import MAX_NESTING, decode_blocks
 from backfill_dagster.records.outcomes import RejectReason
 from backfill_dagster.repos.commit import parse_commit
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
-from backfill_dagster.repos.mst import decode_node
+from backfill_dagster.repos.mst_node import decode_node
 from backfill_dagster.repos.nesting import SMALL_BLOCK_BYTES, nests_deeper
 from backfill_dagster_tests.fuzz.loose_cbor import Raw, encode
 from backfill_dagster_tests.repos.forge import DID, REV, Link, cid_of, entry, keys_at_layer, node

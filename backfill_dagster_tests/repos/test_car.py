@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backfill_dagster.repos.car import CarBytes, CarIndex, index_car
+from backfill_dagster.repos.car import CarIndex, index_car
+from backfill_dagster.repos.car_bytes import CarBytes
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster_tests.repos.forge import (
     Link,
@@ -19,6 +20,7 @@ from backfill_dagster_tests.repos.forge import (
     ordered_map,
     varint,
 )
+from backfill_dagster_tests.repos.plain import spans_of
 
 BLOCK = cbor({"a": "block"})
 CID = cid_of(BLOCK)
@@ -37,9 +39,9 @@ def refusal(content: bytes, **limits: int) -> RepoFault:
     return caught.value.fault
 
 
-def fault_of(found: CarIndex, cid: bytes) -> RepoFault:
+def fault_of(found: CarIndex, content: bytes, cid: bytes) -> RepoFault:
     with pytest.raises(RepoRejectedError) as caught:
-        found.span(cid)
+        found.span(content, cid)
     return caught.value.fault
 
 
@@ -54,7 +56,7 @@ def test_blocks_are_found_where_they_lie() -> None:
     found = index(content)
 
     assert found.root == CID
-    assert {cid: content[start:end] for cid, (start, end) in found.spans.items()} == {
+    assert {cid: content[start:end] for cid, (start, end) in spans_of(found, content).items()} == {
         CID: BLOCK,
         RAW_CID: RAW_BLOCK,
         cid_of(large): large,
@@ -69,7 +71,7 @@ def test_a_mapped_file_is_indexed_alike_and_let_go(tmp_path: Path) -> None:
 
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        assert index(mapped) == index(content)
+        assert spans_of(index(mapped), mapped) == spans_of(index(content), content)
         mapped.close()
 
     path.write_bytes(content[:-1])
@@ -188,37 +190,40 @@ def test_blocks_under_other_kinds_of_cids_are_passed_over() -> None:
         (b"\x01\x71" + varint(0xB220) + b"\x20" + bytes(32), BLOCK * 20),
     ]
 
-    found = index(car(CID, [*others, (CID, BLOCK), *others]))
+    content = car(CID, [*others, (CID, BLOCK), *others])
+    found = index(content)
 
-    assert set(found.spans) == {CID}
-    assert all(fault_of(found, cid) is RepoFault.BAD_TREE for cid, _ in others)
+    assert set(spans_of(found, content)) == {CID}
+    assert all(fault_of(found, content, cid) is RepoFault.BAD_TREE for cid, _ in others)
 
 
 def test_of_several_blocks_with_one_cid_a_sound_one_serves() -> None:
     wrong = b"something else"
     for blocks in ([BLOCK, wrong], [wrong, BLOCK], [wrong, BLOCK, wrong, BLOCK, wrong]):
         content = car(CID, [(CID, block) for block in blocks])
-        start, end = index(content).span(CID)
+        start, end = index(content).span(content, CID)
         assert content[start:end] == BLOCK
 
-    assert fault_of(index(car(CID, [(CID, wrong), (CID, b"")])), CID) is RepoFault.CORRUPT_BLOCK
+    content = car(CID, [(CID, wrong), (CID, b"")])
+    assert fault_of(index(content), content, CID) is RepoFault.CORRUPT_BLOCK
 
 
 def test_a_block_hidden_in_anothers_frame_is_not_found() -> None:
     hidden = cbor({"text": "hidden"})
     outer = b"x" + frame(cid_of(hidden), hidden)
 
-    found = index(car(CID, [(CID, BLOCK), (cid_of(outer), outer)]))
+    content = car(CID, [(CID, BLOCK), (cid_of(outer), outer)])
 
-    assert set(found.spans) == {CID, cid_of(outer)}
+    assert set(spans_of(index(content), content)) == {CID, cid_of(outer)}
 
 
 def test_what_a_missing_and_a_corrupt_block_are_called() -> None:
-    found = index(car(CID, [(CID, BLOCK), (RAW_CID, b"something else")]))
+    content = car(CID, [(CID, BLOCK), (RAW_CID, b"something else")])
+    found = index(content)
 
-    assert fault_of(found, cid_of(b"absent")) is RepoFault.MISSING_BLOCK
-    assert fault_of(found, RAW_CID) is RepoFault.CORRUPT_BLOCK
-    assert fault_of(found, b"") is RepoFault.BAD_TREE
+    assert fault_of(found, content, cid_of(b"absent")) is RepoFault.MISSING_BLOCK
+    assert fault_of(found, content, RAW_CID) is RepoFault.CORRUPT_BLOCK
+    assert fault_of(found, content, b"") is RepoFault.BAD_TREE
 
 
 def test_limits() -> None:
@@ -249,7 +254,7 @@ def frames_by_hand(content: bytes, position: int) -> dict[bytes, bytes]:
 def test_framing_agrees_with_arithmetic(blocks: list[bytes]) -> None:
     content = car(CID, [(cid_of(block), block) for block in blocks])
 
-    spans = index(content).spans
+    spans = spans_of(index(content), content)
 
     assert {cid: content[start:end] for cid, (start, end) in spans.items()} == frames_by_hand(
         content, len(HEADER)

@@ -2,11 +2,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from backfill_dagster.repos import packs
+from backfill_dagster.repos import blocks_file, packs
+from backfill_dagster.repos.blocks_file import Records
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
 from backfill_dagster.repos.packs import Attempt, PackWriter, pack_keys, read_ledger, sweep_uncommitted_blocks
 from backfill_dagster.storage import StudyStorage
@@ -21,6 +24,11 @@ def storage(tmp_path: Path) -> StudyStorage:
     return StudyStorage(tmp_path)
 
 
+def records(did: str, collections: list[str], rkeys: list[str], blocks: list[bytes]) -> Records:
+    texts = pa.array(collections, pa.large_string()), pa.array(rkeys, pa.large_string())
+    return Records(did, *texts, np.full((len(blocks), 36), 99, np.uint8), blocks)
+
+
 def write(storage: StudyStorage, attempts: list[Attempt], blocks: list[bytes]) -> str | None:
     with storage.scratch() as scratch:
         writer = PackWriter(storage, HOST, scratch)
@@ -28,10 +36,8 @@ def write(storage: StudyStorage, attempts: list[Attempt], blocks: list[bytes]) -
             writer.add_attempt(attempt)
             if attempt.outcome is Outcome.COMPLETE:
                 count = len(blocks)
-                writer.add_records(
-                    attempt.did,
-                    [(["b", "a"] * (count // 2), [f"{n:05d}" for n in range(count)], [b"c"] * count, blocks)],
-                )
+                rkeys = [f"{n:05d}" for n in range(count)]
+                writer.add_records(records(attempt.did, ["b", "a"] * (count // 2), rkeys, blocks))
         return writer.commit()
 
 
@@ -70,13 +76,13 @@ def test_the_same_content_has_the_same_name(storage: StudyStorage) -> None:
 def test_files_and_row_groups_are_cut_by_bytes(
     storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packs, "ROW_GROUP_BYTES", 1000)
+    monkeypatch.setattr(blocks_file, "ROW_GROUP_BYTES", 1000)
     monkeypatch.setattr(packs, "BLOCKS_FILE_BYTES", 5000)
     with storage.scratch() as scratch:
         writer = PackWriter(storage, HOST, scratch)
         for start in range(0, 200, 20):
             rkeys = [f"{n:05d}" for n in range(start, start + 20)]
-            writer.add_records("did:plc:a", [(["c"] * 20, rkeys, [b"c"] * 20, [b"x" * 100] * 20)])
+            writer.add_records(records("did:plc:a", ["c"] * 20, rkeys, [b"x" * 100] * 20))
         writer.add_attempt(COMPLETE)
         writer.commit()
     files = storage.keys("repos", "*.blocks-*.parquet")

@@ -1,9 +1,15 @@
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backfill_dagster.repos import paths as repo_paths
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
-from backfill_dagster.repos.paths import split_paths
+
+
+def split_paths(keys: list[bytes]) -> tuple[list[str], list[str]]:
+    paths = repo_paths.split_paths(pa.array(keys, pa.large_binary()))
+    return paths.collections.to_pylist(), paths.rkeys.to_pylist()
 
 
 def test_no_keys_have_no_paths() -> None:
@@ -46,10 +52,12 @@ def test_neighbours_do_not_mix(texts: set[str]) -> None:
     assert rkeys == [rkey for _, _, rkey in expected]
 
 
-def test_neighbours_share_the_name_of_their_collection() -> None:
-    collections, _ = split_paths([b"app.bsky.feed.like/%d" % number for number in range(1, 9)])
+def test_a_part_of_more_keys() -> None:
+    keys = pa.array([b"before/1", b"a/b", b"c", b"after/2"], pa.large_binary()).slice(1, 2)
 
-    assert all(collection is collections[0] for collection in collections)
+    collections, rkeys = repo_paths.split_paths(keys)
+
+    assert (collections.to_pylist(), rkeys.to_pylist()) == (["a", "c"], ["b", ""])
 
 
 @pytest.mark.parametrize("key", [b"\xff", b"a/\xff", b"\xc3/a", b"app.bsky.feed.post/\xed\xa0\x80"])

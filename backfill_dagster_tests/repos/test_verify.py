@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backfill_dagster.repos.cid import cid_text
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey
-from backfill_dagster.repos.verify import RepoLimits, VerifiedRepo, verify_repo
+from backfill_dagster.repos.verify import RepoLimits, verify_repo
 from backfill_dagster_tests.repos.exported import CARS, WHOLE_REPOS, ExportedRepo, exported_repo
 from backfill_dagster_tests.repos.forge import (
     DID,
@@ -31,6 +31,7 @@ from backfill_dagster_tests.repos.forge import (
     of_json,
     tree,
 )
+from backfill_dagster_tests.repos.plain import PlainRepo, plain_repo
 
 K256, P256 = K256Signer(), P256Signer()
 STRANGER = SigningKey.from_did_key(K256Signer(b"\x33" * 32).did_key)
@@ -53,8 +54,8 @@ def key_of(signer: Signer) -> SigningKey:
     return SigningKey.from_did_key(signer.did_key)
 
 
-def verify(content: bytes, limits: RepoLimits | None = None) -> VerifiedRepo:
-    return verify_repo(content, did=DID, keys=[key_of(K256)], limits=limits or RepoLimits())
+def verify(content: bytes, limits: RepoLimits | None = None) -> PlainRepo:
+    return plain_repo(verify_repo(content, did=DID, keys=[key_of(K256)], limits=limits or RepoLimits()))
 
 
 def refusal(content: bytes, limits: RepoLimits | None = None) -> RepoFault:
@@ -63,16 +64,16 @@ def refusal(content: bytes, limits: RepoLimits | None = None) -> RepoFault:
     return caught.value.fault
 
 
-def blocks_of(repo: VerifiedRepo, content: bytes) -> list[bytes]:
+def blocks_of(repo: PlainRepo, content: bytes) -> list[bytes]:
     return [content[start:end] for start, end in repo.spans]
 
 
 # Repositories of official PDS software
 
 
-def verify_exported(repo: ExportedRepo, content: bytes | mmap.mmap | None = None) -> VerifiedRepo:
+def verify_exported(repo: ExportedRepo, content: bytes | mmap.mmap | None = None) -> PlainRepo:
     key = SigningKey.from_did_key(repo.signing_key)
-    return verify_repo(repo.car if content is None else content, did=repo.did, keys=[key])
+    return plain_repo(verify_repo(repo.car if content is None else content, did=repo.did, keys=[key]))
 
 
 @pytest.mark.parametrize("name", WHOLE_REPOS)
@@ -321,9 +322,9 @@ def test_limits(limits: RepoLimits) -> None:
 
 
 def test_a_repository_survives_the_way_between_processes() -> None:
-    repo = verify(REPO.car())
+    repo = verify_repo(REPO.car(), did=DID, keys=[key_of(K256)])
 
-    assert pickle.loads(pickle.dumps(repo)) == repo
+    assert plain_repo(pickle.loads(pickle.dumps(repo))) == plain_repo(repo)
 
 
 EXAMPLES: dict[RepoFault, bytes] = {

@@ -13,7 +13,7 @@ import pytest
 from backfill_dagster.directory.audit_log import parse_audit_keys
 from backfill_dagster.directory.documents import LookupFailedError, parse_document
 from backfill_dagster.repos.keys import SigningKey
-from backfill_dagster.repos.verify import VerifiedRepo, verify_repo
+from backfill_dagster.repos.verify import verify_repo
 from backfill_dagster.sandbox.account_state import Status
 from backfill_dagster.sandbox.editing import Removal
 from backfill_dagster.sandbox.faults import GET_REPO
@@ -22,6 +22,7 @@ from backfill_dagster.sandbox.population import Role
 from backfill_dagster.sandbox.repo import Repo, Repos
 from backfill_dagster.sandbox.truth import AccountTruth
 from backfill_dagster.sandbox.written import LIKE, POST, Defect, Written
+from backfill_dagster_tests.repos.plain import PlainRepo, plain_repo
 
 from .conftest import SMALL, Ask, Reply, asker
 
@@ -56,7 +57,7 @@ def export(ask: Ask, account: AccountTruth, host: str | None = None) -> Reply:
     return ask(host or host_of(account), f"{GET_REPO}?did={account.did}")
 
 
-def proven(ask: Ask, network: SandboxNetwork, did: str) -> VerifiedRepo:
+def proven(ask: Ask, network: SandboxNetwork, did: str) -> PlainRepo:
     """Fetch an account's repository from where its document says and prove it as the document says."""
     web = did.startswith("did:web:")
     answer = ask(did[8:], "/.well-known/did.json") if web else ask(PLC, f"/{did}")
@@ -68,7 +69,7 @@ def proven(ask: Ask, network: SandboxNetwork, did: str) -> VerifiedRepo:
         log = ask(PLC, f"/{did}/log/audit").body
         earlier = [SigningKey.from_multikey(key) for _, key in parse_audit_keys(log)]
     body = ask(identity.pds_host, f"{GET_REPO}?did={did}").body
-    return verify_repo(body, did=did, keys=keys, previous_keys=earlier)
+    return plain_repo(verify_repo(body, did=did, keys=keys, previous_keys=earlier))
 
 
 def assert_truth_is_served(ask: Ask, network: SandboxNetwork, did: str) -> None:

@@ -10,7 +10,8 @@ from atproto_crypto.verify import verify_signature  # type: ignore[import-untype
 
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey
-from backfill_dagster.repos.verify import VerifiedRepo, verify_repo
+from backfill_dagster.repos.verify import verify_repo
+from backfill_dagster_tests.repos.plain import PlainRepo, plain_repo
 
 from ..reading import frames, walk
 
@@ -60,10 +61,10 @@ class Export:
         unsigned = libipld.encode_dag_cbor(commit)
         return bool(verify_signature(self.account.signing_key, unsigned, signature))
 
-    def verify(self) -> VerifiedRepo:
+    def verify(self) -> PlainRepo:
         assert self.account.signing_key is not None
         key = SigningKey.from_did_key(self.account.signing_key)
-        return verify_repo(self.car, did=self.account.did, keys=[key])
+        return plain_repo(verify_repo(self.car, did=self.account.did, keys=[key]))
 
     def verdict(self) -> RepoFault | None:
         """What the project's own verifier finds wrong."""
