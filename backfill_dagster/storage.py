@@ -134,17 +134,29 @@ class StudyStorage:
     def write(self, key: str, frame: pl.DataFrame, metadata: Mapping[str, str] | None = None) -> StoredFile:
         """Write one frame as one file, replacing what was there."""
         with self.scratch() as folder:
-            local = folder / "frame.parquet"
-            try:
-                frame.write_parquet(
-                    local,
-                    compression="zstd",
-                    compression_level=COMPRESSION_LEVEL,
-                    metadata={"schema_version": SCHEMA_VERSION, **(metadata or {})},
-                )
-            except (OSError, pl.exceptions.PolarsError) as error:
-                raise StorageError.unwritable(self.path(key), _cause_of(error, local)) from error
-            return self.publish(local, key, rows=frame.height)
+            return self._write_from(folder, key, frame, metadata)
+
+    def write_many(self, frames: Iterable[tuple[str, pl.DataFrame]]) -> Iterator[StoredFile]:
+        """Write frames, each as one file with its key, one after the other; in less time than by themselves."""
+        with self.scratch() as folder:
+            for key, frame in frames:
+                self.ensure_headroom()
+                yield self._write_from(folder, key, frame)
+
+    def _write_from(
+        self, scratch: Path, key: str, frame: pl.DataFrame, metadata: Mapping[str, str] | None = None
+    ) -> StoredFile:
+        local = scratch / "frame.parquet"
+        try:
+            frame.write_parquet(
+                local,
+                compression="zstd",
+                compression_level=COMPRESSION_LEVEL,
+                metadata={"schema_version": SCHEMA_VERSION, **(metadata or {})},
+            )
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise StorageError.unwritable(self.path(key), _cause_of(error, local)) from error
+        return self.publish(local, key, rows=frame.height)
 
     def write_bytes(self, key: str, content: bytes) -> StoredFile:
         """Write one file that is no table, replacing what was there; it counts as having no rows."""

@@ -3,7 +3,7 @@
 https://ipld.io/specs/transport/car/carv1/. There is no trailer, so a file that was cut between two blocks looks
 whole from here: only the walk of the tree proves that nothing is missing.
 
-A large repository has millions of blocks, so what is known of them is held in arrays: some 30 bytes for each, where
+A large repository has millions of blocks, so what is known of them is held in arrays: some 60 bytes for each, where
 Python's objects would take several hundred.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cbrrr import CID, decode_dag_cbor
 
-from backfill_dagster.repos.car_bytes import bytes_at, forget, join_rows
+from backfill_dagster.repos.car_bytes import bytes_at, join_rows
 from backfill_dagster.repos.cid import (
     CID_BYTES,
     DAG_CBOR_PREFIX,
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 _MAX_HEADER_BYTES = 8192
 # CBOR's first byte of a map whose length is stated.
 _MAP_HEADS = range(0xA0, 0xBC)
-# What is looked at together, unless a single section is larger.
+# What is looked at together, unless a single block is larger.
 _BYTES_AT_ONCE = 8 * 2**20
+_MAX_LENGTH_BYTES = 9
 _DIGEST_BYTES = CID_BYTES - PREFIX_BYTES
 # Positions in the CID, from its start: the codec, and the digest's first bytes.
 _CODEC, _KEY = 1, slice(PREFIX_BYTES, PREFIX_BYTES + 8)
@@ -51,54 +52,53 @@ _CODEC, _KEY = 1, slice(PREFIX_BYTES, PREFIX_BYTES + 8)
 class CarIndex:
     """The CAR's root, and where its blocks lie, in bytes from the start of the file and in the order of the file.
 
-    `starts` and `ends` are of the blocks that have the hash of their CID, which is the 36 bytes before the start.
-    `corrupt` are the starts of those that have not. Only CIDs of the form that repositories use are in either.
-    `keys`, ascending, are numbers made of the sound blocks' CIDs, each CID once, and `rows` the blocks they are of.
+    `cids` (36 bytes a row), `starts` and `ends` are of the blocks that have the hash of their CID; `corrupt` are the
+    CIDs of those that have not. Only CIDs of the form that repositories use are in either. Before a block's start
+    stands its CID. `keys`, ascending, are numbers made of the sound blocks' CIDs, each CID once, and `rows` the
+    blocks that they are of.
     """
 
     root: bytes
+    cids: NDArray[np.uint8]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
-    corrupt: NDArray[np.int64]
+    corrupt: NDArray[np.uint8]
     keys: NDArray[np.uint64]
     rows: NDArray[np.int32]
 
-    def find(self, car: CarBytes, cids: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """Return the blocks of these CIDs (one of 36 bytes per row), as positions in `starts` and `ends`.
+    def find(self, cids: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """Return the blocks of these CIDs, as positions in `starts` and `ends`.
 
         Raises RepoRejectedError: missing_block, corrupt_block, or bad_tree if a CID has another form than
         repositories use.
         """
         if not len(self.keys):
-            return np.array([self._find_one(car, cid) for cid in cids], np.int32)
+            return np.array([self._find_one(cid) for cid in cids], np.int32)
         places = self.keys.searchsorted(_keys_of(cids))
         rows = self.rows[np.minimum(places, len(self.keys) - 1)]
-        found = bytes_at(car, self.starts[rows] - CID_BYTES, CID_BYTES)
+        found = self.cids[rows]
         if found.tobytes() != cids.tobytes():
             for row in np.flatnonzero((found != cids).any(axis=1)).tolist():
-                rows[row] = self._find_one(car, cids[row])
+                rows[row] = self._find_one(cids[row])
         return rows
 
-    def span(self, car: CarBytes, cid: bytes) -> tuple[int, int]:
+    def span(self, cid: bytes) -> tuple[int, int]:
         """Return where one block begins and ends; raises as `find` does."""
         if len(cid) != CID_BYTES:
             raise _unsupported_link(cid)
-        [row] = self.find(car, join_rows([cid], CID_BYTES))
+        [row] = self.find(join_rows([cid], CID_BYTES))
         return int(self.starts[row]), int(self.ends[row])
 
-    def _find_one(self, car: CarBytes, cid: NDArray[np.uint8]) -> int:
+    def _find_one(self, cid: NDArray[np.uint8]) -> int:
         [key], text = _keys_of(cid[np.newaxis]), cid.tobytes()
         # Numbers of two CIDs can be equal: nobody meets that by chance, but it can be brought about.
-        first, after = (int(np.searchsorted(self.keys, key, side)) for side in ("left", "right"))
+        first, after = (int(self.keys.searchsorted(key, side)) for side in ("left", "right"))
         for row in self.rows[first:after].tolist():
-            start = int(self.starts[row])
-            if car[start - CID_BYTES : start] == text:
+            if self.cids[row].tobytes() == text:
                 return int(row)
         if not is_repo_cid(text):
-            raise RepoRejectedError(
-                RepoFault.BAD_TREE, f"a link is of an unsupported kind: {text.hex()[:80]}"
-            )
-        if (bytes_at(car, self.corrupt - CID_BYTES, CID_BYTES) == cid).all(axis=1).any():
+            raise _unsupported_link(text)
+        if (self.corrupt == cid).all(axis=1).any():
             raise RepoRejectedError(
                 RepoFault.CORRUPT_BLOCK, f"block {cid_text(text)} does not have the hash of its CID"
             )
@@ -119,35 +119,42 @@ def index_car(car: CarBytes, *, max_bytes: int, max_blocks: int) -> CarIndex:
     if len(car) > max_bytes:
         raise RepoRejectedError(RepoFault.TOO_LARGE, f"the file has {len(car)} bytes of at most {max_bytes}")
     root, position = _read_header(car)
-    starts, ends, corrupt, keys = [], [], [_NO_POSITIONS], []
-    for sections, after in _sections(car, position, max_blocks):
-        begin, end = _with_repo_cids(car, sections, after)
-        cids = bytes_at(car, begin - CID_BYTES, CID_BYTES)
-        sound = (_digests(car, begin, end) == cids[:, PREFIX_BYTES:]).all(axis=1)
-        starts.append(begin[sound])
-        ends.append(end[sound])
-        corrupt.append(begin[~sound])
-        keys.append(_keys_of(cids[sound]))
-        forget(car)
-    return _sorted_index(car, root, *map(np.concatenate, (starts, ends, corrupt, keys)))
+    # Arrays that grow in place take no second one of their size.
+    known, starts, ends, corrupt = bytearray(), bytearray(), bytearray(), bytearray()
+    for piece in _pieces(car, position, max_blocks):
+        begins, after = _with_repo_cids(piece)
+        cids = bytes_at(piece.content, begins - piece.start, CID_BYTES)
+        sound = (_digests(piece, begins + CID_BYTES, after) == cids[:, PREFIX_BYTES:]).all(axis=1)
+        known += cids[sound].tobytes()
+        corrupt += cids[~sound].tobytes()
+        starts += (begins[sound] + CID_BYTES).tobytes()
+        ends += after[sound].tobytes()
+    return _sorted_index(
+        root,
+        np.frombuffer(known, np.uint8).reshape(-1, CID_BYTES),
+        np.frombuffer(starts, np.int64),
+        np.frombuffer(ends, np.int64),
+        np.frombuffer(corrupt, np.uint8).reshape(-1, CID_BYTES),
+    )
 
 
 def _read_header(car: CarBytes) -> tuple[bytes, int]:
     """Return the root, and the position after the header."""
+    content = car[: _MAX_HEADER_BYTES + _MAX_LENGTH_BYTES]
     try:
-        length, start = read_varint(car, 0, len(car))
+        length, start = read_varint(content, 0, len(content))
     except EOFError:
         raise _truncated("header") from None
     except ValueError as error:
         raise _not_a_car(str(error)) from None
     end = start + length
-    if length == 0 or length > _MAX_HEADER_BYTES or (start < len(car) and car[start] not in _MAP_HEADS):
+    if length == 0 or length > _MAX_HEADER_BYTES or (start < len(car) and content[start] not in _MAP_HEADS):
         # An HTML or JSON body is told from a cut CAR here: its first character would be the header's length.
-        raise _not_a_car(f"it begins with {car[:16]!r}")
+        raise _not_a_car(f"it begins with {content[:16]!r}")
     if end > len(car):
         raise _truncated("header")
     try:
-        header = decode_dag_cbor(car[start:end])
+        header = decode_dag_cbor(content[start:end])
     except ValueError as error:
         raise _not_a_car(f"its header is not DAG-CBOR ({error!s:.100})") from None
     return _root_of(header), end
@@ -170,71 +177,81 @@ def _root_of(header: object) -> bytes:
     return root
 
 
-def _sections(
-    car: CarBytes, position: int, max_blocks: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield where sections begin, after their length, and where they end; some megabytes of them at once."""
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some sections: where each begins, after its length, and ends; and the content of the file from `start` on."""
+
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    start: int
+    content: bytes
+
+
+def _pieces(car: CarBytes, position: int, max_blocks: int) -> Iterator[_Piece]:
     size, sections = len(car), 0
-    while True:
-        begins: list[int] = []
-        ends: list[int] = []
-        stop = min(size, position + _BYTES_AT_ONCE)
-        try:
-            # A repository of a gigabyte has millions of sections, so all that is rare is left to other functions.
-            while position < stop:
-                length = car[position]
-                position += 1
-                if length > 0x7F:
-                    high = car[position]
-                    if 0 < high < 0x80:
-                        length += (high << 7) - 0x80
-                        position += 1
-                    else:
-                        length, position = read_varint(car, position - 1, size)
-                begins.append(position)
-                position += length
-                ends.append(position)
-        except (EOFError, IndexError):
-            raise _truncated("block's length") from None
-        except ValueError as error:
-            raise RepoRejectedError(RepoFault.CORRUPT_BLOCK, f"a block's length is none: {error}") from None
+    while position < size:
+        start = position
+        content = car[start : start + _BYTES_AT_ONCE + _MAX_LENGTH_BYTES]
+        begins, ends = _frame(content, min(size - start, _BYTES_AT_ONCE))
+        position = start + ends[-1]
         if position > size:
             raise _truncated("block")
         sections += len(begins)
         if sections > max_blocks:
             raise RepoRejectedError(RepoFault.TOO_LARGE, f"the CAR has more than {max_blocks} blocks")
-        yield np.array(begins, np.int64), np.array(ends, np.int64)
-        if position == size:
-            return
+        if ends[-1] > len(content):
+            content += car[start + len(content) : position]
+        yield _Piece(np.array(begins, np.int64) + start, np.array(ends, np.int64) + start, start, content)
 
 
-def _with_repo_cids(
-    car: CarBytes, begins: NDArray[np.int64], ends: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return start and end of the blocks whose CIDs are of a form that repositories use; check the others' CIDs."""
-    usual = ends - begins >= CID_BYTES
-    prefixes = bytes_at(car, begins[usual], PREFIX_BYTES).view(np.uint32)[:, 0]
-    usual[usual] = np.isin(prefixes, _PREFIXES)
-    for section in np.flatnonzero(~usual).tolist():
-        _check_other_cid(car, int(begins[section]), int(ends[section]))
-    return begins[usual] + CID_BYTES, ends[usual]
-
-
-def _check_other_cid(car: CarBytes, position: int, end: int) -> None:
-    """Refuse a section without a whole CID of whatever kind."""
+def _frame(content: bytes, stop: int) -> tuple[list[int], list[int]]:
+    """Return where the sections that begin before `stop` begin, after their length, and end."""
+    begins: list[int] = []
+    ends: list[int] = []
+    position = 0
     try:
-        cid_length(car, position, end)
-    except (EOFError, ValueError) as error:
-        raise RepoRejectedError(
-            RepoFault.CORRUPT_BLOCK, f"the section at byte {position} has no CID: {error}"
-        ) from None
+        # A repository of a gigabyte has millions of sections, so all that is rare is left to another function.
+        while position < stop:
+            length = content[position]
+            position += 1
+            if length > 0x7F:
+                high = content[position]
+                if 0 < high < 0x80:
+                    length += (high << 7) - 0x80
+                    position += 1
+                else:
+                    length, position = read_varint(content, position - 1, len(content))
+            begins.append(position)
+            position += length
+            ends.append(position)
+    except (EOFError, IndexError):
+        raise _truncated("block's length") from None
+    except ValueError as error:
+        raise RepoRejectedError(RepoFault.CORRUPT_BLOCK, f"a block's length is none: {error}") from None
+    return begins, ends
 
 
-def _digests(car: CarBytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _with_repo_cids(piece: _Piece) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the sections whose CIDs are of a form that repositories use; check the others' CIDs."""
+    usual = piece.ends - piece.begins >= CID_BYTES
+    prefixes = bytes_at(piece.content, piece.begins[usual] - piece.start, PREFIX_BYTES).view(np.uint32)[:, 0]
+    usual[usual] = (prefixes == _CBOR) | (prefixes == _RAW)
+    for section in np.flatnonzero(~usual).tolist():
+        begin, end = int(piece.begins[section]), int(piece.ends[section])
+        try:
+            cid_length(piece.content, begin - piece.start, end - piece.start)
+        except (EOFError, ValueError) as error:
+            raise RepoRejectedError(
+                RepoFault.CORRUPT_BLOCK, f"the section at byte {begin} has no CID: {error}"
+            ) from None
+    return piece.begins[usual], piece.ends[usual]
+
+
+def _digests(piece: _Piece, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint8]:
     # In the order of the file this takes far less time than in the order of the tree.
     sha256 = hashlib.sha256
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
-    with memoryview(car) as view:
+    spans = zip((starts - piece.start).tolist(), (ends - piece.start).tolist(), strict=True)
+    with memoryview(piece.content) as view:
         return join_rows([sha256(view[start:end]).digest() for start, end in spans], _DIGEST_BYTES)
 
 
@@ -244,24 +261,23 @@ def _keys_of(cids: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _sorted_index(
-    car: CarBytes,
     root: bytes,
+    cids: NDArray[np.uint8],
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
-    corrupt: NDArray[np.int64],
-    keys: NDArray[np.uint64],
+    corrupt: NDArray[np.uint8],
 ) -> CarIndex:
-    rows = np.argsort(keys, kind="stable").astype(np.int32)
+    keys = _keys_of(cids)
+    rows = keys.argsort(kind="stable").astype(np.int32)
     keys = keys[rows]
     again = np.flatnonzero(keys[1:] == keys[:-1])
     if len(again):
         # Blocks that stand in the file several times, which somebody could do millions of times.
         places = np.unique(np.concatenate([again, again + 1]))
-        cids = bytes_at(car, starts[rows[places]] - CID_BYTES, CID_BYTES)
-        _, first = np.unique(cids, axis=0, return_index=True)
+        _, first = np.unique(cids[rows[places]], axis=0, return_index=True)
         left_out = np.delete(places, first)
         rows, keys = np.delete(rows, left_out), np.delete(keys, left_out)
-    return CarIndex(root, starts, ends, corrupt, keys, rows)
+    return CarIndex(root, cids, starts, ends, corrupt, keys, rows)
 
 
 def _unsupported_link(cid: bytes) -> RepoRejectedError:
@@ -276,5 +292,4 @@ def _truncated(part: str) -> RepoRejectedError:
     return RepoRejectedError(RepoFault.TRUNCATED, f"the file ends inside a {part}")
 
 
-_NO_POSITIONS = np.zeros(0, np.int64)
-_PREFIXES = np.frombuffer(DAG_CBOR_PREFIX + RAW_PREFIX, np.uint32)
+_CBOR, _RAW = np.frombuffer(DAG_CBOR_PREFIX + RAW_PREFIX, np.uint32)

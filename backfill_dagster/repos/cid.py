@@ -7,14 +7,10 @@ That form is 36 bytes: version 1, a codec (DAG-CBOR, or raw), and a SHA-256 mult
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import libipld
 
 from backfill_dagster.repos.varint import read_varint
-
-if TYPE_CHECKING:
-    import mmap
 
 CID_BYTES = 36
 # Version 1, codec, SHA-256, 32 bytes of digest: what stands before the digest.
@@ -45,7 +41,7 @@ def cid_text(cid: bytes) -> str:
     return text
 
 
-def cid_length(data: bytes | mmap.mmap, position: int, end: int) -> int:
+def cid_length(data: bytes, position: int, end: int) -> int:
     """Return how many bytes the CID at `position` has, whatever its version, codec and hash function.
 
     Raises ValueError or EOFError if no whole CID stands there before `end`.

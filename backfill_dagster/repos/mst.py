@@ -8,6 +8,7 @@ each from left to right, so that much can be done at once.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from backfill_dagster.repos.car_bytes import forget, join_rows, slices_of
+from backfill_dagster.repos.car_bytes import join_rows, slices_of
 from backfill_dagster.repos.cid import CID_BYTES, DAG_CBOR_PREFIX
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.mst_node import decode_node
 from backfill_dagster.repos.mst_nodes import NodeBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,10 +41,37 @@ _WORD_BYTES = 8
 
 
 class Leaves(NamedTuple):
-    """A tree's leaves in the order of their keys: key (`collection/rkey`), and the record's CID, 36 bytes a row."""
+    """A tree's leaves in the order of their keys: key (`collection/rkey`), and a number that stands for its record."""
 
     keys: pa.LargeBinaryArray
-    cids: NDArray[np.uint8]
+    records: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A tree whose nodes are sound, each by itself: its nodes in pieces, the text of all keys, nodes per layer."""
+
+    pieces: tuple[_Piece, ...]
+    keys: bytearray
+    layers: tuple[int, ...]
+
+    def leaves(self) -> Leaves:
+        """Put the leaves in the tree's order. Raises RepoRejectedError (bad_tree) if that is not their keys' order."""
+        counts, has_left, has_right, key_bytes, records = map(np.concatenate, zip(*self.pieces, strict=True))
+        places = _places(counts, has_left, has_right, self.layers)
+        order = np.empty_like(places)
+        order[places] = np.arange(len(places), dtype=np.int32)
+        offsets = np.zeros(len(places) + 1, np.int64)
+        key_bytes.cumsum(out=offsets[1:])
+        unordered = pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), len(places), [None, pa.py_buffer(offsets), pa.py_buffer(self.keys)]
+        )
+        keys = unordered.take(pa.array(order))
+        ascending = pc.less(keys[:-1], keys[1:]) if len(keys) else pa.array([], pa.bool_())
+        if ascending.false_count:
+            after = ascending.index(False).as_py()
+            raise _bad_tree(f"key {keys[after + 1].as_py()!r} stands after {keys[after].as_py()!r}")
+        return Leaves(keys, records[order])
 
 
 def key_layer(key: bytes) -> int:
@@ -52,29 +80,43 @@ def key_layer(key: bytes) -> int:
     return zero_bits // 2
 
 
-def walk_tree(car: CarBytes, index: CarIndex, root: bytes, limits: RepoLimits) -> Leaves:
-    """Visit the whole tree below `root` and return its leaves. Records are not looked at.
+def walk_tree(
+    car: CarBytes,
+    index: CarIndex,
+    root: bytes,
+    limits: RepoLimits,
+    find_records: Callable[[NDArray[np.uint8]], NDArray[np.int32]],
+) -> Tree:
+    """Read every node of the tree below `root` and check each of them.
 
-    Keys are checked as the tree's format demands, not for being repository paths.
+    Keys are checked as the tree's format demands, not for being repository paths. Records are not looked at:
+    `find_records` makes of their CIDs, 36 bytes a row, the numbers that stand for them.
 
-    Raises RepoRejectedError: bad_tree, missing_block, corrupt_block, too_large.
+    Raises RepoRejectedError: bad_tree, missing_block, corrupt_block, too_large; and what `find_records` does.
     """
-    walk = _Walk(car, index, limits)
+    walk = _Walk(car, index, limits, find_records)
     links, layers = walk.read_layer([root]), [1]
     while links:
         layers.append(len(links))
         links = walk.read_layer(links)
     walk.check()
-    return _in_order(walk.pieces, layers)
+    return Tree(tuple(walk.pieces), walk.keys, tuple(layers))
 
 
 class _Walk:
     """Reads the nodes of a tree, layer by layer, and keeps to the limits."""
 
-    def __init__(self, car: CarBytes, index: CarIndex, limits: RepoLimits) -> None:
+    def __init__(
+        self,
+        car: CarBytes,
+        index: CarIndex,
+        limits: RepoLimits,
+        find_records: Callable[[NDArray[np.uint8]], NDArray[np.int32]],
+    ) -> None:
         self._car = car
         self._index = index
         self._limits = limits
+        self._find_records = find_records
         self._seen = np.zeros(len(index.starts), np.bool_)
         self._batch = NodeBatch(limits.max_node_entries)
         self._batch_bytes = 0
@@ -83,8 +125,9 @@ class _Walk:
         self._layer: int | None = None
         self._nodes = 0
         self._records = 0
-        self._key_bytes = 0
         self.pieces: list[_Piece] = []
+        # Of all keys in the order of the pieces: an array that grows in place takes no second one.
+        self.keys = bytearray()
 
     def read_layer(self, links: Sequence[bytes]) -> list[bytes]:
         """Read the nodes of the next layer below, by their CIDs; return the CIDs of the nodes below these."""
@@ -98,7 +141,6 @@ class _Walk:
                 self._batch_bytes += sum(map(len, blocks))
                 if len(self._layers) >= _NODES_AT_ONCE or self._batch_bytes >= _BYTES_AT_ONCE:
                     self.check()
-            forget(self._car)
         if children and self._layer == 0:
             raise _bad_tree("a subtree stands below the lowest layer")
         self._layer = (self._layer or 0) - 1
@@ -124,7 +166,7 @@ class _Walk:
         self._nodes += len(links)
         if self._nodes > self._limits.max_nodes:
             raise _too_large(f"the tree has more than {self._limits.max_nodes} nodes")
-        rows = self._index.find(self._car, join_rows(links, CID_BYTES))
+        rows = self._index.find(join_rows(links, CID_BYTES))
         # Also what keeps the walk finite: a key stands in the tree once, and so does a subtree.
         if self._seen[rows].any() or len(set(links)) < len(links):
             raise _bad_tree("a subtree stands in two places")
@@ -152,26 +194,33 @@ class _Walk:
             raise _bad_tree("a subtree is empty")
         if nodes.keys:
             _check_layers(nodes.keys, np.repeat(layers, nodes.counts))
-        keys = pa.array(nodes.keys, pa.large_binary())
-        self.pieces.append(_Piece(nodes.counts, nodes.has_left, nodes.has_right, keys, nodes.values))
+        self.pieces.append(
+            _Piece(
+                nodes.counts.astype(np.int32),
+                nodes.has_left,
+                nodes.has_right,
+                np.fromiter(map(len, nodes.keys), np.int32, len(nodes.keys)),
+                self._find_records(nodes.values),
+            )
+        )
 
     def _count(self, nodes: Nodes) -> None:
         self._records += len(nodes.keys)
-        self._key_bytes += sum(map(len, nodes.keys))
+        self.keys += b"".join(nodes.keys)
         if self._records > self._limits.max_records:
             raise _too_large(f"the tree has more than {self._limits.max_records} records")
-        if self._key_bytes > self._limits.max_paths_bytes:
+        if len(self.keys) > self._limits.max_paths_bytes:
             raise _too_large(f"the tree's keys have more than {self._limits.max_paths_bytes} bytes")
 
 
 class _Piece(NamedTuple):
     """Some of a tree's nodes in the order in which they were read; see `Nodes`."""
 
-    counts: Numbers
+    counts: NDArray[np.int32]
     has_left: Flags
     has_right: Flags
-    keys: pa.LargeBinaryArray
-    cids: NDArray[np.uint8]
+    key_bytes: NDArray[np.int32]
+    records: NDArray[np.int32]
 
 
 def _check_layers(keys: Sequence[bytes], layers: Numbers) -> None:
@@ -188,60 +237,59 @@ def _check_layers(keys: Sequence[bytes], layers: Numbers) -> None:
             raise _bad_tree(f"key {key!r} of layer {key_layer(key)} stands on layer {layers[number]}")
 
 
-def _in_order(pieces: list[_Piece], layers: Sequence[int]) -> Leaves:
-    """Put the leaves in the tree's order, which must be that of their keys."""
-    counts, has_left, has_right = (np.concatenate([piece[column] for piece in pieces]) for column in range(3))
-    places = _places(counts, has_left, has_right, layers)
-    order = np.empty(len(places), np.int64)
-    order[places] = np.arange(len(places))
-    keys = pa.concat_arrays([piece.keys for piece in pieces]).take(pa.array(order))
-    cids = np.concatenate([piece.cids for piece in pieces])
-    pieces.clear()
-    ascending = pc.less(keys[:-1], keys[1:]) if len(keys) else pa.array([], pa.bool_())
-    if ascending.false_count:
-        after = ascending.index(False).as_py()
-        raise _bad_tree(f"key {keys[after + 1].as_py()!r} stands after {keys[after].as_py()!r}")
-    return Leaves(keys, cids[order])
-
-
-def _places(counts: Numbers, has_left: Flags, has_right: Flags, layers: Sequence[int]) -> Numbers:
+def _places(
+    counts: NDArray[np.int32], has_left: Flags, has_right: Flags, layers: Sequence[int]
+) -> NDArray[np.int32]:
     """Return the place of each key in the order of the whole tree.
 
     Nodes are in order layer by layer, `layers` says how many each has, and so every node but the top is the next
     node's next child. A key stands behind those of its node before it, those of the subtrees before it in its node,
     and whatever is before its node. So the sizes of subtrees are summed from below, and then places told from above.
     """
-    nodes = np.repeat(np.arange(len(counts)), counts)
-    last = np.cumsum(counts)
+    nodes = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    last = _sums(counts)
     first = last - counts
-    lefts = np.cumsum(has_left)
-    rights = np.concatenate([[0], np.cumsum(has_right)])
+    lefts = _sums(has_left)
+    rights = _sums_before(has_right)
     # How many children there are before those of a node, after them, and before the one that may follow a key.
     children_before, children_after = lefts - has_left + rights[first], lefts + rights[last]
     children_before_key = lefts[nodes] + rights[:-1]
 
-    # Of children, less than the top by one: their node, and that node's keys before them.
-    parents, keys_before = np.empty(len(counts) - 1, np.int64), np.zeros(len(counts) - 1, np.int64)
+    # Of children, one less than nodes: their node, and that node's keys before them.
+    parents, keys_before = np.zeros((2, len(counts) - 1), np.int32)
     parents[children_before[has_left]] = np.flatnonzero(has_left)
     parents[children_before_key[has_right]] = nodes[has_right]
-    numbers = np.arange(len(nodes)) - first[nodes]
+    numbers = np.arange(len(nodes), dtype=np.int32) - first[nodes]
     keys_before[children_before_key[has_right]] = numbers[has_right] + 1
 
     ends = [0, *np.cumsum(layers).tolist()]
     sizes = counts.copy()
-    for first_node, end, below in zip(ends[-3::-1], ends[-2:0:-1], ends[:1:-1], strict=True):
-        before = np.concatenate([[0], np.cumsum(sizes[end:below])])
-        own = slice(first_node, end)
+    for start, end, below in zip(ends[-3::-1], ends[-2:0:-1], ends[:1:-1], strict=True):
+        before = _sums_before(sizes[end:below])
+        own = slice(start, end)
         sizes[own] += before[children_after[own] - end + 1] - before[children_before[own] - end + 1]
-    # Keys at or below the children before each child, of all layers; only differences within a node matter.
-    before = np.concatenate([[0], np.cumsum(sizes[1:])])
-    offsets = np.zeros(len(counts), np.int64)
+    # Keys at or below the children before each child, of all layers; only differences within a node matter, so that
+    # a sum that runs over does no harm.
+    before = _sums_before(sizes[1:])
+    offsets = np.zeros_like(sizes)
     for end, below in pairwise(ends[1:]):
         children = slice(end - 1, below - 1)
         starts = offsets[parents[children]] + keys_before[children] + before[children]
         offsets[end:below] = starts - before[children_before[end:below]]
-    places: Numbers = offsets[nodes] + numbers + before[children_before_key]
+    places: NDArray[np.int32] = offsets[nodes] + numbers + before[children_before_key]
     return places
+
+
+def _sums(numbers: NDArray[np.int32] | Flags) -> NDArray[np.int32]:
+    """Return the sum of all numbers up to each."""
+    return numbers.cumsum(dtype=np.int32)
+
+
+def _sums_before(numbers: NDArray[np.int32] | Flags) -> NDArray[np.int32]:
+    """Return the sum of all numbers before each, and of all."""
+    sums = np.zeros(len(numbers) + 1, np.int32)
+    numbers.cumsum(out=sums[1:])
+    return sums
 
 
 def _bad_tree(detail: str) -> RepoRejectedError:

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SLASH = ord("/")
+# Bounds what taking them apart needs for a while.
+_KEYS_AT_ONCE = 65_536
 
 
 class Paths(NamedTuple):
-    """Paths as parallel columns of text."""
+    """Paths as parallel columns of text; the names of collections are kept once."""
 
-    collections: pa.LargeStringArray
+    collections: pa.DictionaryArray
     rkeys: pa.LargeStringArray
 
 
@@ -36,6 +38,14 @@ def split_paths(keys: pa.LargeBinaryArray) -> Paths:
 
     Raises RepoRejectedError (bad_tree) for a key that is not UTF-8, which no path can be.
     """
+    some = [
+        _split(keys[first : first + _KEYS_AT_ONCE]) for first in range(0, max(1, len(keys)), _KEYS_AT_ONCE)
+    ]
+    collections = pa.chunked_array([paths.collections for paths in some]).unify_dictionaries()
+    return Paths(pa.concat_arrays(collections.chunks), pa.concat_arrays([paths.rkeys for paths in some]))
+
+
+def _split(keys: pa.LargeBinaryArray) -> Paths:
     try:
         keys.cast(pa.large_string())
     except pa.ArrowInvalid:
@@ -49,7 +59,7 @@ def split_paths(keys: pa.LargeBinaryArray) -> Paths:
     cuts = np.minimum(slashes[slashes.searchsorted(starts)], ends)
     rkeys = np.minimum(cuts + 1, ends)
     lengths = np.stack([cuts - starts, rkeys - cuts, ends - rkeys], axis=1)
-    return Paths(_parts(text, lengths, 0), _parts(text, lengths, 2))
+    return Paths(_parts(text, lengths, 0).dictionary_encode(), _parts(text, lengths, 2))
 
 
 def _parts(text: NDArray[np.uint8], lengths: NDArray[np.int64], part: int) -> pa.LargeStringArray:

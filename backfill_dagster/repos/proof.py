@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from backfill_dagster.errors import StorageError
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.repos.blocks_file import Records
-from backfill_dagster.repos.car_bytes import forget, slices_of
-from backfill_dagster.repos.cid import cid_text
+from backfill_dagster.repos.car_bytes import join_rows, open_car, slices_of
+from backfill_dagster.repos.cid import CID_BYTES, cid_text
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey
 from backfill_dagster.repos.packs import Attempt, PackWriter
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# What is handed to the pack at once, in records and in bytes: bounds what is copied out of the mapped file, in
-# which any number of records can share one large block, and how much of that file is in memory.
-_SLICE_RECORDS = 1024
+    from backfill_dagster.repos.car_bytes import CarBytes
+
+# What is handed to the pack at once, in records and in bytes: any number of records can share one large block.
+_SLICE_RECORDS = 4096
 _SLICE_BYTES = 8 * 2**20
 
 
@@ -102,9 +103,7 @@ def prove_and_pack(
 def _prove(
     delivery: Delivery, car: Path, writer: PackWriter, settings: ProofSettings, tombstones: Tombstones
 ) -> Attempt:
-    if car.stat().st_size == 0:
-        raise RepoRejectedError(RepoFault.EMPTY_BODY, "the server sent no byte")
-    with car.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with open_car(car) as content:
         repo = verify_repo(
             content,
             did=delivery.attempt.did,
@@ -137,23 +136,24 @@ def _withheld(repo: VerifiedRepo, tombstones: Tombstones) -> list[int]:
 
 
 def _slices(
-    repo: VerifiedRepo, content: mmap.mmap, withheld: list[int], tombstones: Tombstones
+    repo: VerifiedRepo, content: CarBytes, withheld: list[int], tombstones: Tombstones
 ) -> Iterator[Records]:
-    kept = np.delete(np.arange(len(repo.starts)), withheld)
-    starts, ends = repo.starts[kept], repo.ends[kept]
-    sizes = np.cumsum(ends - starts)
+    kept = np.ones(len(repo.starts), np.bool_)
+    kept[withheld] = False
+    sizes = np.cumsum(repo.ends - repo.starts)
     first = 0
-    while first < len(kept):
+    while first < len(sizes):
         before = sizes[first - 1] if first else 0
         full = int(sizes.searchsorted(before + _SLICE_BYTES)) + 1
-        some = slice(first, min(first + _SLICE_RECORDS, full, len(kept)))
-        blocks = slices_of(content, starts[some], ends[some])
-        forget(content)
+        last = min(first + _SLICE_RECORDS, full, len(sizes))
+        rows = first + np.flatnonzero(kept[first:last])
+        collections = repo.collections.take(pa.array(rows))
+        sections = slices_of(content, repo.starts[rows] - CID_BYTES, repo.ends[rows])
         yield Records(
             repo.did,
-            repo.collections.take(kept[some]),
-            repo.rkeys.take(kept[some]),
-            repo.cids[kept[some]],
-            tombstones.mask_blocks(blocks),
+            collections.dictionary.take(collections.indices),
+            repo.rkeys.take(pa.array(rows)),
+            join_rows([section[:CID_BYTES] for section in sections], CID_BYTES),
+            tombstones.mask_blocks([section[CID_BYTES:] for section in sections]),
         )
-        first = some.stop
+        first = last

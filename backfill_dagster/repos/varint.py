@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import mmap
-
 # "a maximum of 9 bytes", hence 63 bits.
 _MAX_BYTES = 9
 
 
-def read_varint(data: bytes | mmap.mmap, position: int, end: int) -> tuple[int, int]:
+def read_varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     """Read the varint at `position`; return its value and the position after it.
 
     Raises EOFError if it is not complete before `end`, ValueError if it is longer than it has to be or than

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from backfill_dagster.repos.car import CarIndex, index_car
-from backfill_dagster.repos.car_bytes import forget
+from backfill_dagster.repos.car import index_car
 from backfill_dagster.repos.commit import Commit, parse_commit
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey, verify_signature
@@ -19,23 +16,21 @@ from backfill_dagster.repos.paths import split_paths
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from backfill_dagster.repos.car_bytes import CarBytes
 
-# Blocks that are looked up at once: each touches a page of the file.
-_FOUND_AT_ONCE = 2048
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VerifiedRepo:
-    """A repository that holds: one entry per record in each of five parallel columns, in the order of the tree.
+    """A repository that holds: one entry per record in each of four parallel columns, in the order of the tree.
 
     `signed_by` says whether a current or an earlier key of the account made the signature, `signing_key` which
-    (`did:key:...`); both are None if it was not asked for. `collections` and `rkeys` are text, `cids` 36 bytes a row.
-    `starts` and `ends` are the records' blocks, as positions in the bytes that were verified; they have the hashes of
-    their CIDs but were not decoded, and may be of any size.
+    (`did:key:...`); both are None if it was not asked for. `starts` and `ends` are the records' blocks, as positions
+    in the bytes that were verified; they have the hash of their CID, which is the 36 bytes before the start, but were
+    not decoded, and may be of any size.
     """
 
     did: str
@@ -44,9 +39,8 @@ class VerifiedRepo:
     commit_block: bytes
     signed_by: Literal["current", "previous"] | None
     signing_key: str | None
-    collections: pa.LargeStringArray
+    collections: pa.DictionaryArray
     rkeys: pa.LargeStringArray
-    cids: NDArray[np.uint8]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
 
@@ -68,12 +62,13 @@ def verify_repo(
     A signature by one of `previous_keys` counts as well: an account that moved keeps its last commit until it
     writes again. With `check_signature` off, all but the signature is checked.
 
-    The file is not copied, so that it may be a large one mapped into memory.
+    No more than a part of a large file is in memory at once.
 
     Raises RepoRejectedError with any fault.
     """
     index = index_car(car, max_bytes=limits.max_car_bytes, max_blocks=limits.max_blocks)
-    start, end = index.span(car, index.root)
+    root = index.root
+    start, end = index.span(root)
     if end - start > limits.max_commit_bytes:
         raise RepoRejectedError(
             RepoFault.TOO_LARGE, f"the commit has {end - start} bytes of at most {limits.max_commit_bytes}"
@@ -83,19 +78,28 @@ def verify_repo(
     if commit.did != did:
         raise RepoRejectedError(RepoFault.WRONG_DID, f"the repository is that of {commit.did[:80]!r}")
     signed_by, signing_key = _find_signer(commit, keys, previous_keys) if check_signature else (None, None)
-    leaves = walk_tree(car, index, commit.data, limits)
+    tree = walk_tree(car, index, commit.data, limits, index.find)
+    starts, ends = index.starts, index.ends
+    # Of a large repository, most of the memory.
+    del index
+    leaves = tree.leaves()
+    del tree
+    starts, ends = starts[leaves.records], ends[leaves.records]
+    # One block can stand under any number of keys, so that a small file could stand for any number of bytes.
+    if int((ends - starts).sum()) > limits.max_records_bytes:
+        raise RepoRejectedError(
+            RepoFault.TOO_LARGE, f"the records have more than {limits.max_records_bytes} bytes"
+        )
     paths = split_paths(leaves.keys)
-    starts, ends = _record_spans(car, index, leaves.cids, limits.max_records_bytes)
     return VerifiedRepo(
         did=did,
         rev=commit.rev,
-        commit_cid=index.root,
+        commit_cid=root,
         commit_block=commit_block,
         signed_by=signed_by,
         signing_key=signing_key,
         collections=paths.collections,
         rkeys=paths.rkeys,
-        cids=leaves.cids,
         starts=starts,
         ends=ends,
     )
@@ -112,18 +116,3 @@ def _find_signer(
             return "previous", key.did_key
     tried = len(keys) + len(previous_keys)
     raise RepoRejectedError(RepoFault.BAD_SIGNATURE, f"none of {tried} keys made the commit's signature")
-
-
-def _record_spans(
-    car: CarBytes, index: CarIndex, cids: NDArray[np.uint8], max_bytes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    rows = np.empty(len(cids), np.int32)
-    for first in range(0, len(cids), _FOUND_AT_ONCE):
-        some = slice(first, first + _FOUND_AT_ONCE)
-        rows[some] = index.find(car, cids[some])
-        forget(car)
-    starts, ends = index.starts[rows], index.ends[rows]
-    # One block can stand under any number of keys, so that a small file could stand for any number of bytes.
-    if int((ends - starts).sum()) > max_bytes:
-        raise RepoRejectedError(RepoFault.TOO_LARGE, f"the records have more than {max_bytes} bytes")
-    return starts, ends

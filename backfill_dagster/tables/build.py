@@ -239,23 +239,24 @@ class WindowedTable:
     def _write_part(self, number: int, windows: Sequence[str]) -> list[_Entry]:
         """Write a part's file in each of these windows; return their entries for the ledger."""
         frames = self._read_part(number, windows)
-        entries: list[_Entry] = []
-        for window in windows:
-            expected = self._expected[window][_part_name(number)]
-            rows = frames.get(window, pl.DataFrame(schema=TABLE_BY_NAME[self._table].schema))
-            if rows.height != expected.rows:
+        empty = TABLE_BY_NAME[self._table].schema.to_frame()
+        expected = [self._expected[window][_part_name(number)] for window in windows]
+        files: list[tuple[str, pl.DataFrame]] = []
+        for window, part in zip(windows, expected, strict=True):
+            rows = frames.get(window, empty)
+            if rows.height != part.rows:
                 raise StorageError(
-                    f"of the {expected.rows:,} records converted for {self.folder(window)}, {rows.height:,} are stored "
+                    f"of the {part.rows:,} records converted for {self.folder(window)}, {rows.height:,} are stored "
                     f"below {self._storage.path('records')}; materialize `records`, which converts them again"
                 )
-            stored = self._storage.write(f"{self.folder(window)}/{_part_name(number)}", rows.sort("uri"))
-            entries.append(
-                (self.folder(window), _part_name(number), expected.digest, stored.rows, stored.bytes)
-            )
-        return entries
+            files.append((f"{self.folder(window)}/{_part_name(number)}", rows))
+        return [
+            (self.folder(window), _part_name(number), part.digest, stored.rows, stored.bytes)
+            for window, part, stored in zip(windows, expected, self._storage.write_many(files), strict=True)
+        ]
 
     def _read_part(self, number: int, windows: Sequence[str]) -> dict[str, pl.DataFrame]:
-        """Read a part's rows in these windows, from the files that have some."""
+        """Read a part's rows in these windows, by URI, from the files that have some."""
         schema = TABLE_BY_NAME[self._table].schema
         content = self._content.filter((pl.col("part") == number) & pl.col("window").is_in(list(windows)))
         hosts = dict(self._shown.select("pack", "pds_host").unique().iter_rows())
@@ -279,7 +280,7 @@ class WindowedTable:
             .join(self._shown.lazy().select("did", _pack="pack"), on=["did", "_pack"], how="semi")
             .select(*schema.names(), _start=start)
         )
-        frame = self._storage.collect([rows], stored)[0]
+        frame = self._storage.collect([rows], stored)[0].sort("uri")
         parts = frame.partition_by("_start", as_dict=True, include_key=False)
         return {self._granularity.key(first): part for (first,), part in parts.items()}
 

@@ -41,7 +41,8 @@ def read(draft: Draft, car: bytes) -> Repo:
 
 
 def verify(draft: Draft, car: bytes) -> PlainRepo:
-    return plain_repo(verify_repo(car, did=draft.did, keys=[SigningKey.from_did_key(draft.signer.did_key)]))
+    repo = verify_repo(car, did=draft.did, keys=[SigningKey.from_did_key(draft.signer.did_key)])
+    return plain_repo(repo, car)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from backfill_dagster.repos.car import CarIndex
 from backfill_dagster.repos.car_bytes import CarBytes
-from backfill_dagster.repos.mst import Leaves
+from backfill_dagster.repos.limits import RepoLimits
+from backfill_dagster.repos.mst import walk_tree
 from backfill_dagster.repos.verify import VerifiedRepo
 
 Span = tuple[int, int]
@@ -33,7 +34,7 @@ class PlainLeaves(NamedTuple):
     cids: list[bytes]
 
 
-def plain_repo(repo: VerifiedRepo) -> PlainRepo:
+def plain_repo(repo: VerifiedRepo, content: CarBytes) -> PlainRepo:
     return PlainRepo(
         repo.did,
         repo.rev,
@@ -43,21 +44,25 @@ def plain_repo(repo: VerifiedRepo) -> PlainRepo:
         repo.signing_key,
         repo.collections.to_pylist(),
         repo.rkeys.to_pylist(),
-        rows(repo.cids),
+        [content[start - 36 : start] for start in repo.starts.tolist()],
         list(zip(repo.starts.tolist(), repo.ends.tolist(), strict=True)),
     )
 
 
-def plain_leaves(leaves: Leaves) -> PlainLeaves:
-    return PlainLeaves(leaves.keys.to_pylist(), rows(leaves.cids))
+def plain_leaves(content: CarBytes, index: CarIndex, root: bytes, limits: RepoLimits) -> PlainLeaves:
+    """Walk a tree whose records need not be there."""
+    cids: list[bytes] = []
+
+    def number(some: NDArray[np.uint8]) -> NDArray[np.int32]:
+        cids.extend(cid.tobytes() for cid in some)
+        return np.arange(len(cids) - len(some), len(cids), dtype=np.int32)
+
+    leaves = walk_tree(content, index, root, limits, number).leaves()
+    return PlainLeaves(leaves.keys.to_pylist(), [cids[record] for record in leaves.records.tolist()])
 
 
 def spans_of(index: CarIndex, content: CarBytes) -> dict[bytes, Span]:
     """Where each sound block lies, by its CID."""
     spans = list(zip(index.starts.tolist(), index.ends.tolist(), strict=True))
     # A block that stands in the file several times is found where it is looked up.
-    return {cid: index.span(content, cid) for cid in (content[start - 36 : start] for start, _ in spans)}
-
-
-def rows(cids: NDArray[np.uint8]) -> list[bytes]:
-    return [cid.tobytes() for cid in cids]
+    return {cid: index.span(cid) for cid in (content[start - 36 : start] for start, _ in spans)}

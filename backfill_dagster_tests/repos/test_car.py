@@ -1,13 +1,16 @@
 import hashlib
-import mmap
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from backfill_dagster.repos import car_bytes
 from backfill_dagster.repos.car import CarIndex, index_car
-from backfill_dagster.repos.car_bytes import CarBytes
+from backfill_dagster.repos.car_bytes import CarBytes, CarFile, open_car
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster_tests.repos.forge import (
     Link,
@@ -39,9 +42,9 @@ def refusal(content: bytes, **limits: int) -> RepoFault:
     return caught.value.fault
 
 
-def fault_of(found: CarIndex, content: bytes, cid: bytes) -> RepoFault:
+def fault_of(found: CarIndex, cid: bytes) -> RepoFault:
     with pytest.raises(RepoRejectedError) as caught:
-        found.span(content, cid)
+        found.span(cid)
     return caught.value.fault
 
 
@@ -64,22 +67,28 @@ def test_blocks_are_found_where_they_lie() -> None:
     }
 
 
-def test_a_mapped_file_is_indexed_alike_and_let_go(tmp_path: Path) -> None:
+def test_a_large_file_is_indexed_alike(tmp_path: Path) -> None:
     content = car(CID, [(CID, BLOCK), (RAW_CID, RAW_BLOCK)])
     path = tmp_path / "repo.car"
     path.write_bytes(content)
-
     with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        assert spans_of(index(mapped), mapped) == spans_of(index(content), content)
-        mapped.close()
+        large = CarFile(file.fileno())
+        assert spans_of(index(large), large) == spans_of(index(content), content)
 
     path.write_bytes(content[:-1])
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with pytest.raises(RepoRejectedError):
-            index(mapped)
-        mapped.close()
+    with path.open("rb") as file, pytest.raises(RepoRejectedError) as caught:
+        index(CarFile(file.fileno()))
+    assert caught.value.fault is RepoFault.TRUNCATED
+
+
+def test_a_file_is_read_whole_unless_it_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "repo.car"
+    path.write_bytes(b"12345")
+    for limit, kind in ((5, bytes), (4, CarFile)):
+        monkeypatch.setattr(car_bytes, "WHOLE_FILE_BYTES", limit)
+        with open_car(path) as content:
+            assert type(content) is kind
+            assert (len(content), content[1:3], content[3:9]) == (5, b"23", b"45")
 
 
 def test_a_body_without_bytes() -> None:
@@ -194,18 +203,34 @@ def test_blocks_under_other_kinds_of_cids_are_passed_over() -> None:
     found = index(content)
 
     assert set(spans_of(found, content)) == {CID}
-    assert all(fault_of(found, content, cid) is RepoFault.BAD_TREE for cid, _ in others)
+    assert all(fault_of(found, cid) is RepoFault.BAD_TREE for cid, _ in others)
 
 
 def test_of_several_blocks_with_one_cid_a_sound_one_serves() -> None:
     wrong = b"something else"
     for blocks in ([BLOCK, wrong], [wrong, BLOCK], [wrong, BLOCK, wrong, BLOCK, wrong]):
         content = car(CID, [(CID, block) for block in blocks])
-        start, end = index(content).span(content, CID)
+        start, end = index(content).span(CID)
         assert content[start:end] == BLOCK
 
     content = car(CID, [(CID, wrong), (CID, b"")])
-    assert fault_of(index(content), content, CID) is RepoFault.CORRUPT_BLOCK
+    assert fault_of(index(content), CID) is RepoFault.CORRUPT_BLOCK
+
+
+def test_cids_whose_numbers_are_equal_are_told_apart() -> None:
+    others = [(cid_of(b"%d" % number), b"%d" % number) for number in range(9)]
+    content = car(CID, [*others, (CID, BLOCK), (RAW_CID, b"wrong"), *others])
+
+    def all_equal(cids: NDArray[np.uint8]) -> NDArray[np.uint64]:
+        return np.zeros(len(cids), np.uint64)
+
+    with mock.patch("backfill_dagster.repos.car._keys_of", all_equal):
+        found = index(content)
+        assert len(found.keys) == 10
+        for cid, block in (*others, (CID, BLOCK)):
+            assert content[slice(*found.span(cid))] == block
+        assert fault_of(found, RAW_CID) is RepoFault.CORRUPT_BLOCK
+        assert fault_of(found, cid_of(b"absent")) is RepoFault.MISSING_BLOCK
 
 
 def test_a_block_hidden_in_anothers_frame_is_not_found() -> None:
@@ -221,9 +246,9 @@ def test_what_a_missing_and_a_corrupt_block_are_called() -> None:
     content = car(CID, [(CID, BLOCK), (RAW_CID, b"something else")])
     found = index(content)
 
-    assert fault_of(found, content, cid_of(b"absent")) is RepoFault.MISSING_BLOCK
-    assert fault_of(found, content, RAW_CID) is RepoFault.CORRUPT_BLOCK
-    assert fault_of(found, content, b"") is RepoFault.BAD_TREE
+    assert fault_of(found, cid_of(b"absent")) is RepoFault.MISSING_BLOCK
+    assert fault_of(found, RAW_CID) is RepoFault.CORRUPT_BLOCK
+    assert fault_of(found, b"") is RepoFault.BAD_TREE
 
 
 def test_limits() -> None:
@@ -250,15 +275,32 @@ def frames_by_hand(content: bytes, position: int) -> dict[bytes, bytes]:
 
 
 @settings(max_examples=50)
-@given(st.lists(st.binary(max_size=300) | st.binary(max_size=20).map(lambda seed: seed * 1500), max_size=12))
-def test_framing_agrees_with_arithmetic(blocks: list[bytes]) -> None:
+@given(
+    st.lists(st.binary(max_size=300) | st.binary(max_size=20).map(lambda seed: seed * 1500), max_size=12),
+    st.integers(1, 400),
+)
+def test_framing_agrees_with_arithmetic(blocks: list[bytes], at_once: int) -> None:
     content = car(CID, [(cid_of(block), block) for block in blocks])
 
-    spans = spans_of(index(content), content)
+    with mock.patch("backfill_dagster.repos.car._BYTES_AT_ONCE", at_once):
+        spans = spans_of(index(content), content)
 
     assert {cid: content[start:end] for cid, (start, end) in spans.items()} == frames_by_hand(
         content, len(HEADER)
     )
+
+
+@pytest.mark.parametrize("at_once", [1, 36, 37, 80])
+def test_a_file_cut_anywhere_is_cut_for_all(at_once: int) -> None:
+    content = car(CID, [(CID, BLOCK), (RAW_CID, RAW_BLOCK), (cid_of(b"x" * 200), b"x" * 200)])
+    ends = {len(HEADER), *(end for _, end in spans_of(index(content), content).values())}
+
+    with mock.patch("backfill_dagster.repos.car._BYTES_AT_ONCE", at_once):
+        for length in range(len(HEADER), len(content)):
+            if length in ends:
+                index(content[:length])
+            else:
+                assert refusal(content[:length]) is RepoFault.TRUNCATED
 
 
 @settings(max_examples=200)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backfill_dagster.repos.car import index_car
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.limits import RepoLimits
-from backfill_dagster.repos.mst import key_layer, walk_tree
+from backfill_dagster.repos.mst import key_layer
 from backfill_dagster.repos.mst_node import MAX_KEY_BYTES, decode_node
 from backfill_dagster_tests.repos.forge import (
     Link,
@@ -39,7 +39,7 @@ HIGH = keys_at_layer(2, 4)
 def walk(root: bytes, blocks: Mapping[Link, bytes], limits: RepoLimits = LIMITS) -> PlainLeaves:
     content = car(cid_of(b"no commit"), blocks)
     index = index_car(content, max_bytes=limits.max_car_bytes, max_blocks=limits.max_blocks)
-    return plain_leaves(walk_tree(content, index, root, limits))
+    return plain_leaves(content, index, root, limits)
 
 
 def refusal(root: bytes, blocks: Mapping[Link, bytes], limits: RepoLimits = LIMITS) -> RepoFault:
@@ -100,7 +100,7 @@ def test_every_shape_of_a_tree_of_seven_keys(shared_dir: Path, number: int) -> N
     }
 
     index = index_car(content, max_bytes=10_000, max_blocks=7)
-    leaves = plain_leaves(walk_tree(content, index, index.root, LIMITS))
+    leaves = plain_leaves(content, index, index.root, LIMITS)
 
     assert dict(zip(leaves.keys, leaves.cids, strict=True)) == expected
     assert leaves.keys == sorted(expected)

@@ -69,7 +69,7 @@ def proven(ask: Ask, network: SandboxNetwork, did: str) -> PlainRepo:
         log = ask(PLC, f"/{did}/log/audit").body
         earlier = [SigningKey.from_multikey(key) for _, key in parse_audit_keys(log)]
     body = ask(identity.pds_host, f"{GET_REPO}?did={did}").body
-    return plain_repo(verify_repo(body, did=did, keys=keys, previous_keys=earlier))
+    return plain_repo(verify_repo(body, did=did, keys=keys, previous_keys=earlier), body)
 
 
 def assert_truth_is_served(ask: Ask, network: SandboxNetwork, did: str) -> None:

@@ -64,7 +64,7 @@ class Export:
     def verify(self) -> PlainRepo:
         assert self.account.signing_key is not None
         key = SigningKey.from_did_key(self.account.signing_key)
-        return plain_repo(verify_repo(self.car, did=self.account.did, keys=[key]))
+        return plain_repo(verify_repo(self.car, did=self.account.did, keys=[key]), self.car)
 
     def verdict(self) -> RepoFault | None:
         """What the project's own verifier finds wrong."""
