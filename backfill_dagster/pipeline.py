@@ -77,12 +77,15 @@ from backfill_dagster.tables.build import (
     scan_table,
     table_keys,
 )
+from backfill_dagster.tables.contents import TableContents
 from backfill_dagster.tables.inspection import Inspection, inspect_windows
 from backfill_dagster.tables.ledger import LEDGER_SCHEMA, ledger_key, note_built
 from backfill_dagster.workers import worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+    from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from backfill_dagster.config import Network, Processing, Study
@@ -292,14 +295,13 @@ def stale_windows(study: Study) -> dict[str, list[str]]:
 
     Or that were never built, or whose files are not those that were written. Reads indexes, no records.
     """
-    shown, windows = shown_snapshots(study), study_windows(study.time_range)
-    return {table: _windowed(study, table, shown).stale(windows) for table in study_tables(study)}
+    windows = study_windows(study.time_range)
+    return {name: table.stale(windows) for name, table in _tables(study).items()}
 
 
 def is_undated_stale(study: Study) -> bool:
     """Tell whether the undated rows of any table have changed since they were built; reads no records."""
-    shown = shown_snapshots(study)
-    return any(_windowed(study, table, shown).stale([UNDATED]) for table in study_tables(study))
+    return any(table.stale([UNDATED]) for table in _tables(study).values())
 
 
 def build_table(
@@ -310,7 +312,7 @@ def build_table(
     Or build them all `again`. Returns a report of each, also of those that were up to date.
     """
     chosen = study_windows(study.time_range) if windows is None else windows
-    return _windowed(study, table, shown_snapshots(study)).build(chosen, again=again)
+    return _tables(study)[table].build(chosen, again=again, workers=_workers(study))
 
 
 def inspect_table(study: Study, table: str, windows: Sequence[str]) -> Inspection:
@@ -328,12 +330,7 @@ def build_undated_rows(study: Study, *, again: bool = False) -> dict[str, Partit
 
     Tables that the study no longer has are removed.
     """
-    shown = shown_snapshots(study)
-    remove_other_tables(StudyStorage(study.root), study_tables(study))
-    return {
-        table: _windowed(study, table, shown).build([UNDATED], again=again)[0]
-        for table in study_tables(study)
-    }
+    return _build_undated_rows(study, _tables(study), again=again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,10 +370,16 @@ def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
 
     What is up to date stays as it is, unless all is to be built `again`.
     """
-    for table in study_tables(study):
-        build_table(study, table, again=again)
-    build_undated_rows(study, again=again)
+    build_record_tables(study, again=again)
     return build_accounts(study).accounts
+
+
+def build_record_tables(study: Study, *, again: bool = False) -> None:
+    """Stage 5, but for the accounts: bring every table and the undated rows up to date, or build all `again`."""
+    tables, windows = _tables(study), study_windows(study.time_range)
+    for table in tables.values():
+        table.build(windows, again=again, workers=_workers(study))
+    _build_undated_rows(study, tables, again=again)
 
 
 def rebuild(study: Study) -> None:
@@ -553,11 +556,27 @@ def unfinished_accounts(study: Study) -> tuple[int, int]:
     return accounts.filter(unknown & at_plc).height, accounts.filter(pl.col("state") == PENDING).height
 
 
-def _windowed(study: Study, table: str, shown: pl.DataFrame) -> WindowedTable:
-    time_range = study.time_range
-    return WindowedTable(
-        StudyStorage(study.root), table, granularity_of(time_range), study_windows(time_range), shown
-    )
+def _tables(study: Study) -> dict[str, WindowedTable]:
+    storage, time_range = StudyStorage(study.root), study.time_range
+    contents = TableContents(storage, shown_snapshots(study))
+    granularity, windows = granularity_of(time_range), study_windows(time_range)
+    return {
+        table: WindowedTable(storage, table, granularity, windows, contents) for table in study_tables(study)
+    }
+
+
+def _build_undated_rows(
+    study: Study, tables: dict[str, WindowedTable], *, again: bool
+) -> dict[str, PartitionReport]:
+    remove_other_tables(StudyStorage(study.root), list(tables))
+    return {
+        name: table.build([UNDATED], again=again, workers=_workers(study))[0]
+        for name, table in tables.items()
+    }
+
+
+def _workers(study: Study) -> Callable[[], AbstractContextManager[Executor]]:
+    return lambda: worker_pool(study.processing.worker_count)
 
 
 def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:

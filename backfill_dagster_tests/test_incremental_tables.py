@@ -14,7 +14,7 @@ from backfill_dagster.config import SandboxSettings, Study
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.sandbox.population import Role
-from backfill_dagster.tables import build
+from backfill_dagster.tables import contents
 from backfill_dagster.tables.accounts import unreconciled
 from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
 
@@ -37,7 +37,7 @@ def network() -> Iterator[SandboxNetwork]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a table have several parts."""
-    monkeypatch.setattr(build, "PART_BYTES", 60_000)
+    monkeypatch.setattr(contents, "PART_BYTES", 6_000)
 
 
 def study_of(folder: Path, **parts: Any) -> Study:

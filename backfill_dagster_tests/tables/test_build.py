@@ -12,6 +12,7 @@ from backfill_dagster.records.conversion import records_key
 from backfill_dagster.records.windows import GRANULARITIES, UNDATED
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.build import WindowedTable, remove_other_tables
+from backfill_dagster.tables.contents import TableContents
 from backfill_dagster_tests.tables.converted import MONTHLY, SCHEMA, Record, write_pack
 
 MONTHS = ["2024-09", "2024-10", "2024-11"]
@@ -50,7 +51,7 @@ def storage(tmp_path: Path) -> StudyStorage:
 
 
 def table(storage: StudyStorage, shown: pl.DataFrame = SHOWN, part_bytes: int | None = None) -> WindowedTable:
-    return WindowedTable(storage, "blocks", MONTHLY, MONTHS, shown, part_bytes)
+    return WindowedTable(storage, "blocks", MONTHLY, MONTHS, TableContents(storage, shown, part_bytes))
 
 
 def uris(storage: StudyStorage, folder: str) -> list[str]:
@@ -111,7 +112,7 @@ def test_a_single_window_leaves_the_others_alone(storage: StudyStorage) -> None:
 
 def test_windows_and_tables_that_the_study_no_longer_has_go(storage: StudyStorage) -> None:
     table(storage).build([*MONTHS, UNDATED])
-    later = WindowedTable(storage, "blocks", MONTHLY, ["2024-11"], SHOWN)
+    later = WindowedTable(storage, "blocks", MONTHLY, ["2024-11"], TableContents(storage, SHOWN))
     assert [report.rebuilt for report in later.build(["2024-11"])] == [False]
     remove_other_tables(storage, ["blocks"])
     assert storage.folders("tables/blocks") == ["month=2024-11"]
@@ -153,7 +154,8 @@ def test_weeks_and_days_are_folders_that_duckdb_and_polars_read(
     write_pack(storage, "one.test", "p1", FIRST, granularity=granularity)
     write_pack(storage, "two.test", "p2", SECOND, granularity=granularity)
     windows = [folder.partition("=")[2] for folder in folders]
-    WindowedTable(storage, "blocks", granularity, windows, SHOWN).build(windows)
+    contents = TableContents(storage, SHOWN)
+    WindowedTable(storage, "blocks", granularity, windows, contents).build(windows)
     assert storage.folders("tables/blocks") == folders
     pattern, word = f"{tmp_path}/tables/blocks/*/*.parquet", granularity.word
     frame = pl.read_parquet(pattern, hive_partitioning=True)

@@ -19,6 +19,7 @@ from backfill_dagster.records.window_index import index_key
 from backfill_dagster.records.windows import GRANULARITIES, UNDATED
 from backfill_dagster.storage import StoredFile, StudyStorage
 from backfill_dagster.tables.build import WindowedTable, remove_other_tables
+from backfill_dagster.tables.contents import TableContents
 from backfill_dagster.tables.ledger import ledger_key
 from backfill_dagster_tests.tables.converted import TABLE, Record, write_pack
 
@@ -29,8 +30,8 @@ WINDOWS = {
     "weekly": [f"{BEGIN + timedelta(weeks=week):%Y-%m-%d}" for week in range(7)],
     "daily": [f"{BEGIN + timedelta(days=day):%Y-%m-%d}" for day in range(DAYS)],
 }
-# About one converted file, so that tables have several parts and get more as they grow.
-PART_BYTES = 9_000
+# Less than one converted file, so that windows have several parts and get more as they grow.
+PART_BYTES = 3_000
 
 accounts = st.integers(0, 7).map(lambda number: f"did:plc:{number}")
 # The day of each record; some have none, and most accounts stay within few windows.
@@ -240,8 +241,7 @@ class Study(RuleBasedStateMachine):
             TABLE,
             GRANULARITIES[self.partitions],
             WINDOWS[self.partitions],
-            frame,
-            PART_BYTES,
+            TableContents(storage or self.storage, frame, PART_BYTES),
         )
 
 

@@ -1,0 +1,118 @@
+"""One part of a table, written: its rows in some windows, read from converted files, a file for each window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from backfill_dagster.errors import StorageError
+from backfill_dagster.records.date_quality import is_undated
+from backfill_dagster.records.tables import TABLE_BY_NAME
+from backfill_dagster.records.windows import UNDATED
+from backfill_dagster.storage import StudyStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from backfill_dagster.records.windows import Granularity
+    from backfill_dagster.storage import StoredFile
+
+# Rows of windows that are read together, unless a single window has more.
+ROWS_AT_ONCE = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFile:
+    """A file that is to be written: its window, its folder and name, and how many rows it must have."""
+
+    window: str
+    folder: str
+    name: str
+    rows: int
+
+    @property
+    def key(self) -> str:
+        """Where it is stored."""
+        return f"{self.folder}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a table: the windows' files to write, oldest first, and what they are made of.
+
+    `sources` are converted files and the packs that they are of, `shown` the accounts (`did, pack`) of these packs
+    whose rows belong in the table, `bytes` roughly what is read.
+    """
+
+    table: str
+    granularity: Granularity
+    files: tuple[WindowFile, ...]
+    sources: tuple[tuple[str, str], ...]
+    shown: pl.DataFrame
+    bytes: int
+
+
+def write_part(root: Path, part: Part) -> list[StoredFile]:
+    """Write a part's files; raises StorageError if the converted records are not those of which their index tells."""
+    storage = StudyStorage(root)
+    return [stored for files in _groups(part.files) for stored in _write(storage, part, files)]
+
+
+def _groups(files: Sequence[WindowFile]) -> Iterator[list[WindowFile]]:
+    """Yield files whose windows are read together; the undated rows, which are found otherwise, by themselves."""
+    group: list[WindowFile] = []
+    rows = 0
+    for file in files:
+        if group and (UNDATED in (file.window, group[0].window) or rows + file.rows > ROWS_AT_ONCE):
+            yield group
+            group, rows = [], 0
+        group.append(file)
+        rows += file.rows
+    if group:
+        yield group
+
+
+def _write(storage: StudyStorage, part: Part, files: Sequence[WindowFile]) -> list[StoredFile]:
+    frames = _read(storage, part, [file.window for file in files])
+    empty = TABLE_BY_NAME[part.table].schema.to_frame()
+    found = [(file.key, frames.get(file.window, empty)) for file in files]
+    for file, (_, rows) in zip(files, found, strict=True):
+        if rows.height != file.rows:
+            raise StorageError(
+                f"of the {file.rows:,} records converted for {file.folder}, {rows.height:,} are stored "
+                f"below {storage.path('records')}; materialize `records`, which converts them again"
+            )
+    return list(storage.write_many(found))
+
+
+def _read(storage: StudyStorage, part: Part, windows: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """Read rows by URI and by window."""
+    stored = {key: pack for key, pack in part.sources if storage.exists(key)}
+    if not stored:
+        return {}
+    schema, granularity = TABLE_BY_NAME[part.table].schema, part.granularity
+    rows = (
+        pl.concat(
+            storage.scan([key], schema).with_columns(_pack=pl.lit(pack)) for key, pack in stored.items()
+        )
+        .filter(_in_windows(granularity, [granularity.start(window) for window in windows]))
+        .join(part.shown.lazy(), left_on=["did", "_pack"], right_on=["did", "pack"], how="semi")
+        .select(*schema.names(), _start=granularity.start_of_row())
+    )
+    frame = storage.collect([rows], stored)[0].sort("uri")
+    by_start = frame.partition_by("_start", as_dict=True, include_key=False)
+    return {granularity.key(start): rows for (start,), rows in by_start.items()}
+
+
+def _in_windows(granularity: Granularity, starts: Sequence[datetime | None]) -> pl.Expr:
+    undated, created_at = is_undated(pl.col("date_quality")), pl.col("created_at")
+    dated = [start for start in starts if start is not None]
+    if not dated:
+        return undated
+    # The range first: by it row groups are passed over.
+    in_range = created_at.is_between(min(dated), granularity.after(max(dated)), closed="left")
+    return in_range & ~undated & created_at.dt.truncate(granularity.every).is_in(dated)
