@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import gc
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,15 @@ from backfill_dagster.network.patience import RunTime
 from backfill_dagster.network.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from backfill_dagster.config import Network, Processing, Study
     from backfill_dagster.network.leases import HostLeases
 
 # Requests that a host gets at once after a rest; small against any server's window.
 BURST = 10
+# Objects made, less those that are gone, after which Python looks for cycles among them; its own choice is 700.
+_COLLECT_AFTER = 20_000
 # Below the storage's path, beside the studies that share it; no study has a name like this.
 _LEASES = ".leases"
 
@@ -53,16 +56,28 @@ async def open_connections(
     leases = LocalHostLeases(study.storage.path / _LEASES, f"study {study.name}")
     minutes = processing.max_run_minutes
     run_time = RunTime(None if minutes is None else minutes * 60)
-    async with HttpClient.from_settings(network) as http:
-        turns = Turns(
-            http,
-            gates,
-            leases,
-            rate=processing.requests_per_second,
-            in_flight=processing.requests_in_flight,
-        )
-        resolver = Resolver(turns, gates, network, processing, leases=leases, run_time=run_time)
-        yield Connections(turns, gates, leases, resolver, run_time)
+    with rare_collections():
+        async with HttpClient.from_settings(network) as http:
+            turns = Turns(
+                http,
+                gates,
+                leases,
+                rate=processing.requests_per_second,
+                in_flight=processing.requests_in_flight,
+            )
+            resolver = Resolver(turns, gates, network, processing, leases=leases, run_time=run_time)
+            yield Connections(turns, gates, leases, resolver, run_time)
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Look for cycles of garbage less often: hundreds of requests under way would be walked again each time."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], _COLLECT_AFTER), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _reachable(network: Network) -> Network:

@@ -9,11 +9,14 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from backfill_dagster.errors import WorkerLostError
 
@@ -35,9 +38,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     stage rather than with the process: a step of Dagster's is a child process itself, and such a one waits for
     its own children before it tells a pool that is still open to end them.
     """
-    pool = ProcessPoolExecutor(
-        max_workers=workers, mp_context=multiprocessing.get_context("spawn"), initializer=_set_up
-    )
+    pool = ProcessPoolExecutor(max_workers=workers, mp_context=_WorkerContext(), initializer=_set_up)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -48,6 +49,27 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         raise WorkerLostError(_LOST) from group
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _WorkerProcess(SpawnProcess):
+    """A spawned process that does not load the program which spawned it.
+
+    Python would have each of them load the main module again, so that what is defined there could be sent to it. The
+    main module here is the `dagster` command as a rule, whose import takes longer than many a worker's whole work.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802  what multiprocessing calls to start it
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _WorkerContext(SpawnContext):
+    Process = _WorkerProcess
 
 
 def _set_up() -> None:

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from backfill_dagster.errors import BackfillError
@@ -205,7 +206,7 @@ class HostGate:
         now = time.time() if now is None else now
         server_now = _http_date(headers.get("date")) or now
         with self._lock:
-            for limit, window in _policies(headers):
+            for limit, window in _policies(headers.get("ratelimit-policy", "")):
                 self._fit(limit, window)
             parked = self._resume_at > self._clock()
             wish = _wished_pause(status, headers, server_now, others=len(self._under_way))
@@ -408,16 +409,19 @@ def _wished_pause(status: int, headers: Mapping[str, str], now: float, others: i
     return max(wishes, default=None)
 
 
-def _policies(headers: Mapping[str, str]) -> list[tuple[int, int]]:
+# What hosts say with every answer is mostly what they said with the one before.
+@lru_cache(maxsize=1000)
+def _policies(stated: str) -> tuple[tuple[int, int], ...]:
     """Return the limits that a host states: requests, and the window in seconds that they are counted in."""
     policies = []
-    for item in headers.get("ratelimit-policy", "").split(",")[:16]:
+    for item in stated.split(",")[:16]:
         limit, window = _POLICY_LIMIT.search(item), _POLICY_WINDOW.search(item)
         if limit and window and int(limit[1]) > 0 and int(window[1]) > 0:
             policies.append((int(limit[1]), int(window[1])))
-    return policies
+    return tuple(policies)
 
 
+@lru_cache(maxsize=1000)
 def _http_date(text: str | None) -> float | None:
     if not text:
         return None
