@@ -15,7 +15,7 @@ import tempfile
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote, unquote
 
 import polars as pl
@@ -114,12 +114,22 @@ class StudyStorage:
             paths, glob=False, schema=pl.Schema(schema), missing_columns="insert", extra_columns="ignore"
         )
 
-    def collect(self, frames: Sequence[pl.LazyFrame], keys: Iterable[str]) -> list[pl.DataFrame]:
-        """Read lazy frames over these files; raises StorageError naming the first file that cannot be read."""
+    def collect(
+        self,
+        frames: Sequence[pl.LazyFrame],
+        keys: Iterable[str],
+        *,
+        engine: Literal["in-memory", "streaming"] = "in-memory",
+    ) -> list[pl.DataFrame]:
+        """Read lazy frames over these files; raises StorageError naming the first file that cannot be read.
+
+        The streaming engine holds some row groups at a time, if what is asked of the rows allows it; to start it takes
+        longer than to read a small file.
+        """
         collected: list[pl.DataFrame] = []
         try:
             for first in range(0, len(frames), _FRAMES_AT_ONCE):
-                collected += pl.collect_all(frames[first : first + _FRAMES_AT_ONCE])
+                collected += pl.collect_all(frames[first : first + _FRAMES_AT_ONCE], engine=engine)
         except (OSError, pl.exceptions.PolarsError) as error:
             for key in keys:
                 self.read(key)

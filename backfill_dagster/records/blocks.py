@@ -67,21 +67,32 @@ def decode_blocks(blocks: Sequence[bytes], may_link: Sequence[bool]) -> tuple[li
     """Decode blocks in order. The blocks at the failures' positions have no record in the result."""
     records: list[Record] = []
     failures: list[Failure] = []
+    decode_fast = libipld.decode_dag_cbor
     for position, (block, linked) in enumerate(zip(blocks, may_link, strict=True)):
         try:
-            if len(block) > MAX_NESTING and _is_too_deep(block):
+            if (
+                len(block) > MAX_NESTING
+                and (len(block) > SMALL_BLOCK_BYTES or len(block.translate(None, _NOT_OPENING)) > MAX_NESTING)
+                and nests_deeper(block, MAX_NESTING)
+            ):
                 failures.append(Failure(position, RejectReason.TOO_DEEP, f"more than {MAX_NESTING} levels"))
                 continue
-            record = _decode_exactly(block) if linked else _decode_fast(block)
+            if linked:
+                record = _decode_exactly(block)
+            else:
+                try:
+                    record = decode_fast(block)
+                except ValueError:
+                    record = _decode_exactly(block)
         except RecursionError:
             failures.append(Failure(position, RejectReason.TOO_DEEP, "nested beyond the decoder's limit"))
         except ValueError as error:
             failures.append(Failure(position, RejectReason.UNDECODABLE, str(error)))
         else:
-            if type(record) is not dict:
-                failures.append(Failure(position, RejectReason.NOT_A_MAP, f"a {type(record).__name__}"))
-            else:
+            if type(record) is dict:
                 records.append(record)
+            else:
+                failures.append(Failure(position, RejectReason.NOT_A_MAP, f"a {type(record).__name__}"))
     return records, failures
 
 
@@ -91,21 +102,8 @@ def has_reserved_key(record: Record) -> bool:
     return any(key in container for container in maps for key in _RESERVED_KEYS)
 
 
-def _decode_fast(block: bytes) -> Any:
-    try:
-        return libipld.decode_dag_cbor(block)
-    except ValueError:
-        return _decode_exactly(block)
-
-
 def _decode_exactly(block: bytes) -> Any:
     return cbrrr.decode_dag_cbor(block, cid_ctor=Link)
-
-
-def _is_too_deep(block: bytes) -> bool:
-    if len(block) <= SMALL_BLOCK_BYTES and len(block.translate(None, _NOT_OPENING)) <= MAX_NESTING:
-        return False
-    return nests_deeper(block, MAX_NESTING)
 
 
 def _levels(record: Record) -> Iterator[list[Record | list[Any]]]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from backfill_dagster.errors import StorageError
+from backfill_dagster.records.file_batches import file_batches
 from backfill_dagster.records.outcomes import Fate, FilterReason
 from backfill_dagster.records.tables import COUNTS_SCHEMA, TABLES
 from backfill_dagster.records.transform import transform_records
-from backfill_dagster.records.window_index import INDEX_SCHEMA, index_key, index_rows
+from backfill_dagster.records.window_index import INDEX_SCHEMA, INDEXED_COLUMNS, index_files, index_key
 from backfill_dagster.repos.packs import PACK_SCHEMA
 from backfill_dagster.storage import StudyStorage, partition_folder
 
@@ -85,31 +86,36 @@ def convert_pack(
                 f"{storage.path(key)} is damaged: its bytes are not those that were written. Delete it and run the "
                 "study again: its accounts are then fetched anew"
             )
-        transformed = transform_records(storage.read(key).to_arrow(), accounts, settings)
+        converted: dict[str, tuple[pl.DataFrame, int]] = {}
+        rejects = []
+        for batch in file_batches(storage, key, settings):
+            done = transform_records(batch.read(storage, key), accounts, settings, batch.unread)
+            for table, rows in done.tables.items():
+                if not rows.is_empty():
+                    size = storage.write(records_key(pack.pds_host, table, pack.pack, number), rows).bytes
+                    converted[table] = rows.select(INDEXED_COLUMNS), size
+            rejects.append(done.rejects)
+            counts.append(done.counts)
+            # Not kept while the next batch is converted.
+            del done, rows
         for table in TABLES:
-            rows = transformed.tables.get(table)
             target = records_key(pack.pds_host, table, pack.pack, number)
-            if rows is None or rows.is_empty():
-                storage.remove(target)
+            if table in converted:
+                files[target] = converted[table][1]
             else:
-                files[target] = storage.write(target, rows).bytes
-                indexed.append(
-                    index_rows(
-                        rows,
-                        pack=pack.pack,
-                        number=number,
-                        table=table,
-                        size=files[target],
-                        fingerprint=fingerprint,
-                        granularity=granularity,
-                    )
-                )
-        rejects = records_key(pack.pds_host, "rejects", pack.pack, number)
-        if transformed.rejects.is_empty():
-            storage.remove(rejects)
+                storage.remove(target)
+        target = records_key(pack.pds_host, "rejects", pack.pack, number)
+        rejected = pl.concat(rejects)
+        if rejected.is_empty():
+            storage.remove(target)
         else:
-            files[rejects] = storage.write(rejects, transformed.rejects).bytes
-        counts.append(transformed.counts)
+            files[target] = storage.write(target, rejected).bytes
+        in_order = {table: converted[table] for table in TABLES if table in converted}
+        indexed.append(
+            index_files(
+                in_order, pack=pack.pack, number=number, fingerprint=fingerprint, granularity=granularity
+            )
+        )
     files[index] = storage.write(index, pl.concat(indexed)).bytes
     total = _sum_counts(counts)
     told = {_FINGERPRINT: fingerprint, _FILES: json.dumps(files)}

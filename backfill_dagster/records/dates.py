@@ -14,20 +14,32 @@ from backfill_dagster.records.timestamps import read_datetimes
 _NOT_WRITTEN = [Problem.MISSING.value, Problem.NULL.value]
 
 
-def date_rows(rows: pl.DataFrame, records: list[dict[str, Any]], period: StudyPeriod) -> pl.DataFrame:
-    """Add the columns of time to rows that have `rkey_time` and `fetched_at`, one for each decoded record.
+def read_created_at(records: list[dict[str, Any]]) -> pl.DataFrame:
+    """Take `createdAt` where it is a string, as `created_at_raw`; elsewhere say why not, as `created_at_problem`."""
+    values = [record.get("createdAt") for record in records]
+    problems: list[str | None] = [None] * len(records)
+    if set(map(type, values)) != {str}:
+        for row, value in enumerate(values):
+            if type(value) is not str:
+                problems[row] = problem_of(records[row], "createdAt", Problem.NOT_A_STRING).value
+                values[row] = None
+    return pl.DataFrame({"created_at_raw": text_series(values), "created_at_problem": text_series(problems)})
+
+
+def date_rows(rows: pl.DataFrame, written: pl.DataFrame, period: StudyPeriod) -> pl.DataFrame:
+    """Add the columns of time to rows that have `rkey_time` and `fetched_at`, given what `read_created_at` reads.
 
     Adds `created_at_raw`, `created_at`, `date_quality`, `in_range`, `sync_timestamp`, and for further
     use `created_at_problem` (a value of `Problem`, or null).
     """
-    raw, problem = _read_created_at(records)
-    read = read_datetimes(raw)
+    read = read_datetimes(written["created_at_raw"])
     created_at, undated = pl.col("created_at"), is_undated(pl.col("date_quality"))
     return (
-        rows.with_columns(
-            created_at_raw=raw,
+        rows.lazy()
+        .with_columns(
+            created_at_raw=written["created_at_raw"],
             created_at=read["instant"],
-            created_at_problem=pl.coalesce(problem, read["problem"]),
+            created_at_problem=pl.coalesce(written["created_at_problem"], read["problem"]),
         )
         .with_columns(
             date_quality=date_quality(
@@ -39,16 +51,5 @@ def date_rows(rows: pl.DataFrame, records: list[dict[str, Any]], period: StudyPe
         )
         .with_columns(in_range=~undated & is_in_period(created_at, period))
         .with_columns(sync_timestamp=pl.when(~undated).then(sync_timestamp(created_at, pl.col("in_range"))))
+        .collect(engine="in-memory")
     )
-
-
-def _read_created_at(records: list[dict[str, Any]]) -> tuple[pl.Series, pl.Series]:
-    """Take `createdAt` where it is a string; elsewhere say why it is none."""
-    values = [record.get("createdAt") for record in records]
-    problems: list[str | None] = [None] * len(records)
-    if set(map(type, values)) != {str}:
-        for row, value in enumerate(values):
-            if type(value) is not str:
-                problems[row] = problem_of(records[row], "createdAt", Problem.NOT_A_STRING).value
-                values[row] = None
-    return text_series(values), text_series(problems)

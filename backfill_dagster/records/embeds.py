@@ -4,7 +4,8 @@ An issue names a field by its place in its own lexicon, whether it stands in the
 `app.bsky.embed.recordWithMedia`. Embeds of unknown type keep their type and their JSON.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import polars as pl
@@ -13,15 +14,16 @@ from backfill_dagster.records.blocks import Link
 from backfill_dagster.records.fields import (
     Map,
     Note,
+    Value,
     read_map,
-    read_maps,
+    read_present,
     read_text,
+    spread,
     text_series,
     texts_series,
 )
 from backfill_dagster.records.issues import Issues, Problem, problem_of
 from backfill_dagster.records.record_json import json_series, link_text, to_json
-from backfill_dagster.records.references import read_references
 
 _RECORD = "app.bsky.embed.record"
 _RECORD_WITH_MEDIA = "app.bsky.embed.recordWithMedia"
@@ -38,35 +40,42 @@ class _Embed:
 
     type: str | None
     json: bytes
+    media_types: list[str | None]
+    alt_texts: list[str | None]
+    blob_cids: list[str | None]
     quoted: Map | None = None
     external_uri: str | None = None
-    media_types: list[str | None] = field(default_factory=list)
-    alt_texts: list[str | None] = field(default_factory=list)
-    blob_cids: list[str | None] = field(default_factory=list)
 
 
-def read_embeds(records: list[Map], issues: Issues) -> dict[str, pl.Series]:
-    """Read the columns of posts that come from the field `embed`."""
-    embeds = [
-        None if value is None else _read_embed(value, partial(issues.add, row))
-        for row, value in enumerate(read_maps(records, "embed", "embed", issues, required=False))
-    ]
-    quoted = read_references([embed.quoted if embed else None for embed in embeds], "embed.record", issues)
-    return {
-        "embed_type": text_series([embed.type if embed else None for embed in embeds]),
-        "embed": json_series([embed.json if embed else None for embed in embeds]),
-        "external_uri": text_series([embed.external_uri if embed else None for embed in embeds]),
-        "media_types": texts_series([embed.media_types if embed else None for embed in embeds]),
-        "alt_texts": texts_series([embed.alt_texts if embed else None for embed in embeds]),
-        "blob_cids": texts_series([embed.blob_cids if embed else None for embed in embeds]),
-        "quoted_uri": quoted.uri,
-        "quoted_cid": quoted.cid,
-        "quoted_did": quoted.did,
+@dataclass(frozen=True, slots=True)
+class Embeds:
+    """What the embeds of some records say: columns, and the reference in each to the record that it quotes."""
+
+    columns: dict[str, pl.Series]
+    quoted: list[Map | None]
+
+
+def read_embeds(records: list[Map], issues: Issues) -> Embeds:
+    """Read the columns of posts that come from the field `embed`, but for the references of what it quotes."""
+    rows, values = read_present(records, "embed", dict, Problem.NOT_A_MAP, issues)
+    embeds = [_read_embed(value, partial(issues.add, row)) for row, value in zip(rows, values, strict=True)]
+
+    def column(of_embeds: Iterable[Value | None]) -> list[Value | None]:
+        return spread(of_embeds, rows, len(records))
+
+    columns = {
+        "embed_type": text_series(column(embed.type for embed in embeds)),
+        "embed": json_series(column(embed.json for embed in embeds)),
+        "external_uri": text_series(column(embed.external_uri for embed in embeds)),
+        "media_types": texts_series(column(embed.media_types for embed in embeds)),
+        "alt_texts": texts_series(column(embed.alt_texts for embed in embeds)),
+        "blob_cids": texts_series(column(embed.blob_cids for embed in embeds)),
     }
+    return Embeds(columns, column(embed.quoted for embed in embeds))
 
 
 def _read_embed(value: Map, note: Note) -> _Embed:
-    embed = _Embed(type=read_text(value, "$type", "embed.$type", note), json=to_json(value))
+    embed = _Embed(read_text(value, "$type", "embed.$type", note), to_json(value), [], [], [])
     if embed.type == _RECORD:
         embed.quoted = read_map(value, "record", "embed.record", note)
     elif embed.type == _RECORD_WITH_MEDIA:

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from backfill_dagster.records import syntax
-from backfill_dagster.records.fields import Map, Note, read_lists, texts_series
+from backfill_dagster.records.fields import Map, Note, read_present, spread, texts_series
 from backfill_dagster.records.issues import Issues, Problem
 from backfill_dagster.records.record_json import json_series, to_json
 
@@ -33,22 +33,20 @@ _FEATURES: dict[str, tuple[str, str, Callable[[object], bool]]] = {
 
 def read_facets(records: list[Map], issues: Issues) -> dict[str, pl.Series]:
     """Read the columns of posts that come from the field `facets`."""
-    texts: list[bytes | None] = [None] * len(records)
-    columns: dict[str, list[list[str] | None]] = {
-        column: [None] * len(records) for column, _, _ in _FEATURES.values()
+    rows, values = read_present(records, "facets", list, Problem.NOT_A_LIST, issues)
+    found = [
+        _read_features(facets, partial(issues.add, row)) for row, facets in zip(rows, values, strict=True)
+    ]
+    columns = {
+        column: texts_series(spread((features[column] for features in found), rows, len(records)))
+        for column, _, _ in _FEATURES.values()
     }
-    for row, facets in enumerate(read_lists(records, "facets", "facets", issues, required=False)):
-        if facets is None:
-            continue
-        texts[row] = to_json(facets)
-        for column, values in _read_features(facets, partial(issues.add, row)).items():
-            columns[column][row] = values
-    lists = {column: texts_series(values) for column, values in columns.items()}
-    return {"facets": json_series(texts), **lists}
+    texts = spread((to_json(facets) for facets in values), rows, len(records))
+    return {"facets": json_series(texts), **columns}
 
 
 def _read_features(facets: list[Any], note: Note) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {column: [] for column, _, _ in _FEATURES.values()}
+    found: dict[str, list[str]] = {"facet_links": [], "facet_mentions": [], "facet_tags": []}
     for facet in facets:
         features = facet.get("features") if type(facet) is dict else None
         if type(features) is not list:

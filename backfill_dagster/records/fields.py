@@ -4,9 +4,9 @@ Every value's type is looked at here: Arrow would take a string for a list of le
 A parent of None is absent, or was named already: its fields are null without being a problem.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -15,6 +15,8 @@ from backfill_dagster.records.issues import Issues, Problem, problem_of
 
 Map = dict[str, Any]
 Parents = Sequence[Map | None]
+Kind = TypeVar("Kind")
+Value = TypeVar("Value")
 # Names a problem of the field at a path, in the row at hand.
 Note = Callable[[str, Problem], None]
 
@@ -26,9 +28,39 @@ def text_series(values: Sequence[str | None]) -> pl.Series:
     return pl.Series(values, dtype=pl.String, strict=True)
 
 
+def no_texts(rows: int) -> pl.Series:
+    """Make a text column of nulls."""
+    return pl.Series([None], dtype=pl.String).new_from_index(0, rows)
+
+
 def texts_series(values: Sequence[Sequence[str | None] | None]) -> pl.Series:
     """Make a list<str> column."""
     return pl.Series(pa.array(values, pa.list_(pa.string())))
+
+
+def spread(values: Iterable[Value | None], rows: Sequence[int], height: int) -> list[Value | None]:
+    """Put values in their places among `height` rows, the others of which are null."""
+    places: list[Value | None] = [None] * height
+    for row, value in zip(rows, values, strict=True):
+        places[row] = value
+    return places
+
+
+def read_present(
+    records: Sequence[Map], key: str, kind: type[Kind], otherwise: Problem, issues: Issues
+) -> tuple[list[int], list[Kind]]:
+    """Read an optional field that must be of one kind: the rows that have it, and their values."""
+    rows = [row for row, record in enumerate(records) if key in record]
+    values = [records[row][key] for row in rows]
+    if set(map(type, values)) <= {kind}:
+        return rows, values
+    sound = []
+    for row in rows:
+        if type(records[row][key]) is kind:
+            sound.append(row)
+        else:
+            issues.add(row, key, problem_of(records[row], key, otherwise))
+    return sound, [records[row][key] for row in sound]
 
 
 def read_texts(
@@ -52,16 +84,15 @@ def read_lists(
     return _read(parents, key, path, issues, required, list, Problem.NOT_A_LIST)
 
 
-def read_text_lists(records: Parents, key: str, issues: Issues) -> list[list[str] | None]:
+def read_text_lists(records: Sequence[Map], key: str, issues: Issues) -> pl.Series:
     """Read an optional list of strings of each record; elements that are none are left out, and named."""
-    lists = read_lists(records, key, key, issues, required=False)
-    if set(map(type, chain.from_iterable(filter(None, lists)))) <= {str}:
-        return lists
-    for row, values in enumerate(lists):
-        if values is not None and any(type(value) is not str for value in values):
-            issues.add(row, key, Problem.BAD_ELEMENT)
-            lists[row] = [value for value in values if type(value) is str]
-    return lists
+    rows, lists = read_present(records, key, list, Problem.NOT_A_LIST, issues)
+    if not set(map(type, chain.from_iterable(lists))) <= {str}:
+        for position, (row, values) in enumerate(zip(rows, lists, strict=True)):
+            if any(type(value) is not str for value in values):
+                issues.add(row, key, Problem.BAD_ELEMENT)
+                lists[position] = [value for value in values if type(value) is str]
+    return texts_series(spread(lists, rows, len(records)))
 
 
 def read_text(parent: Map, key: str, path: str, note: Note) -> str | None:
@@ -85,8 +116,6 @@ def read_map(parent: Map, key: str, path: str, note: Note) -> Map | None:
 def _read(
     parents: Parents, key: str, path: str, issues: Issues, required: bool, kind: type, otherwise: Problem
 ) -> list[Any]:
-    if parents.count(None) == len(parents):
-        return [None] * len(parents)
     values: list[Any] = [None if parent is None else parent.get(key, _ABSENT) for parent in parents]
     if set(map(type, values)) == {kind}:
         return values

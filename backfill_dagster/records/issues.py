@@ -4,10 +4,11 @@ A field that does not hold what its lexicon promises becomes null, or loses the 
 must be, and is named here; the record itself stays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -48,13 +49,34 @@ class Issues:
         if issue not in issues:
             issues.append(issue)
 
+    def of_rows(self, rows: Sequence[int]) -> "Issues":
+        """Return a view for problems of some of the rows, which it numbers from 0."""
+        return _IssuesOfRows(self, rows)
+
+    def add_all(self, others: "Issues", rows: Sequence[int] | None = None) -> None:
+        """Add issues that were gathered apart; of some of the rows, if these are given."""
+        for row, issues in others._by_row.items():
+            mine = self._by_row.setdefault(row if rows is None else rows[row], [])
+            mine.extend(issue for issue in issues if issue not in mine)
+
     def column(self, rows: int) -> pl.Series:
         """All issues as list<str> of length `rows`; a row without any holds an empty list."""
-        nothing: list[str] = []
-        lists = [nothing] * rows
+        lengths = np.zeros(rows + 1, np.int32)
         for row, issues in self._by_row.items():
-            lists[row] = issues
-        return pl.Series("issues", pa.array(lists, pa.list_(pa.string())))
+            lengths[row + 1] = len(issues)
+        texts = [issue for row in sorted(self._by_row) for issue in self._by_row[row]]
+        lists = pa.ListArray.from_arrays(lengths.cumsum(dtype=np.int32), pa.array(texts, pa.string()))
+        return pl.Series("issues", lists)
+
+
+class _IssuesOfRows(Issues):
+    def __init__(self, whole: Issues, rows: Sequence[int]) -> None:
+        super().__init__()
+        self._whole = whole
+        self._rows = rows
+
+    def add(self, row: int, path: str, problem: Problem) -> None:
+        self._whole.add(self._rows[row], path, problem)
 
 
 def problem_of(parent: Mapping[str, Any], key: str, otherwise: Problem) -> Problem:

@@ -8,16 +8,17 @@ from backfill_dagster.records.embeds import read_embeds
 from backfill_dagster.records.facets import read_facets
 from backfill_dagster.records.fields import (
     Map,
-    Parents,
     read_lists,
     read_maps,
+    read_present,
     read_text_lists,
     read_texts,
+    spread,
     text_series,
     texts_series,
 )
 from backfill_dagster.records.issues import Issues, Problem
-from backfill_dagster.records.references import References, read_references
+from backfill_dagster.records.references import read_all_references
 
 
 def is_reply(record: Map) -> bool:
@@ -30,15 +31,38 @@ def is_reply(record: Map) -> bool:
 
 def read_posts(records: list[Map], issues: Issues) -> dict[str, pl.Series]:
     """Read the columns that are posts' and replies' own."""
-    reply = read_maps(records, "reply", "reply", issues, required=False)
-    parent = _read_reply(reply, "parent", issues)
-    root = _read_reply(reply, "root", issues)
+    rows, replies = read_present(records, "reply", dict, Problem.NOT_A_MAP, issues)
+    apart = {path: Issues() for path in ("reply.parent", "reply.root", "embed", "embed.record")}
+    parents, roots = (
+        spread(read_maps(replies, key, path, apart[path].of_rows(rows)), rows, len(records))
+        for key, path in (("parent", "reply.parent"), ("root", "reply.root"))
+    )
+    embeds = read_embeds(records, apart["embed"])
+    # All three at once: to look at a column takes longer than to look at its values.
+    parent, root, quoted = read_all_references(
+        [
+            (parents, "reply.parent", apart["reply.parent"]),
+            (roots, "reply.root", apart["reply.root"]),
+            (embeds.quoted, "embed.record", apart["embed.record"]),
+        ]
+    )
+    issues.add_all(apart["reply.parent"])
+    issues.add_all(apart["reply.root"])
+    text = read_texts(records, "text", "text", issues)
+    lists = {
+        "langs": read_text_lists(records, "langs", issues),
+        "tags": read_text_lists(records, "tags", issues),
+        "labels": _read_labels(records, issues),
+    }
+    issues.add_all(apart["embed"])
+    issues.add_all(apart["embed.record"])
     return {
-        "text": text_series(read_texts(records, "text", "text", issues)),
-        "langs": texts_series(read_text_lists(records, "langs", issues)),
-        "tags": texts_series(read_text_lists(records, "tags", issues)),
-        "labels": texts_series(_read_labels(records, issues)),
-        **read_embeds(records, issues),
+        "text": text_series(text),
+        **lists,
+        **embeds.columns,
+        "quoted_uri": quoted.uri,
+        "quoted_cid": quoted.cid,
+        "quoted_did": quoted.did,
         **read_facets(records, issues),
         "reply_parent_uri": parent.uri,
         "reply_parent_cid": parent.cid,
@@ -49,18 +73,15 @@ def read_posts(records: list[Map], issues: Issues) -> dict[str, pl.Series]:
     }
 
 
-def _read_reply(reply: Parents, key: str, issues: Issues) -> References:
-    path = f"reply.{key}"
-    return read_references(read_maps(reply, key, path, issues), path, issues)
-
-
-def _read_labels(records: list[Map], issues: Issues) -> list[list[str] | None]:
+def _read_labels(records: list[Map], issues: Issues) -> pl.Series:
     """Read the values of self-labels (`com.atproto.label.defs#selfLabels`)."""
-    self_labels = read_maps(records, "labels", "labels", issues, required=False)
-    values = read_lists(self_labels, "values", "labels.values", issues)
-    return [
-        None if labels is None else _label_values(labels, row, issues) for row, labels in enumerate(values)
+    rows, self_labels = read_present(records, "labels", dict, Problem.NOT_A_MAP, issues)
+    own = issues.of_rows(rows)
+    values = [
+        None if labels is None else _label_values(labels, row, own)
+        for row, labels in enumerate(read_lists(self_labels, "values", "labels.values", own))
     ]
+    return texts_series(spread(values, rows, len(records)))
 
 
 def _label_values(labels: list[Any], row: int, issues: Issues) -> list[str]:

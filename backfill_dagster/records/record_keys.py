@@ -1,12 +1,16 @@
 """Keys of records: whether they are usable, and the time in those that are TIDs."""
 
+import numpy as np
 import polars as pl
 
 from backfill_dagster.records import syntax
+from backfill_dagster.records.byte_matrix import matrix_of
 
+_INSTANT = pl.Datetime("us", "UTC")
+_TID = syntax.whole(syntax.TID)
 # 11 of a TID's 13 characters hold its time and nothing else.
+_TID_CHARACTERS = 13
 _TIME_CHARACTERS = 11
-_NO_TID = "2222222222222"
 
 
 def is_collection(collection: pl.Expr) -> pl.Expr:
@@ -25,14 +29,18 @@ def tid_times(rkeys: pl.Series) -> pl.Series:
 
     A TID is a number in base32-sortable (digits `2-7a-z`): microseconds since 1970, then 10 bits of clock id.
     """
-    is_tid = rkeys.str.contains(syntax.whole(syntax.TID)).fill_null(value=False)
-    # Thirteen bytes for every row: what is no TID is replaced by one first.
-    texts = pl.select(pl.when(is_tid).then(rkeys).otherwise(pl.lit(_NO_TID))).to_series()
-    characters = texts.cast(pl.Binary).bin.reinterpret(dtype=pl.Array(pl.UInt8, len(_NO_TID)))
-    microseconds: pl.Expr = pl.lit(0, pl.Int64)
-    for place in range(_TIME_CHARACTERS):
-        character = pl.col("characters").arr.get(place).cast(pl.Int64)
-        digit = character - pl.when(character >= ord("a")).then(ord("a") - 6).otherwise(ord("2"))
-        microseconds = microseconds * 32 + digit
-    time = pl.when(is_tid).then(microseconds.cast(pl.Datetime("us", "UTC")))
-    return pl.DataFrame({"characters": characters}).select(time).to_series()
+    is_tid = rkeys.str.contains(_TID).fill_null(value=False)
+    tids = rkeys.filter(is_tid)
+    if tids.is_empty():
+        return pl.Series([None], dtype=_INSTANT).new_from_index(0, len(rkeys))
+    characters = matrix_of(tids, _TID_CHARACTERS)
+    digits = characters - np.where(characters < ord("a"), np.uint8(ord("2")), np.uint8(ord("a") - 6))
+    microseconds = digits[:, 0].astype(np.int64)
+    for place in range(1, _TIME_CHARACTERS):
+        microseconds <<= 5
+        microseconds |= digits[:, place]
+    if len(tids) == len(rkeys):
+        return pl.Series(microseconds).cast(_INSTANT)
+    times = np.zeros(len(rkeys), np.int64)
+    times[is_tid.to_numpy()] = microseconds
+    return pl.select(pl.when(is_tid).then(pl.Series(times).cast(_INSTANT))).to_series()

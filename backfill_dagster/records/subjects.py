@@ -5,6 +5,24 @@ import polars as pl
 from backfill_dagster.records.fields import Map, read_maps
 from backfill_dagster.records.issues import Issues
 from backfill_dagster.records.references import read_dids, read_references, read_uris
+from backfill_dagster.records.shapes import CID_FORM, DID_FORM, URI_FORM, Slot
+
+# The strings that differ from one sound record to the next, and the columns that they are, or have in them.
+SUBJECT_RECORD_SLOTS = (
+    Slot(
+        ("subject", "uri"),
+        URI_FORM,
+        {"subject_uri": 0, "subject_did": "did", "subject_collection": "collection"},
+    ),
+    Slot(("subject", "cid"), CID_FORM, {"subject_cid": 0}),
+    Slot(("via", "uri"), URI_FORM, {"via_uri": 0}, is_optional=True),
+    Slot(("via", "cid"), CID_FORM),
+)
+SUBJECT_ACCOUNT_SLOTS = (
+    Slot(("subject",), DID_FORM, {"subject_did": 0}),
+    Slot(("via", "uri"), URI_FORM),
+    Slot(("via", "cid"), CID_FORM),
+)
 
 
 def read_subject_records(records: list[Map], issues: Issues) -> dict[str, pl.Series]:

@@ -1,7 +1,8 @@
 """Stage 4 as one function: verified record blocks of any repositories -> tables, rejects and counts."""
 
 import gc
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,14 +10,16 @@ import polars as pl
 import pyarrow as pa
 
 from backfill_dagster.errors import ReconciliationError
-from backfill_dagster.records.accounting import add_counts, count, list_rejects, only_table, record_uri
-from backfill_dagster.records.blocks import MAX_RECORD_BYTES, may_hold_links, may_hold_reserved_keys
+from backfill_dagster.records.accounting import Books, count_by, list_rejects, only_table
+from backfill_dagster.records.blocks import MAX_RECORD_BYTES
 from backfill_dagster.records.chunks import chunks, transform_chunk
 from backfill_dagster.records.outcomes import Fate, FilterReason, RejectReason
 from backfill_dagster.records.record_keys import is_collection, is_record_key, tid_times
 from backfill_dagster.records.settings import RecordSettings
-from backfill_dagster.records.tables import COLLECTIONS, RECORD_TABLES
+from backfill_dagster.records.tables import TABLE_BY_NAME, TABLES
 from backfill_dagster.repos.cid import CID_BYTES, DAG_CBOR_PREFIX, RAW_PREFIX
+
+_EMPTY = {name: table.schema.to_frame() for name, table in TABLE_BY_NAME.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,69 +37,93 @@ class TransformedRecords:
 
 
 def transform_records(
-    blocks: pa.Table | pa.RecordBatch, accounts: pl.DataFrame, settings: RecordSettings
+    blocks: pa.Table | pa.RecordBatch | pl.DataFrame,
+    accounts: pl.DataFrame,
+    settings: RecordSettings,
+    unread: Sequence[tuple[str, str, int]] = (),
 ) -> TransformedRecords:
     """Make typed rows of verified record blocks; every record ends kept, filtered or rejected.
 
     `blocks`: did, collection, rkey (text), cid (the CID's 36 bytes), block (bytes). `accounts`, one row for every
-    DID among them: did, pds, repo_rev (text), fetched_at (datetime[us, UTC]). Nothing that a record holds makes
-    this raise: a ReconciliationError says that the frames do not belong together, or that a record got lost.
+    DID among them: did, pds, repo_rev (text), fetched_at (datetime[us, UTC]). `unread` counts records (DID,
+    collection, how many) that belong to the batch, but were left out because the study does not want their type.
+
+    Nothing that a record holds makes this raise: a ReconciliationError says that the frames do not belong together,
+    or that a record got lost.
     """
-    rows = _settle_by_key(_join_accounts(pl.DataFrame(blocks), accounts), settings)
+    rows = _settled_by_key(pl.DataFrame(blocks).rechunk(), accounts, settings)
+    books = Books()
+    decided = rows.filter(pl.col("reason").is_not_null())
     is_unwanted = pl.col("reason") == FilterReason.UNWANTED_TYPE
-    counts = [count(rows.filter(is_unwanted), only_table(), Fate.FILTERED, pl.col("reason"))]
-    rejected = [rows.filter(~is_unwanted)]
-    tables = {table.name: [table.schema.to_frame()] for table in RECORD_TABLES}
+    unwanted = count_by(decided.filter(is_unwanted), "did", "collection")
+    for did, collection, records in (*unwanted, *unread):
+        books.add(
+            records,
+            did=did,
+            collection=collection,
+            table=only_table(collection),
+            fate=Fate.FILTERED,
+            reason=FilterReason.UNWANTED_TYPE.value,
+        )
+    rejected = [decided.filter(~is_unwanted)]
+    tables: dict[str, list[pl.DataFrame]] = {table: [] for table in TABLES}
 
-    undecided = _look_at_whole_column(rows.filter(pl.col("reason").is_null()))
+    undecided = rows.filter(pl.col("reason").is_null()) if decided.height else rows
     with _collector_paused():
-        for collection in COLLECTIONS:
-            for chunk in chunks(undecided.filter(pl.col("collection") == collection)):
-                done = transform_chunk(chunk, collection, settings)
-                for name, frame in done.tables.items():
-                    tables[name].append(frame)
+        for chunk in chunks(_by_collection(undecided)):
+            done = transform_chunk(chunk, settings)
+            for name, frame in done.tables.items():
+                tables[name].append(frame)
+            if done.rejected.height:
                 rejected.append(done.rejected.select(rows.columns))
-                if done.out_of_range.height:
-                    reason = pl.lit(FilterReason.OUT_OF_RANGE.value)
-                    counts.append(count(done.out_of_range, pl.col("table"), Fate.FILTERED, reason))
+            for did, collection, table, records in count_by(done.out_of_range, "did", "collection", "table"):
+                books.add(
+                    records,
+                    did=did,
+                    collection=collection,
+                    table=table,
+                    fate=Fate.FILTERED,
+                    reason=FilterReason.OUT_OF_RANGE.value,
+                )
 
-    kept = {name: pl.concat(frames) for name, frames in tables.items()}
-    counts += [count(frame, pl.lit(name), Fate.KEPT, pl.lit(None)) for name, frame in kept.items()]
-    all_rejected = pl.concat(rejected).sort("row")
-    counts.append(count(all_rejected, only_table(), Fate.REJECTED, pl.col("reason")))
-    result = TransformedRecords(kept, list_rejects(all_rejected), add_counts(counts))
-    _reconcile(rows, result.counts)
-    return result
+    kept = {name: pl.concat([_EMPTY[name], *frames]) for name, frames in tables.items()}
+    for name, frame in kept.items():
+        for did, records in count_by(frame, "did"):
+            collection = TABLE_BY_NAME[name].collection
+            books.add(records, did=did, collection=collection, table=name, fate=Fate.KEPT, reason=None)
+    all_rejected = pl.concat(rejected)
+    if all_rejected.height:
+        all_rejected = all_rejected.sort("row")
+    for did, collection, reason, records in count_by(all_rejected, "did", "collection", "reason"):
+        books.add(
+            records,
+            did=did,
+            collection=collection,
+            table=only_table(collection),
+            fate=Fate.REJECTED,
+            reason=reason,
+        )
+    _reconcile([*count_by(rows, "did"), *((did, records) for did, _, records in unread)], books)
+    return TransformedRecords(kept, list_rejects(all_rejected), books.frame())
 
 
-def _join_accounts(blocks: pl.DataFrame, accounts: pl.DataFrame) -> pl.DataFrame:
-    """Give every record its account's columns, and its place in the input as `row`."""
-    records = blocks.select(
-        pl.col("did", "collection", "rkey").cast(pl.String),
-        pl.col("cid", "block").cast(pl.Binary).fill_null(b""),
+def _settled_by_key(blocks: pl.DataFrame, accounts: pl.DataFrame, settings: RecordSettings) -> pl.DataFrame:
+    """Give every record its account's columns, its place in the input as `row`, and `reason` and `detail`.
+
+    These two say what becomes of a record where that shows without decoding it, and are null elsewhere. A collection
+    that the study does not want is filtered, whatever else may be wrong with the record.
+    """
+    known = accounts.select(
+        "did", "pds", "repo_rev", pl.col("fetched_at").cast(pl.Datetime("us", "UTC")), is_known=True
     )
-    known = accounts.select("did", "pds", "repo_rev", pl.col("fetched_at").cast(pl.Datetime("us", "UTC")))
     if known["did"].is_duplicated().any():
         raise ReconciliationError("the accounts of a batch of records name a DID twice")
-    strangers = records.select(pl.col("did").unique()).join(known, on="did", how="anti").height
-    if strangers:
-        raise ReconciliationError(
-            f"a batch holds records of {strangers} DIDs that are not among its accounts"
-        )
-    return records.join(known, on="did", how="left", maintain_order="left").with_row_index("row")
-
-
-def _settle_by_key(rows: pl.DataFrame, settings: RecordSettings) -> pl.DataFrame:
-    """Add `reason` and `detail` where a record's fate shows without decoding it; null elsewhere.
-
-    A collection that the study does not want is filtered, whatever else may be wrong with the record.
-    """
-    cid, size = pl.col("cid"), pl.col("block").bin.size()
+    collection, cid, size = pl.col("collection"), pl.col("cid"), pl.col("block").bin.size()
     has_length = cid.bin.size() == CID_BYTES
-    return rows.with_columns(
-        reason=pl.when(~is_collection(pl.col("collection")))
+    reason = (
+        pl.when(~is_collection(collection))
         .then(pl.lit(RejectReason.BAD_KEY.value))
-        .when(~pl.col("collection").is_in(sorted(settings.record_types)))
+        .when(~collection.is_in(sorted(settings.record_types)))
         .then(pl.lit(FilterReason.UNWANTED_TYPE.value))
         .when(~is_record_key(pl.col("rkey")))
         .then(pl.lit(RejectReason.BAD_KEY.value))
@@ -105,25 +132,42 @@ def _settle_by_key(rows: pl.DataFrame, settings: RecordSettings) -> pl.DataFrame
         .when(~(has_length & cid.bin.starts_with(DAG_CBOR_PREFIX)))
         .then(pl.lit(RejectReason.BAD_CID.value))
         .when(size > MAX_RECORD_BYTES)
-        .then(pl.lit(RejectReason.TOO_LARGE.value)),
-        detail=pl.when(size > MAX_RECORD_BYTES).then(pl.format("{} bytes", size)),
+        .then(pl.lit(RejectReason.TOO_LARGE.value))
     )
-
-
-def _look_at_whole_column(rows: pl.DataFrame) -> pl.DataFrame:
-    """Add what needs no decoded record: at once, because a step over a column costs more than its rows do."""
-    return rows.with_columns(
-        record_uri(),
-        rkey_time=tid_times(rows["rkey"]),
-        may_link=may_hold_links(pl.col("block")),
-        may_reserve=may_hold_reserved_keys(pl.col("block")),
+    rows = (
+        blocks.lazy()
+        .select(
+            pl.col("did", "collection", "rkey").cast(pl.String),
+            pl.col("cid", "block").cast(pl.Binary).fill_null(b""),
+        )
+        .join(known.lazy(), on="did", how="left", maintain_order="left")
+        .with_row_index("row")
+        .with_columns(
+            reason=reason, detail=pl.when(size > MAX_RECORD_BYTES).then(pl.format("{} bytes", size))
+        )
+        .collect(engine="in-memory")
     )
+    if rows["is_known"].null_count():
+        strangers = rows.filter(pl.col("is_known").is_null())["did"].n_unique()
+        raise ReconciliationError(
+            f"a batch holds records of {strangers} DIDs that are not among its accounts"
+        )
+    return rows.drop("is_known")
 
 
-def _reconcile(rows: pl.DataFrame, counts: pl.DataFrame) -> None:
-    came = rows.group_by("did").agg(records=pl.len().cast(pl.Int64)).sort("did")
-    went = counts.group_by("did").agg(pl.col("records").sum()).sort("did")
-    if not came.equals(went):
+def _by_collection(rows: pl.DataFrame) -> pl.DataFrame:
+    """Put the rows of each collection next to each other, in the order that they have; add the time in their keys."""
+    collection = rows["collection"]
+    if not collection.is_sorted():
+        rows = rows.sort("collection", maintain_order=True)
+    return rows.with_columns(rkey_time=tid_times(rows["rkey"]))
+
+
+def _reconcile(counted: list[tuple[str, int]], books: Books) -> None:
+    came: Counter[str] = Counter()
+    for did, records in counted:
+        came[did] += records
+    if dict(came) != books.by_account():
         raise ReconciliationError("a batch's records that were kept, filtered and rejected are not all of it")
 
 

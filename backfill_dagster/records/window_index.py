@@ -8,11 +8,15 @@ account, the converted file and the settings that it was converted with.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from backfill_dagster.records.windows import UNDATED, Granularity
 from backfill_dagster.storage import partition_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 INDEX_SCHEMA = pl.Schema(
     {
@@ -26,6 +30,8 @@ INDEX_SCHEMA = pl.Schema(
         "content": pl.UInt64(),
     }
 )
+# What the index of a converted file is made of.
+INDEXED_COLUMNS = ("did", "created_at", "date_quality")
 
 
 def index_key(pds_host: str, pack: str) -> str:
@@ -33,33 +39,43 @@ def index_key(pds_host: str, pack: str) -> str:
     return f"records/{partition_folder(pds_host)}/windows/{pack}.parquet"
 
 
-def index_rows(
-    rows: pl.DataFrame,
+def index_files(
+    files: Mapping[str, tuple[pl.DataFrame, int]],
     *,
     pack: str,
     number: int,
-    table: str,
-    size: int,
     fingerprint: str,
     granularity: Granularity,
 ) -> pl.DataFrame:
-    """Return the index (INDEX_SCHEMA) of one converted file of `size` bytes."""
-    counted = rows.group_by("did", granularity.start_of_row().alias("start")).agg(rows=pl.len())
-    dids = counted["did"].unique()
-    contents = [stable_number(f"{pack}-{number} {table} {did} {fingerprint}") for did in dids]
-    known = pl.DataFrame({"did": dids, "content": pl.Series(contents, dtype=pl.UInt64)})
+    """Return the index (INDEX_SCHEMA) of what a pack's n-th blocks file was converted to.
+
+    `files` are the rows (INDEXED_COLUMNS) and the size in bytes of each converted file, by table.
+    """
+    if not files:
+        return pl.DataFrame(schema=INDEX_SCHEMA)
+    every = [rows.select(*INDEXED_COLUMNS, table=pl.lit(table)) for table, (rows, _) in files.items()]
+    counted = (
+        pl.concat(every)
+        .group_by("table", "did", granularity.start_of_row().alias("start"))
+        .agg(rows=pl.len())
+    )
+    keys = counted.select("table", "did").unique()
+    contents = [stable_number(f"{pack}-{number} {table} {did} {fingerprint}") for table, did in keys.rows()]
+    of_files = pl.DataFrame(
+        {"table": list(files), "bytes": [size for _, size in files.values()], "place": range(len(files))}
+    )
     return (
-        counted.join(known, on="did")
+        counted.lazy()
+        .join(keys.lazy().with_columns(content=pl.Series(contents, dtype=pl.UInt64)), on=["table", "did"])
+        .join(of_files.lazy(), on="table")
         .with_columns(
             window=pl.col("start").dt.strftime(granularity.key_format).fill_null(UNDATED),
             pack=pl.lit(pack),
             number=pl.lit(number),
-            table=pl.lit(table),
-            bytes=pl.lit(size),
         )
-        .select(INDEX_SCHEMA.names())
-        .cast(INDEX_SCHEMA)
-        .sort("did", "window")
+        .sort("place", "did", "window")
+        .select(pl.col(name).cast(kind) for name, kind in INDEX_SCHEMA.items())
+        .collect(engine="in-memory")
     )
 
 

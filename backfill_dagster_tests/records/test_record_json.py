@@ -82,3 +82,25 @@ values = st.recursive(
 @given(st.lists(st.dictionaries(st.text(max_size=4), values, max_size=3), max_size=6))
 def test_json_gives_back_what_it_was_made_of(records: list[dict[str, Any]]) -> None:
     assert [json.loads(text) for text in records_as_json(records)] == records
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"embed": {"a": -(2**64)}, "x": 1e16}, {"x": -(2**64)}, {"facets": [-(2**63)]}]
+)
+def test_parts_that_are_written_already_change_nothing(odd: dict[str, Any]) -> None:
+    records = [
+        {
+            "a": number,
+            "embed": {"text": "é\n", "link": Link(bytes(36))},
+            "facets": [1.5, "-" + "9" * number],
+            "z": 1,
+        }
+        for number in range(80)
+    ]
+    records[3] |= odd
+    records[5].pop("embed")
+    written = {
+        name: json_series([to_json(record[name]) if name in record else None for record in records])
+        for name in ("embed", "facets")
+    }
+    assert records_as_json(records, written).to_list() == [to_json(record).decode() for record in records]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from backfill_dagster.records import timestamps
 from backfill_dagster.records.issues import Problem
 from backfill_dagster.records.timestamps import read_datetimes
 
@@ -168,3 +169,26 @@ def test_whatever_python_writes_is_read_as_python_means_it(written: list[datetim
 @example(["2024-10-05T12:00:00.000Z", "2024-13-05T12:00:00.000Z"])
 def test_rows_never_depend_on_their_neighbours(raw: list[str | None]) -> None:
     assert read(raw) == [read([text])[0] for text in raw]
+
+
+written = st.builds(
+    "".join,
+    st.tuples(
+        st.sampled_from(["2024-", "1969-", "0000-", "0001-", "9999-", "202-"]),
+        st.sampled_from(["01-", "02-", "12-", "13-", "1-"]),
+        st.sampled_from(["01", "29", "30", "31", "00"]),
+        st.sampled_from(["T", "T", "T", "t", " "]),
+        st.sampled_from(["00:00", "23:59", "24:00", "12:30", "9:00"]),
+        st.sampled_from([":00", ":59", ":60", ""]),
+        st.sampled_from(["", ".000", ".123", ".1", ".123456", ".1234567", ".123456789", ".1234567890", ",5"]),
+        st.sampled_from(
+            ["Z", "Z", "z", "", "+00:00", "-00:00", "+09:00", "-00:30", "+23:59", "+24:00", "+0900"]
+        ),
+    ),
+)
+
+
+@given(st.lists(written | st.none() | st.text(max_size=3), max_size=40))
+def test_the_usual_forms_are_read_as_the_general_way_reads_them(raw: list[str | None]) -> None:
+    column = pl.Series(raw, dtype=pl.String)
+    assert read_datetimes(column).equals(timestamps._read_any(column))

@@ -1,13 +1,14 @@
 """Time windows: that their keys, folders and bounds agree with each other and with where rows are put."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backfill_dagster.records.window_index import INDEX_SCHEMA, index_rows
+from backfill_dagster.records.window_index import INDEX_SCHEMA, index_files
 from backfill_dagster.records.windows import GRANULARITIES, UNDATED
 
 instants = st.datetimes(datetime(2022, 11, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
@@ -47,8 +48,14 @@ def test_an_index_counts_rows_by_account_and_window() -> None:
             "date_quality": ["consistent", "consistent", "no_rkey_time", "differs_from_rkey", "future"],
         }
     )
-    told = {"pack": "p", "number": 3, "table": "likes", "size": 10, "granularity": GRANULARITIES["weekly"]}
-    index = index_rows(rows, fingerprint="one", **told)  # type: ignore[arg-type]
+    told = {"pack": "p", "number": 3, "granularity": GRANULARITIES["weekly"]}
+
+    def index_of(
+        rows: pl.DataFrame, table: str = "likes", fingerprint: str = "one", **change: Any
+    ) -> pl.DataFrame:
+        return index_files({table: (rows, 10)}, fingerprint=fingerprint, **{**told, **change})
+
+    index = index_of(rows)
     assert index.schema == INDEX_SCHEMA
     assert index.select("did", "window", "rows").rows() == [
         ("a", "2024-09-30", 1),
@@ -59,7 +66,33 @@ def test_an_index_counts_rows_by_account_and_window() -> None:
     # One number per account, which is another one for another file, table or setting.
     contents = dict(index.select("did", "content").iter_rows())
     assert len(set(contents.values())) == 2
-    for change in ({"pack": "q"}, {"number": 4}, {"table": "posts"}, {"fingerprint": "two"}):
-        other = index_rows(rows, **{"fingerprint": "one", **told, **change})  # type: ignore[arg-type]
-        assert set(other["content"]).isdisjoint(contents.values())
-    assert index_rows(rows.reverse(), fingerprint="one", **told).equals(index)  # type: ignore[arg-type]
+    changes: tuple[dict[str, Any], ...] = (
+        {"pack": "q"},
+        {"number": 4},
+        {"table": "posts"},
+        {"fingerprint": "two"},
+    )
+    for change in changes:
+        assert set(index_of(rows, **change)["content"]).isdisjoint(contents.values())
+    assert index_of(rows.reverse()).equals(index)
+
+
+def test_an_index_of_several_files_is_that_of_each() -> None:
+    rows = pl.DataFrame(
+        {
+            "did": ["b", "a"],
+            "created_at": [datetime(2024, 10, 6, tzinfo=UTC)] * 2,
+            "date_quality": ["consistent"] * 2,
+        }
+    )
+    told: dict[str, Any] = {
+        "pack": "p",
+        "number": 0,
+        "fingerprint": "f",
+        "granularity": GRANULARITIES["monthly"],
+    }
+    files = {"posts": (rows, 7), "likes": (rows.head(1), 9)}
+    singly = [index_files({table: file}, **told) for table, file in files.items()]
+    assert index_files(files, **told).equals(pl.concat(singly))
+    assert index_files(files, **told)["bytes"].to_list() == [7, 7, 9]
+    assert index_files({}, **told).equals(pl.DataFrame(schema=INDEX_SCHEMA))

@@ -6,7 +6,7 @@ import polars as pl
 
 from backfill_dagster.records.conversion import records_key
 from backfill_dagster.records.tables import TABLE_BY_NAME
-from backfill_dagster.records.window_index import INDEX_SCHEMA, index_key, index_rows
+from backfill_dagster.records.window_index import INDEX_SCHEMA, index_files, index_key
 from backfill_dagster.records.windows import GRANULARITIES, Granularity
 from backfill_dagster.storage import StudyStorage
 
@@ -51,12 +51,10 @@ def write_pack(
     for number, records in enumerate(files):
         frame = rows(*records).with_columns(record=pl.lit(fingerprint))
         index.append(
-            index_rows(
-                frame,
+            index_files(
+                {TABLE: (frame, storage.write(records_key(host, TABLE, pack, number), frame).bytes)},
                 pack=pack,
                 number=number,
-                table=TABLE,
-                size=storage.write(records_key(host, TABLE, pack, number), frame).bytes,
                 fingerprint=fingerprint,
                 granularity=granularity,
             )
