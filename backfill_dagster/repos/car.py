@@ -10,7 +10,9 @@ Python's objects would take several hundred.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +32,7 @@ from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.varint import read_varint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -45,20 +47,26 @@ _BYTES_AT_ONCE = 8 * 2**20
 _MAX_LENGTH_BYTES = 9
 _DIGEST_BYTES = CID_BYTES - PREFIX_BYTES
 # Positions in the CID, from its start: the codec, and the digest's first bytes.
+# Multiples of it, as numbers of 64 bits, are as different as can be.
+_MARK = np.uint64(0x9E37_79B9_7F4A_7C15)
 _CODEC, _KEY = 1, slice(PREFIX_BYTES, PREFIX_BYTES + 8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CarIndex:
-    """The CAR's root, and where its blocks lie, in bytes from the start of the file and in the order of the file.
+    """The roots of some CARs in one content, mostly of a single one, and where their blocks lie.
+
+    That is in bytes from the start of the content, and in its order. `numbers` says which CARs the roots are of.
 
     `cids` (36 bytes a row), `starts` and `ends` are of the blocks that have the hash of their CID; `corrupt` are the
     CIDs of those that have not. Only CIDs of the form that repositories use are in either. Before a block's start
     stands its CID. `keys`, ascending, are numbers made of the sound blocks' CIDs, each CID once, and `rows` the
-    blocks that they are of.
+    blocks that they are of. Into them goes the mark of the CAR, so that no CAR's tree has blocks of another one.
     """
 
-    root: bytes
+    roots: tuple[bytes, ...]
+    numbers: NDArray[np.int32]
+    marks: NDArray[np.uint64]
     cids: NDArray[np.uint8]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -66,20 +74,27 @@ class CarIndex:
     keys: NDArray[np.uint64]
     rows: NDArray[np.int32]
 
-    def find(self, cids: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """Return the blocks of these CIDs, as positions in `starts` and `ends`.
+    @property
+    def root(self) -> bytes:
+        """The root of the first CAR."""
+        return self.roots[0]
+
+    def find(self, cids: NDArray[np.uint8], cars: NDArray[np.int32] | int = 0) -> NDArray[np.int32]:
+        """Return the blocks of these CIDs, each in the CAR of this number, as positions in `starts` and `ends`.
 
         Raises RepoRejectedError: missing_block, corrupt_block, or bad_tree if a CID has another form than
         repositories use.
         """
+        keys = _keys_of(cids) ^ self.marks[cars]
         if not len(self.keys):
-            return np.array([self._find_one(cid) for cid in cids], np.int32)
-        places = self.keys.searchsorted(_keys_of(cids))
-        rows = self.rows[np.minimum(places, len(self.keys) - 1)]
+            return np.array([self._find_one(cid, key) for cid, key in zip(cids, keys, strict=True)], np.int32)
+        places = self.keys.searchsorted(keys)
+        np.minimum(places, len(self.keys) - 1, out=places)
+        rows = self.rows[places]
         found = self.cids[rows]
-        if found.tobytes() != cids.tobytes():
-            for row in np.flatnonzero((found != cids).any(axis=1)).tolist():
-                rows[row] = self._find_one(cids[row])
+        if found.tobytes() != cids.tobytes() or self.keys[places].tobytes() != keys.tobytes():
+            for row in np.flatnonzero((found != cids).any(axis=1) | (self.keys[places] != keys)).tolist():
+                rows[row] = self._find_one(cids[row], keys[row])
         return rows
 
     def span(self, cid: bytes) -> tuple[int, int]:
@@ -89,8 +104,8 @@ class CarIndex:
         [row] = self.find(join_rows([cid], CID_BYTES))
         return int(self.starts[row]), int(self.ends[row])
 
-    def _find_one(self, cid: NDArray[np.uint8]) -> int:
-        [key], text = _keys_of(cid[np.newaxis]), cid.tobytes()
+    def _find_one(self, cid: NDArray[np.uint8], key: np.uint64) -> int:
+        text = cid.tobytes()
         # Numbers of two CIDs can be equal: nobody meets that by chance, but it can be brought about.
         first, after = (int(self.keys.searchsorted(key, side)) for side in ("left", "right"))
         for row in self.rows[first:after].tolist():
@@ -119,18 +134,57 @@ def index_car(car: CarBytes, *, max_bytes: int, max_blocks: int) -> CarIndex:
     if len(car) > max_bytes:
         raise RepoRejectedError(RepoFault.TOO_LARGE, f"the file has {len(car)} bytes of at most {max_bytes}")
     root, position = _read_header(car)
+    return _index_pieces(_pieces(car, position, max_blocks), (root,), [0], [len(car)])
+
+
+def index_cars(content: bytes, sizes: Sequence[int], *, max_bytes: int, max_blocks: int) -> CarIndex:
+    """Index several CARs that follow each other in one content. One whose frames do not hold is left out.
+
+    Raises RepoRejectedError if something else does not hold, of whichever. The limits are for all together.
+    """
+    if len(content) > max_bytes:
+        raise RepoRejectedError(
+            RepoFault.TOO_LARGE, f"the files have {len(content)} bytes of at most {max_bytes}"
+        )
+    roots: list[bytes] = []
+    numbers: list[int] = []
+    begins: list[int] = []
+    ends: list[int] = []
+    for number, (end, size) in enumerate(zip(accumulate(sizes), sizes, strict=True)):
+        with suppress(RepoRejectedError):
+            root, after = _read_header(content[end - size : end])
+            some_begin, some_end = _frame(content, end, end - size + after)
+            if some_end and some_end[-1] > end:
+                raise _truncated("block")
+            roots.append(root)
+            numbers.append(number)
+            begins += some_begin
+            ends += some_end
+    if len(begins) > max_blocks:
+        raise RepoRejectedError(RepoFault.TOO_LARGE, f"the CARs have more than {max_blocks} blocks")
+    piece = _Piece(content, 0, np.array(begins, np.int64), np.array(ends, np.int64))
+    return _index_pieces([piece], tuple(roots), numbers, sizes)
+
+
+def _index_pieces(
+    pieces: Iterable[_Piece], roots: tuple[bytes, ...], numbers: Sequence[int], sizes: Sequence[int]
+) -> CarIndex:
     # Arrays that grow in place take no second one of their size.
     known, starts, ends, corrupt = bytearray(), bytearray(), bytearray(), bytearray()
-    for piece in _pieces(car, position, max_blocks):
-        begins, after = _with_repo_cids(piece)
-        cids = bytes_at(piece.content, begins - piece.start, CID_BYTES)
-        sound = (_digests(piece, begins + CID_BYTES, after) == cids[:, PREFIX_BYTES:]).all(axis=1)
-        known += cids[sound].tobytes()
-        corrupt += cids[~sound].tobytes()
-        starts += (begins[sound] + CID_BYTES).tobytes()
-        ends += after[sound].tobytes()
+    for piece in pieces:
+        cids, before, after = _with_repo_cids(piece)
+        digests = _digests(piece.content, before + CID_BYTES, after)
+        if digests.tobytes() != cids[:, PREFIX_BYTES:].tobytes():
+            sound = (digests == cids[:, PREFIX_BYTES:]).all(axis=1)
+            corrupt += cids[~sound].tobytes()
+            cids, before, after = cids[sound], before[sound], after[sound]
+        known += cids.tobytes()
+        starts += (before + (piece.start + CID_BYTES)).tobytes()
+        ends += (after + piece.start).tobytes()
     return _sorted_index(
-        root,
+        roots,
+        numbers,
+        sizes,
         np.frombuffer(known, np.uint8).reshape(-1, CID_BYTES),
         np.frombuffer(starts, np.int64),
         np.frombuffer(ends, np.int64),
@@ -179,12 +233,12 @@ def _root_of(header: object) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Some sections: where each begins, after its length, and ends; and the content of the file from `start` on."""
+    """Some sections: the file's content from `start` on, where in it each begins, after its length, and ends."""
 
+    content: bytes
+    start: int
     begins: NDArray[np.int64]
     ends: NDArray[np.int64]
-    start: int
-    content: bytes
 
 
 def _pieces(car: CarBytes, position: int, max_blocks: int) -> Iterator[_Piece]:
@@ -201,14 +255,13 @@ def _pieces(car: CarBytes, position: int, max_blocks: int) -> Iterator[_Piece]:
             raise RepoRejectedError(RepoFault.TOO_LARGE, f"the CAR has more than {max_blocks} blocks")
         if ends[-1] > len(content):
             content += car[start + len(content) : position]
-        yield _Piece(np.array(begins, np.int64) + start, np.array(ends, np.int64) + start, start, content)
+        yield _Piece(content, start, np.array(begins, np.int64), np.array(ends, np.int64))
 
 
-def _frame(content: bytes, stop: int) -> tuple[list[int], list[int]]:
+def _frame(content: bytes, stop: int, position: int = 0) -> tuple[list[int], list[int]]:
     """Return where the sections that begin before `stop` begin, after their length, and end."""
     begins: list[int] = []
     ends: list[int] = []
-    position = 0
     try:
         # A repository of a gigabyte has millions of sections, so all that is rare is left to another function.
         while position < stop:
@@ -231,27 +284,32 @@ def _frame(content: bytes, stop: int) -> tuple[list[int], list[int]]:
     return begins, ends
 
 
-def _with_repo_cids(piece: _Piece) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the sections whose CIDs are of a form that repositories use; check the others' CIDs."""
-    usual = piece.ends - piece.begins >= CID_BYTES
-    prefixes = bytes_at(piece.content, piece.begins[usual] - piece.start, PREFIX_BYTES).view(np.uint32)[:, 0]
-    usual[usual] = (prefixes == _CBOR) | (prefixes == _RAW)
+def _with_repo_cids(piece: _Piece) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the sections whose CIDs are of a form that repositories use, and these; check the others' CIDs."""
+    begins, ends = piece.begins, piece.ends
+    usual = ends - begins >= CID_BYTES
+    cids = bytes_at(piece.content, begins[usual], CID_BYTES)
+    prefixes = cids.view(np.uint32)[:, 0]
+    known = (prefixes == _CBOR) | (prefixes == _RAW)
+    usual[usual] = known
+    if usual.all():
+        return cids, begins, ends
     for section in np.flatnonzero(~usual).tolist():
-        begin, end = int(piece.begins[section]), int(piece.ends[section])
+        begin, end = int(begins[section]), int(ends[section])
         try:
-            cid_length(piece.content, begin - piece.start, end - piece.start)
+            cid_length(piece.content, begin, end)
         except (EOFError, ValueError) as error:
             raise RepoRejectedError(
-                RepoFault.CORRUPT_BLOCK, f"the section at byte {begin} has no CID: {error}"
+                RepoFault.CORRUPT_BLOCK, f"the section at byte {piece.start + begin} has no CID: {error}"
             ) from None
-    return piece.begins[usual], piece.ends[usual]
+    return cids[known], begins[usual], ends[usual]
 
 
-def _digests(piece: _Piece, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _digests(content: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint8]:
     # In the order of the file this takes far less time than in the order of the tree.
     sha256 = hashlib.sha256
-    spans = zip((starts - piece.start).tolist(), (ends - piece.start).tolist(), strict=True)
-    with memoryview(piece.content) as view:
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    with memoryview(content) as view:
         return join_rows([sha256(view[start:end]).digest() for start, end in spans], _DIGEST_BYTES)
 
 
@@ -261,23 +319,29 @@ def _keys_of(cids: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _sorted_index(
-    root: bytes,
+    roots: tuple[bytes, ...],
+    numbers: Sequence[int],
+    sizes: Sequence[int],
     cids: NDArray[np.uint8],
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
     corrupt: NDArray[np.uint8],
 ) -> CarIndex:
+    marks = np.arange(len(sizes), dtype=np.uint64) * _MARK
     keys = _keys_of(cids)
+    if len(sizes) > 1:
+        keys ^= marks[np.cumsum(sizes).searchsorted(starts)]
     rows = keys.argsort(kind="stable").astype(np.int32)
     keys = keys[rows]
-    again = np.flatnonzero(keys[1:] == keys[:-1])
+    [again] = (keys[1:] == keys[:-1]).nonzero()
     if len(again):
         # Blocks that stand in the file several times, which somebody could do millions of times.
         places = np.unique(np.concatenate([again, again + 1]))
-        _, first = np.unique(cids[rows[places]], axis=0, return_index=True)
+        numbered = np.concatenate([keys[places, np.newaxis].view(np.uint8), cids[rows[places]]], axis=1)
+        _, first = np.unique(numbered, axis=0, return_index=True)
         left_out = np.delete(places, first)
         rows, keys = np.delete(rows, left_out), np.delete(keys, left_out)
-    return CarIndex(root, cids, starts, ends, corrupt, keys, rows)
+    return CarIndex(roots, np.array(numbers, np.int32), marks, cids, starts, ends, corrupt, keys, rows)
 
 
 def _unsupported_link(cid: bytes) -> RepoRejectedError:

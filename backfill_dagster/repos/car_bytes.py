@@ -52,6 +52,19 @@ def slices_of(car: CarBytes, starts: NDArray[np.int64], ends: NDArray[np.int64])
     return [car[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
+def sections_of(
+    car: CarBytes, starts: NDArray[np.int64], ends: NDArray[np.int64], width: int
+) -> tuple[NDArray[np.uint8], list[bytes]]:
+    """Copy the so many bytes that stand before each start, a row for each; and those between start and end."""
+    if isinstance(car, bytes):
+        return bytes_at(car, starts - width, width), slices_of(car, starts, ends)
+    # To read costs more than to cut.
+    sections = slices_of(car, starts - width, ends)
+    return join_rows([section[:width] for section in sections], width), [
+        section[width:] for section in sections
+    ]
+
+
 def bytes_at(content: bytes, starts: NDArray[np.int64], width: int) -> NDArray[np.uint8]:
     """Copy so many bytes from each of these positions, a row for each; all must lie within the content."""
     if not len(starts):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,7 +18,6 @@ import pyarrow.compute as pc
 from backfill_dagster.repos.car_bytes import join_rows, slices_of
 from backfill_dagster.repos.cid import CID_BYTES, DAG_CBOR_PREFIX
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
-from backfill_dagster.repos.mst_node import decode_node
 from backfill_dagster.repos.mst_nodes import NodeBatch
 
 if TYPE_CHECKING:
@@ -41,37 +39,48 @@ _WORD_BYTES = 8
 
 
 class Leaves(NamedTuple):
-    """A tree's leaves in the order of their keys: key (`collection/rkey`), and a number that stands for its record."""
+    """Trees' leaves in the order of their keys: key (`collection/rkey`), and a number that stands for its record.
+
+    And how many each tree has.
+    """
 
     keys: pa.LargeBinaryArray
     records: NDArray[np.int32]
+    sizes: Numbers
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """A tree whose nodes are sound, each by itself: its nodes in pieces, the text of all keys, nodes per layer."""
+class Forest:
+    """Trees whose nodes are sound, each by itself: nodes in pieces, the text of all keys, nodes per layer from the top.
+
+    The nodes of all trees' tops come first, in the order of the trees, then those of the layers below.
+    """
 
     pieces: tuple[_Piece, ...]
     keys: bytearray
     layers: tuple[int, ...]
 
     def leaves(self) -> Leaves:
-        """Put the leaves in the tree's order. Raises RepoRejectedError (bad_tree) if that is not their keys' order."""
-        counts, has_left, has_right, key_bytes, records = map(np.concatenate, zip(*self.pieces, strict=True))
-        places = _places(counts, has_left, has_right, self.layers)
-        order = np.empty_like(places)
-        order[places] = np.arange(len(places), dtype=np.int32)
-        offsets = np.zeros(len(places) + 1, np.int64)
+        """Put the leaves in the trees' order. Raises RepoRejectedError (bad_tree) if that is not their keys' order."""
+        counts, has_left, has_right, trees, key_bytes, records = (
+            column[0] if len(self.pieces) == 1 else np.concatenate(column)
+            for column in zip(*self.pieces, strict=True)
+        )
+        order = _tree_order(counts, has_left, has_right, self.layers)
+        sizes = np.bincount(trees, counts, self.layers[0] if self.layers else 0).astype(np.int64)
+        offsets = np.zeros(len(order) + 1, np.int64)
         key_bytes.cumsum(out=offsets[1:])
         unordered = pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), len(places), [None, pa.py_buffer(offsets), pa.py_buffer(self.keys)]
+            pa.large_binary(), len(order), [None, pa.py_buffer(offsets), pa.py_buffer(self.keys)]
         )
         keys = unordered.take(pa.array(order))
         ascending = pc.less(keys[:-1], keys[1:]) if len(keys) else pa.array([], pa.bool_())
         if ascending.false_count:
-            after = ascending.index(False).as_py()
-            raise _bad_tree(f"key {keys[after + 1].as_py()!r} stands after {keys[after].as_py()!r}")
-        return Leaves(keys, records[order])
+            # The first key of a tree may come before the last one of another.
+            for last in np.flatnonzero(~ascending.to_numpy(zero_copy_only=False)).tolist():
+                if last + 1 not in sizes.cumsum():
+                    raise _bad_tree(f"key {keys[last + 1].as_py()!r} stands after {keys[last].as_py()!r}")
+        return Leaves(keys, records[order], sizes)
 
 
 def key_layer(key: bytes) -> int:
@@ -86,21 +95,34 @@ def walk_tree(
     root: bytes,
     limits: RepoLimits,
     find_records: Callable[[NDArray[np.uint8]], NDArray[np.int32]],
-) -> Tree:
-    """Read every node of the tree below `root` and check each of them.
+) -> Forest:
+    """Walk a single tree, as `walk_trees` does several."""
+    return walk_trees(car, index, [root], np.zeros(1, np.int32), limits, lambda cids, _: find_records(cids))
+
+
+def walk_trees(
+    car: CarBytes,
+    index: CarIndex,
+    roots: Sequence[bytes],
+    cars: NDArray[np.int32],
+    limits: RepoLimits,
+    find_records: Callable[[NDArray[np.uint8], NDArray[np.int32]], NDArray[np.int32]],
+) -> Forest:
+    """Read every node of the trees below `roots`, each in the CAR of its number, and check each of them.
 
     Keys are checked as the tree's format demands, not for being repository paths. Records are not looked at:
-    `find_records` makes of their CIDs, 36 bytes a row, the numbers that stand for them.
+    `find_records` makes of their CIDs, 36 bytes a row, and the numbers of their CARs, the numbers that stand for them.
+    The limits are those of all trees together.
 
     Raises RepoRejectedError: bad_tree, missing_block, corrupt_block, too_large; and what `find_records` does.
     """
-    walk = _Walk(car, index, limits, find_records)
-    links, layers = walk.read_layer([root]), [1]
+    walk = _Walk(car, index, limits, find_records, cars)
+    links, trees, layers = list(roots), np.arange(len(roots), dtype=np.int32), []
     while links:
         layers.append(len(links))
-        links = walk.read_layer(links)
+        links, trees = walk.read_layer(links, trees)
     walk.check()
-    return Tree(tuple(walk.pieces), walk.keys, tuple(layers))
+    return Forest(tuple(walk.pieces), walk.keys, tuple(layers))
 
 
 class _Walk:
@@ -111,7 +133,8 @@ class _Walk:
         car: CarBytes,
         index: CarIndex,
         limits: RepoLimits,
-        find_records: Callable[[NDArray[np.uint8]], NDArray[np.int32]],
+        find_records: Callable[[NDArray[np.uint8], NDArray[np.int32]], NDArray[np.int32]],
+        cars: NDArray[np.int32],
     ) -> None:
         self._car = car
         self._index = index
@@ -120,45 +143,57 @@ class _Walk:
         self._seen = np.zeros(len(index.starts), np.bool_)
         self._batch = NodeBatch(limits.max_node_entries)
         self._batch_bytes = 0
-        # Per node of the batch.
-        self._layers: list[int] = []
-        self._layer: int | None = None
+        # Of the nodes of the batch, in parts: their tree and their layer.
+        self._trees: list[NDArray[np.int32]] = []
+        self._layers: list[NDArray[np.int32]] = []
+        # Per tree, the layer of its top.
+        self._tops = np.zeros(len(cars), np.int32)
+        self._cars = cars
+        self._depth = 0
         self._nodes = 0
+        self._checked = 0
         self._records = 0
         self.pieces: list[_Piece] = []
         # Of all keys in the order of the pieces: an array that grows in place takes no second one.
         self.keys = bytearray()
 
-    def read_layer(self, links: Sequence[bytes]) -> list[bytes]:
-        """Read the nodes of the next layer below, by their CIDs; return the CIDs of the nodes below these."""
+    def read_layer(
+        self, links: list[bytes], trees: NDArray[np.int32]
+    ) -> tuple[list[bytes], NDArray[np.int32]]:
+        """Read the nodes of the next layer below, by their CIDs and trees; return those of the nodes below these."""
         children: list[bytes] = []
+        counts: list[int] = []
         for first in range(0, len(links), _NODES_AT_ONCE):
-            for blocks in self._load(links[first : first + _NODES_AT_ONCE]):
-                if self._layer is None:
-                    self._layer = self._top_layer(blocks[0])
-                children += self._batch.add(blocks)
-                self._layers += [self._layer] * len(blocks)
+            last = first + _NODES_AT_ONCE
+            for blocks, own in self._load(links[first:last], trees[first:last]):
+                self._batch.add(blocks, children, counts)
+                if not self._depth:
+                    self._set_tops(own)
+                self._trees.append(own)
+                self._layers.append(self._tops[own] - self._depth)
                 self._batch_bytes += sum(map(len, blocks))
-                if len(self._layers) >= _NODES_AT_ONCE or self._batch_bytes >= _BYTES_AT_ONCE:
+                if len(self._batch.blocks) >= _NODES_AT_ONCE or self._batch_bytes >= _BYTES_AT_ONCE:
                     self.check()
-        if children and self._layer == 0:
+        below = trees.repeat(counts)
+        if (self._tops[below] <= self._depth).any():
             raise _bad_tree("a subtree stands below the lowest layer")
-        self._layer = (self._layer or 0) - 1
-        return children
+        self._depth += 1
+        return children, below
 
-    def _top_layer(self, block: bytes) -> int:
-        """Return the top's layer, which its first key tells."""
-        top = decode_node(block, max_entries=self._limits.max_node_entries)
-        if not top.keys:
-            if top.left is not None:
+    def _set_tops(self, trees: NDArray[np.int32]) -> None:
+        """Note the layers of trees' tops, which are the nodes of the batch: their first keys tell."""
+        keys, lefts = self._batch.first_keys(), self._batch.lefts
+        for tree, key, left in zip(trees.tolist(), keys[-len(trees) :], lefts[-len(trees) :], strict=True):
+            if key is None and left is not None:
                 raise _bad_tree("the top node has no keys, only a subtree")
-            return 0
-        layer = key_layer(top.keys[0])
-        if layer > min(self._limits.max_depth, _MAX_LAYER):
-            raise _too_large(f"the tree has {layer} layers of at most {self._limits.max_depth}")
-        return layer
+            layer = 0 if key is None else key_layer(key)
+            if layer > min(self._limits.max_depth, _MAX_LAYER):
+                raise _too_large(f"the tree has {layer} layers of at most {self._limits.max_depth}")
+            self._tops[tree] = layer
 
-    def _load(self, links: Sequence[bytes]) -> Iterator[list[bytes]]:
+    def _load(
+        self, links: Sequence[bytes], trees: NDArray[np.int32]
+    ) -> Iterator[tuple[list[bytes], NDArray[np.int32]]]:
         """Yield nodes, none of which was asked for before; several at once, as long as they are small."""
         for link in links:
             if not link.startswith(DAG_CBOR_PREFIX):
@@ -166,11 +201,11 @@ class _Walk:
         self._nodes += len(links)
         if self._nodes > self._limits.max_nodes:
             raise _too_large(f"the tree has more than {self._limits.max_nodes} nodes")
-        rows = self._index.find(join_rows(links, CID_BYTES))
-        # Also what keeps the walk finite: a key stands in the tree once, and so does a subtree.
-        if self._seen[rows].any() or len(set(links)) < len(links):
-            raise _bad_tree("a subtree stands in two places")
+        rows = self._index.find(join_rows(links, CID_BYTES), self._cars[trees])
         self._seen[rows] = True
+        # Also what keeps the walk finite: a key stands in the tree once, and so does a subtree.
+        if np.count_nonzero(self._seen) < self._nodes:
+            raise _bad_tree("a subtree stands in two places")
         starts, ends = self._index.starts[rows], self._index.ends[rows]
         sizes = ends - starts
         largest = int(sizes.max())
@@ -179,34 +214,37 @@ class _Walk:
         at_once = len(links) if int(sizes.sum()) <= _BYTES_AT_ONCE else max(1, _BYTES_AT_ONCE // largest)
         for first in range(0, len(links), at_once):
             some = slice(first, first + at_once)
-            yield slices_of(self._car, starts[some], ends[some])
+            yield slices_of(self._car, starts[some], ends[some]), trees[some]
 
     def check(self) -> None:
         """Check the nodes of the batch and put them aside as columns."""
-        layers = np.array(self._layers, np.int64)
-        nodes = self._batch.take()
-        self._layers, self._batch_bytes = [], 0
-        if not layers.size:
+        if not self._layers:
             return
+        nodes = self._batch.take()
+        layers, trees = np.concatenate(self._layers), np.concatenate(self._trees)
+        self._layers, self._trees, self._batch_bytes = [], [], 0
         self._count(nodes)
-        # The top of an empty repository is the one node that may be empty.
-        if self._nodes > 1 and not (nodes.has_left | (nodes.counts > 0)).all():
+        # Only the top of an empty repository may be empty.
+        filled = nodes.has_left | (nodes.counts > 0)
+        if not filled[max(0, len(self._tops) - self._checked) :].all():
             raise _bad_tree("a subtree is empty")
+        self._checked += len(layers)
         if nodes.keys:
-            _check_layers(nodes.keys, np.repeat(layers, nodes.counts))
+            _check_layers(nodes.keys, layers.repeat(nodes.counts))
         self.pieces.append(
             _Piece(
                 nodes.counts.astype(np.int32),
                 nodes.has_left,
                 nodes.has_right,
-                np.fromiter(map(len, nodes.keys), np.int32, len(nodes.keys)),
-                self._find_records(nodes.values),
+                trees,
+                nodes.key_bytes.astype(np.int32),
+                self._find_records(nodes.values, self._cars[trees].repeat(nodes.counts)),
             )
         )
 
     def _count(self, nodes: Nodes) -> None:
         self._records += len(nodes.keys)
-        self.keys += b"".join(nodes.keys)
+        self.keys += nodes.text
         if self._records > self._limits.max_records:
             raise _too_large(f"the tree has more than {self._limits.max_records} records")
         if len(self.keys) > self._limits.max_paths_bytes:
@@ -219,70 +257,58 @@ class _Piece(NamedTuple):
     counts: NDArray[np.int32]
     has_left: Flags
     has_right: Flags
+    trees: NDArray[np.int32]
     key_bytes: NDArray[np.int32]
     records: NDArray[np.int32]
 
 
-def _check_layers(keys: Sequence[bytes], layers: Numbers) -> None:
+def _check_layers(keys: Sequence[bytes], layers: NDArray[np.int32]) -> None:
     """Check that each key is on the layer where it belongs: its hash begins with twice as many zero bits."""
     sha256 = hashlib.sha256
-    digests = join_rows([sha256(key).digest() for key in keys], _HASH_BITS // 8)
-    words = np.ascontiguousarray(digests[:, :_WORD_BYTES]).view(">u8")[:, 0].astype(np.uint64)
-    shifts = 8 * _WORD_BYTES - 2 - 2 * layers
+    digests = b"".join([sha256(key).digest() for key in keys])
+    words = np.frombuffer(digests, ">u8")[:: _HASH_BITS // 8 // _WORD_BYTES].astype(np.uint64)
     # Of the first bits, two for each layer and the one above, only the last two can be other than zero, and are.
-    tops = words >> np.maximum(shifts, 0).astype(np.uint64)
-    for number in np.flatnonzero((tops == 0) | (tops > 3) | (shifts < 0)).tolist():
+    # What is shifted by more bits than there are, which a number below zero becomes, is zero.
+    tops = words >> (8 * _WORD_BYTES - 2 - 2 * layers).astype(np.uint64)
+    for number in ((tops == 0) | (tops > 3)).nonzero()[0].tolist():
         key = keys[number]
         if key_layer(key) != layers[number]:
             raise _bad_tree(f"key {key!r} of layer {key_layer(key)} stands on layer {layers[number]}")
 
 
-def _places(
+def _tree_order(
     counts: NDArray[np.int32], has_left: Flags, has_right: Flags, layers: Sequence[int]
 ) -> NDArray[np.int32]:
-    """Return the place of each key in the order of the whole tree.
+    """Return the numbers of all keys in the order of the trees.
 
-    Nodes are in order layer by layer, `layers` says how many each has, and so every node but the top is the next
-    node's next child. A key stands behind those of its node before it, those of the subtrees before it in its node,
-    and whatever is before its node. So the sizes of subtrees are summed from below, and then places told from above.
+    Nodes are in order layer by layer, `layers` says how many each has. What a node consists of, keys and children,
+    takes the place that the node had in the order of the layers above: there every child was a hole.
     """
-    nodes = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    last = _sums(counts)
-    first = last - counts
-    lefts = _sums(has_left)
-    rights = _sums_before(has_right)
-    # How many children there are before those of a node, after them, and before the one that may follow a key.
-    children_before, children_after = lefts - has_left + rights[first], lefts + rights[last]
-    children_before_key = lefts[nodes] + rights[:-1]
+    lefts, rights = _sums_before(has_left), _sums_before(has_right)
+    ends = _sums_before(counts)
+    # Parts of nodes before each node and at last: its keys, and the children before and after them.
+    parts_before = ends + lefts + rights[ends]
+    parts = np.full(parts_before[-1], -1, np.int32)
+    keys = np.arange(ends[-1], dtype=np.int32)
+    parts[keys + rights[:-1] + lefts[1:].repeat(counts)] = keys
 
-    # Of children, one less than nodes: their node, and that node's keys before them.
-    parents, keys_before = np.zeros((2, len(counts) - 1), np.int32)
-    parents[children_before[has_left]] = np.flatnonzero(has_left)
-    parents[children_before_key[has_right]] = nodes[has_right]
-    numbers = np.arange(len(nodes), dtype=np.int32) - first[nodes]
-    keys_before[children_before_key[has_right]] = numbers[has_right] + 1
-
-    ends = [0, *np.cumsum(layers).tolist()]
-    sizes = counts.copy()
-    for start, end, below in zip(ends[-3::-1], ends[-2:0:-1], ends[:1:-1], strict=True):
-        before = _sums_before(sizes[end:below])
-        own = slice(start, end)
-        sizes[own] += before[children_after[own] - end + 1] - before[children_before[own] - end + 1]
-    # Keys at or below the children before each child, of all layers; only differences within a node matter, so that
-    # a sum that runs over does no harm.
-    before = _sums_before(sizes[1:])
-    offsets = np.zeros_like(sizes)
-    for end, below in pairwise(ends[1:]):
-        children = slice(end - 1, below - 1)
-        starts = offsets[parents[children]] + keys_before[children] + before[children]
-        offsets[end:below] = starts - before[children_before[end:below]]
-    places: NDArray[np.int32] = offsets[nodes] + numbers + before[children_before_key]
-    return places
-
-
-def _sums(numbers: NDArray[np.int32] | Flags) -> NDArray[np.int32]:
-    """Return the sum of all numbers up to each."""
-    return numbers.cumsum(dtype=np.int32)
+    order = np.full(layers[0], -1, np.int32)
+    first = 0
+    for nodes in layers:
+        before = parts_before[first : first + nodes + 1]
+        holes = order < 0
+        widths = np.ones(len(order), np.int32)
+        widths[holes] = np.diff(before)
+        places = _sums_before(widths)
+        filled = np.ones(places[-1], np.bool_)
+        kept = places[:-1][~holes]
+        filled[kept] = False
+        wider = np.empty(places[-1], np.int32)
+        wider[kept] = order[~holes]
+        wider[filled] = parts[before[0] : before[-1]]
+        order = wider
+        first += nodes
+    return order
 
 
 def _sums_before(numbers: NDArray[np.int32] | Flags) -> NDArray[np.int32]:

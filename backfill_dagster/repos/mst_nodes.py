@@ -40,13 +40,15 @@ _NAME_BYTES = 2
 class Nodes:
     """Nodes in order, as columns.
 
-    Per node: how many keys it has, and whether there is a subtree before them. Per key: its value's CID, 36 bytes a
-    row, and whether a subtree follows it.
+    Per node: how many keys it has, and whether there is a subtree before them. Per key: its length, its value's CID,
+    36 bytes a row, and whether a subtree follows it. `text` are all keys together.
     """
 
     counts: Numbers
     has_left: Flags
     keys: list[bytes]
+    text: bytes
+    key_bytes: Numbers
     values: NDArray[np.uint8]
     has_right: Flags
 
@@ -60,8 +62,8 @@ class NodeBatch:
     arrays: list[list[dict[str, Any]]] = field(default_factory=list)
     lefts: list[bytes | None] = field(default_factory=list)
 
-    def add(self, blocks: Sequence[bytes]) -> list[bytes]:
-        """Decode nodes; return the CIDs of their subtrees from left to right.
+    def add(self, blocks: Sequence[bytes], links: list[bytes], counts: list[int]) -> None:
+        """Decode nodes; add the CIDs of their subtrees from left to right, and how many each node has.
 
         Raises RepoRejectedError: bad_tree, too_large.
         """
@@ -76,16 +78,25 @@ class NodeBatch:
                 self.lefts.append(node["l"])
                 if len(node) != 2:
                     self._refuse()
-            children = []
+            before = found = len(links)
             for left, entries in zip(self.lefts[first:], self.arrays[first:], strict=True):
-                children.append(left)
-                children += [entry["t"] for entry in entries]
+                if left is not None:
+                    links.append(left)
+                links += [entry["t"] for entry in entries if entry["t"] is not None]
+                counts.append(len(links) - found)
+                found = len(links)
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
             self._refuse()
-        links = [child for child in children if child is not None]
-        if not (set(map(type, links)) <= {bytes} and set(map(len, links)) <= {CID_BYTES}):
+        new = links[before:]
+        if not (set(map(type, new)) <= {bytes} and set(map(len, new)) <= {CID_BYTES}):
             self._refuse()
-        return links
+
+    def first_keys(self) -> list[bytes | None]:
+        """Return the first key of each node, None for one without any. Raises RepoRejectedError: bad_tree."""
+        keys = [entries[0].get("k") if entries else None for entries in self.arrays]
+        if not set(map(type, keys)) <= {bytes, type(None)}:
+            self._refuse()
+        return keys
 
     def take(self) -> Nodes:
         """Return the nodes, and forget them, when all is checked that can be seen from each alone.
@@ -130,47 +141,44 @@ class NodeBatch:
             _lengths(suffixes),
         )
         has_left = np.array([left is not None for left in self.lefts], np.bool_)
-        keys = _whole_keys(shared, suffixes, counts, prefix_bytes, suffix_bytes)
-        if keys is None:
+        keys = _whole_keys(shared, suffixes)
+        text = b"".join(keys)
+        key_bytes = prefix_bytes + suffix_bytes
+        if not _are_in_order(text, counts, prefix_bytes, key_bytes):
             return None
         values = _find_values(self.blocks, counts, has_left, prefix_bytes, suffix_bytes, has_right)
-        return None if values is None else Nodes(counts, has_left, keys, values, has_right)
+        return None if values is None else Nodes(counts, has_left, keys, text, key_bytes, values, has_right)
 
 
-def _whole_keys(
-    shared: Sequence[int],
-    suffixes: Sequence[bytes],
-    counts: Numbers,
-    prefix_bytes: Numbers,
-    suffix_bytes: Numbers,
-) -> list[bytes] | None:
-    """Put keys together; None if one is too long, repeats bytes it could share, or does not come after the last."""
-    key_bytes = prefix_bytes + suffix_bytes
-    # Before a node's first key there is none to share bytes with.
-    bytes_before = np.zeros_like(key_bytes)
-    bytes_before[1:] = key_bytes[:-1]
-    bytes_before[(np.cumsum(counts) - counts)[counts > 0]] = 0
-    if (
-        (prefix_bytes > bytes_before).any()
-        or not suffix_bytes.all()
-        or (len(key_bytes) and key_bytes.max() > MAX_KEY_BYTES)
-    ):
-        return None
+def _whole_keys(shared: Sequence[int], suffixes: Sequence[bytes]) -> list[bytes]:
     keys: list[bytes] = []
     key = b""
     for prefix, suffix in zip(shared, suffixes, strict=True):
         key = key[:prefix] + suffix
         keys.append(key)
-    starts = np.cumsum(key_bytes) - key_bytes
-    text = np.frombuffer(b"".join(keys), np.uint8)
-    # Where a key parts from the one before it, its byte must be the greater: then it comes after it, and shares as
-    # much as it can.
-    parting = np.flatnonzero(prefix_bytes < bytes_before)
-    if (
-        text[starts[parting] + prefix_bytes[parting]] <= text[starts[parting - 1] + prefix_bytes[parting]]
-    ).any():
-        return None
     return keys
+
+
+def _are_in_order(text: bytes, counts: Numbers, prefix_bytes: Numbers, key_bytes: Numbers) -> bool:
+    """Tell whether no key is too long, all share what they can with the one before, and come after it."""
+    if not len(key_bytes):
+        return True
+    after = key_bytes.cumsum()
+    # Before a node's first key there is none to share bytes with.
+    bytes_before = np.zeros_like(key_bytes)
+    bytes_before[1:] = key_bytes[:-1]
+    bytes_before[(counts.cumsum() - counts)[counts > 0]] = 0
+    if (prefix_bytes > bytes_before).any() or key_bytes.max() > MAX_KEY_BYTES:
+        return False
+    # Where a key parts from the one before it, its byte must be the greater: then it comes after it, and shares as
+    # much as it can. It has such a byte, which is also so of the first one, if its suffix is not empty.
+    if (prefix_bytes >= key_bytes).any():
+        return False
+    [parting] = (prefix_bytes < bytes_before).nonzero()
+    prefixes = prefix_bytes[parting]
+    letters = np.frombuffer(text, np.uint8)
+    ends = after[parting - 1]
+    return bool((letters[ends + prefixes] > letters[ends - bytes_before[parting] + prefixes]).all())
 
 
 def _find_values(
@@ -189,31 +197,28 @@ def _find_values(
         + (_NAME_BYTES + np.where(has_right, _LINK_BYTES, _NULL_BYTES))
         + (_NAME_BYTES + _LINK_BYTES)
     )
-    before = np.concatenate([[0], np.cumsum(entry_bytes)])
-    last = np.cumsum(counts)
+    before = np.zeros(len(entry_bytes) + 1, np.int64)
+    entry_bytes.cumsum(out=before[1:])
+    last = counts.cumsum()
     first = last - counts
     head_bytes = 1 + _NAME_BYTES + _head_bytes(counts)
     left_bytes = _NAME_BYTES + np.where(has_left, _LINK_BYTES, _NULL_BYTES)
     block_bytes = _lengths(blocks)
     if (head_bytes + before[last] - before[first] + left_bytes != block_bytes).any():
         return None
-    block_ends = np.cumsum(block_bytes)
-    values = np.repeat(block_ends - block_bytes + head_bytes - before[first], counts) + before[1:]
+    block_ends = block_bytes.cumsum()
+    values = (block_ends - block_bytes + head_bytes - before[first]).repeat(counts) + before[1:]
     rights = values[has_right] - (_NAME_BYTES + _LINK_BYTES)
     lefts = block_ends[has_left]
     text = b"".join(blocks)
-    if not (
-        _are_links(text, values, b"v") and _are_links(text, rights, b"t") and _are_links(text, lefts, b"l")
-    ):
+    links = [(b"v", values), (b"t", rights), (b"l", lefts)]
+    heads = [b"\x61" + name + _LINK_HEAD for name, _ in links]
+    ends = np.concatenate([ends for _, ends in links])
+    width = len(heads[0])
+    found = bytes_at(text, ends - (CID_BYTES + width), width)
+    if found.tobytes() != b"".join(head * len(some) for head, (_, some) in zip(heads, links, strict=True)):
         return None
     return bytes_at(text, values - CID_BYTES, CID_BYTES)
-
-
-def _are_links(text: bytes, ends: Numbers, name: bytes) -> bool:
-    """Tell whether a field of this name that is a link ends at each of these places."""
-    head = b"\x61" + name + _LINK_HEAD
-    found = bytes_at(text, ends - CID_BYTES - len(head), len(head))
-    return bool((found == np.frombuffer(head, np.uint8)).all())
 
 
 def _head_bytes(arguments: Numbers) -> Numbers:

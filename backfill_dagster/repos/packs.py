@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -265,5 +265,6 @@ def _pack_frame(attempts: Sequence[Attempt], files: Sequence[StoredFile]) -> pl.
         }
         for stored in files
     ]
-    rows = [{**asdict(attempt), "blocks_files": named} for attempt in attempts]
-    return pl.DataFrame(rows, schema=PACK_SCHEMA)
+    own = [name for name in PACK_SCHEMA if name != "blocks_files"]
+    columns = {name: [getattr(attempt, name) for attempt in attempts] for name in own}
+    return pl.DataFrame({**columns, "blocks_files": [named] * len(attempts)}, schema=PACK_SCHEMA)

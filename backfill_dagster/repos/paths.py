@@ -38,9 +38,9 @@ def split_paths(keys: pa.LargeBinaryArray) -> Paths:
 
     Raises RepoRejectedError (bad_tree) for a key that is not UTF-8, which no path can be.
     """
-    some = [
-        _split(keys[first : first + _KEYS_AT_ONCE]) for first in range(0, max(1, len(keys)), _KEYS_AT_ONCE)
-    ]
+    if len(keys) <= _KEYS_AT_ONCE:
+        return _split(keys)
+    some = [_split(keys[first : first + _KEYS_AT_ONCE]) for first in range(0, len(keys), _KEYS_AT_ONCE)]
     collections = pa.chunked_array([paths.collections for paths in some]).unify_dictionaries()
     return Paths(pa.concat_arrays(collections.chunks), pa.concat_arrays([paths.rkeys for paths in some]))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,23 +13,23 @@ import pyarrow as pa
 from backfill_dagster.errors import StorageError
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.repos.blocks_file import Records
-from backfill_dagster.repos.car_bytes import join_rows, open_car, slices_of
+from backfill_dagster.repos.car_bytes import open_car, sections_of
 from backfill_dagster.repos.cid import CID_BYTES, cid_text
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey
 from backfill_dagster.repos.packs import Attempt, PackWriter
-from backfill_dagster.repos.verify import RepoLimits, VerifiedRepo, verify_repo
+from backfill_dagster.repos.verify import Claim, RepoLimits, VerifiedRepos, prove, prove_together
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
-
-    from backfill_dagster.repos.car_bytes import CarBytes
 
 # What is handed to the pack at once, in records and in bytes: any number of records can share one large block.
 _SLICE_RECORDS = 4096
 _SLICE_BYTES = 8 * 2**20
+# Smaller files are proven together, up to so many bytes.
+_GROUP_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +76,18 @@ def prove_and_pack(
     rejected: dict[str, tuple[RepoFault, str]] = {}
     with storage.scratch() as scratch:
         writer = PackWriter(storage, pds_host, scratch)
-        for delivery in deliveries:
-            attempt = delivery.attempt
-            if delivery.car is not None:
-                try:
-                    attempt = _prove(delivery, delivery.car, writer, settings, tombstones)
-                except RepoRejectedError as error:
-                    rejected[attempt.did] = (error.fault, error.detail)
+        for group in _groups(deliveries):
+            for delivery, outcome in _prove(group, writer, settings, tombstones):
+                if isinstance(outcome, RepoRejectedError):
+                    rejected[delivery.attempt.did] = (outcome.fault, outcome.detail)
                     continue
-                except OSError as error:
-                    raise StorageError(
-                        f"{delivery.car} cannot be read: {error}; run the same again"
-                    ) from error
-            attempt = replace(
-                attempt,
-                detail=tombstones.mask(attempt.detail),
-                server_error=tombstones.mask(attempt.server_error),
-            )
-            writer.add_attempt(attempt)
-            written.append(attempt)
+                attempt = replace(
+                    outcome,
+                    detail=tombstones.mask(outcome.detail),
+                    server_error=tombstones.mask(outcome.server_error),
+                )
+                writer.add_attempt(attempt)
+                written.append(attempt)
         pack = writer.commit()
     for delivery in deliveries:
         if delivery.car is not None and delivery.attempt.did not in rejected:
@@ -100,60 +95,138 @@ def prove_and_pack(
     return PackReport(pack, tuple(replace(attempt, commit_block=None) for attempt in written), rejected)
 
 
+def _groups(deliveries: Iterable[Delivery]) -> Iterator[list[Delivery]]:
+    """Part deliveries into groups of small files; a larger file is alone."""
+    group: list[Delivery] = []
+    group_bytes = 0
+    for delivery in deliveries:
+        with _reading(delivery.car):
+            size = 0 if delivery.car is None else delivery.car.stat().st_size
+        if group and group_bytes + size > _GROUP_BYTES:
+            yield group
+            group, group_bytes = [], 0
+        group.append(delivery)
+        group_bytes += size
+    if group:
+        yield group
+
+
 def _prove(
-    delivery: Delivery, car: Path, writer: PackWriter, settings: ProofSettings, tombstones: Tombstones
-) -> Attempt:
-    with open_car(car) as content:
-        repo = verify_repo(
-            content,
-            did=delivery.attempt.did,
-            keys=[SigningKey.from_did_key(key) for key in delivery.keys],
-            previous_keys=[SigningKey.from_did_key(key) for key in delivery.previous_keys],
+    group: Sequence[Delivery], writer: PackWriter, settings: ProofSettings, tombstones: Tombstones
+) -> list[tuple[Delivery, Attempt | RepoRejectedError]]:
+    """Add the records of those that hold to the pack; return how each of all ended, in no particular order."""
+    ended: list[tuple[Delivery, Attempt | RepoRejectedError]] = [
+        (delivery, delivery.attempt) for delivery in group if delivery.car is None
+    ]
+    cars = [(delivery, delivery.car) for delivery in group if delivery.car is not None]
+    if len(cars) > 1:
+        proven = prove_together(
+            [_read(car) for _, car in cars],
+            [_claim(delivery) for delivery, _ in cars],
             check_signature=settings.check_signature,
             limits=settings.limits,
         )
-        purged = _withheld(repo, tombstones)
-        for records in _slices(repo, content, purged, tombstones):
-            writer.add_records(records)
-    return replace(
-        delivery.attempt,
-        repo_rev=repo.rev,
-        commit_cid=cid_text(repo.commit_cid),
-        commit_block=repo.commit_block,
-        signed_by=repo.signed_by,
-        signing_key=repo.signing_key,
-        records=len(repo.starts),
-        purged=len(purged),
+        if proven is None:
+            middle = len(cars) // 2
+            for half in (cars[:middle], cars[middle:]):
+                ended += _prove([delivery for delivery, _ in half], writer, settings, tombstones)
+            return ended
+        ended += _add(proven, [delivery for delivery, _ in cars], writer, tombstones)
+        cars = [car for number, car in enumerate(cars) if number not in proven.numbers]
+    for delivery, car in cars:
+        with _reading(car), open_car(car) as content:
+            try:
+                proven = prove(
+                    content,
+                    _claim(delivery),
+                    check_signature=settings.check_signature,
+                    limits=settings.limits,
+                )
+            except RepoRejectedError as error:
+                ended.append((delivery, error))
+            else:
+                ended += _add(proven, [delivery], writer, tombstones)
+    return ended
+
+
+def _read(car: Path) -> bytes:
+    with _reading(car):
+        return car.read_bytes()
+
+
+@contextmanager
+def _reading(car: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{car} cannot be read: {error}; run the same again") from error
+
+
+def _claim(delivery: Delivery) -> Claim:
+    return Claim(
+        delivery.attempt.did,
+        [SigningKey.from_did_key(key) for key in delivery.keys],
+        [SigningKey.from_did_key(key) for key in delivery.previous_keys],
     )
 
 
-def _withheld(repo: VerifiedRepo, tombstones: Tombstones) -> list[int]:
+def _add(
+    proven: VerifiedRepos, deliveries: Sequence[Delivery], writer: PackWriter, tombstones: Tombstones
+) -> Iterator[tuple[Delivery, Attempt]]:
+    """Add records to the pack; yield those of the deliveries that they are of, and their attempts."""
+    purged = _withheld(proven, tombstones)
+    for records in _slices(proven, purged, tombstones):
+        writer.add_records(records)
+    left_out = np.diff(np.searchsorted(purged, [0, *accumulate(proven.sizes)])).tolist()
+    for number, header, size, without in zip(
+        proven.numbers, proven.headers, proven.sizes, left_out, strict=True
+    ):
+        yield (
+            deliveries[number],
+            replace(
+                deliveries[number].attempt,
+                repo_rev=header.rev,
+                commit_cid=cid_text(header.commit_cid),
+                commit_block=header.commit_block,
+                signed_by=header.signed_by,
+                signing_key=header.signing_key,
+                records=size,
+                purged=without,
+            ),
+        )
+
+
+def _withheld(proven: VerifiedRepos, tombstones: Tombstones) -> list[int]:
     """Return which of the records are not to be stored, because the study has purged them."""
     if not tombstones:
         return []
-    collections, rkeys = repo.collections.to_pylist(), repo.rkeys.to_pylist()
-    return tombstones.withheld_rows([repo.did] * len(rkeys), collections, rkeys)
+    collections, rkeys = proven.collections.to_pylist(), proven.rkeys.to_pylist()
+    dids = [
+        header.did for header, size in zip(proven.headers, proven.sizes, strict=True) for _ in range(size)
+    ]
+    return tombstones.withheld_rows(dids, collections, rkeys)
 
 
-def _slices(
-    repo: VerifiedRepo, content: CarBytes, withheld: list[int], tombstones: Tombstones
-) -> Iterator[Records]:
-    kept = np.ones(len(repo.starts), np.bool_)
+def _slices(proven: VerifiedRepos, withheld: list[int], tombstones: Tombstones) -> Iterator[Records]:
+    kept = np.ones(len(proven.starts), np.bool_)
     kept[withheld] = False
-    sizes = np.cumsum(repo.ends - repo.starts)
+    bounds = np.cumsum(proven.sizes)
+    sizes = np.cumsum(proven.ends - proven.starts)
     first = 0
     while first < len(sizes):
         before = sizes[first - 1] if first else 0
         full = int(sizes.searchsorted(before + _SLICE_BYTES)) + 1
         last = min(first + _SLICE_RECORDS, full, len(sizes))
         rows = first + np.flatnonzero(kept[first:last])
-        collections = repo.collections.take(pa.array(rows))
-        sections = slices_of(content, repo.starts[rows] - CID_BYTES, repo.ends[rows])
-        yield Records(
-            repo.did,
-            collections.dictionary.take(collections.indices),
-            repo.rkeys.take(pa.array(rows)),
-            join_rows([section[:CID_BYTES] for section in sections], CID_BYTES),
-            tombstones.mask_blocks([section[CID_BYTES:] for section in sections]),
-        )
+        collections = proven.collections.take(pa.array(rows))
+        names = collections.dictionary.take(collections.indices)
+        rkeys = proven.rkeys.take(pa.array(rows))
+        cids, found = sections_of(proven.content, proven.starts[rows], proven.ends[rows], CID_BYTES)
+        blocks = tombstones.mask_blocks(found)
+        # Of which accounts these are, and where their rows end.
+        owners = range(int(bounds.searchsorted(first, "right")), int(bounds.searchsorted(last)) + 1)
+        ends = rows.searchsorted(bounds[owners.start : owners.stop]).tolist()
+        for owner, start, end in zip(owners, [0, *ends[:-1]], ends, strict=True):
+            some = slice(start, end)
+            yield Records(proven.headers[owner].did, names[some], rkeys[some], cids[some], blocks[some])
         first = last

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from backfill_dagster.repos.car import index_car
+import numpy as np
+
+from backfill_dagster.repos.car import CarIndex, index_car, index_cars
+from backfill_dagster.repos.car_bytes import join_rows
+from backfill_dagster.repos.cid import CID_BYTES
 from backfill_dagster.repos.commit import Commit, parse_commit
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey, verify_signature
 from backfill_dagster.repos.limits import RepoLimits as RepoLimits  # offered here too, as an argument's type
-from backfill_dagster.repos.mst import walk_tree
+from backfill_dagster.repos.mst import walk_trees
 from backfill_dagster.repos.paths import split_paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -66,24 +71,143 @@ def verify_repo(
 
     Raises RepoRejectedError with any fault.
     """
+    claim = Claim(did, keys, previous_keys)
+    [repo] = prove(car, claim, check_signature=check_signature, limits=limits).repos()
+    return repo
+
+
+class Claim(NamedTuple):
+    """Whose repository a CAR is said to be, and the keys of that account."""
+
+    did: str
+    keys: Sequence[SigningKey]
+    previous_keys: Sequence[SigningKey] = ()
+
+
+class Header(NamedTuple):
+    """A repository that holds, without its records; see `VerifiedRepo`."""
+
+    did: str
+    rev: str | None
+    commit_cid: bytes
+    commit_block: bytes
+    signed_by: Literal["current", "previous"] | None
+    signing_key: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VerifiedRepos:
+    """Repositories that hold, and all their records together: those of the first, then those of the next.
+
+    `numbers` says which of the CARs that were given they are, `sizes` how many records each has. Positions are those
+    in `content`.
+    """
+
+    content: CarBytes
+    numbers: list[int]
+    headers: list[Header]
+    sizes: list[int]
+    collections: pa.DictionaryArray
+    rkeys: pa.LargeStringArray
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def repos(self) -> list[VerifiedRepo]:
+        """Return each by itself; positions stay those in `content`."""
+        bounds = pairwise([0, *accumulate(self.sizes)])
+        return [
+            VerifiedRepo(
+                *header,
+                self.collections[first:last],
+                self.rkeys[first:last],
+                self.starts[first:last],
+                self.ends[first:last],
+            )
+            for header, (first, last) in zip(self.headers, bounds, strict=True)
+        ]
+
+
+def prove(
+    car: CarBytes, claim: Claim, *, check_signature: bool = True, limits: RepoLimits = _DEFAULT_LIMITS
+) -> VerifiedRepos:
+    """Do what `verify_repo` does, for a result of the same form as `prove_together` has."""
     index = index_car(car, max_bytes=limits.max_car_bytes, max_blocks=limits.max_blocks)
-    root = index.root
-    start, end = index.span(root)
+    header, tree = _read_commit(car, index.span(index.root), index.root, claim, check_signature, limits)
+    # Of a large repository the index is most of the memory, so nothing else may hold it.
+    handed_on = [index]
+    del index
+    return _prove_trees(car, handed_on, [0], [header], [tree], limits)
+
+
+def prove_together(
+    cars: Sequence[bytes],
+    claims: Sequence[Claim],
+    *,
+    check_signature: bool = True,
+    limits: RepoLimits = _DEFAULT_LIMITS,
+) -> VerifiedRepos | None:
+    """Prove several small repositories at once, for far less each. Of those that do not hold, some are left out.
+
+    None if no more can be told than that not all hold, or that they do not keep to the limits of one together.
+    What any single one is rejected for, `prove` tells.
+    """
+    content = b"".join(cars)
+    numbers, headers, trees = [], [], []
+    try:
+        index = index_cars(
+            content, list(map(len, cars)), max_bytes=limits.max_car_bytes, max_blocks=limits.max_blocks
+        )
+        commits = index.find(join_rows(index.roots, CID_BYTES), index.numbers)
+        spans = zip(index.starts[commits].tolist(), index.ends[commits].tolist(), strict=True)
+        for number, root, span in zip(index.numbers.tolist(), index.roots, spans, strict=True):
+            with suppress(RepoRejectedError):
+                header, tree = _read_commit(content, span, root, claims[number], check_signature, limits)
+                numbers.append(number)
+                headers.append(header)
+                trees.append(tree)
+        return _prove_trees(content, [index], numbers, headers, trees, limits) if trees else None
+    except RepoRejectedError:
+        return None
+
+
+def _read_commit(
+    car: CarBytes,
+    span: tuple[int, int],
+    root: bytes,
+    claim: Claim,
+    check_signature: bool,
+    limits: RepoLimits,
+) -> tuple[Header, bytes]:
+    """Check a commit; return it, and the CID of its tree."""
+    start, end = span
     if end - start > limits.max_commit_bytes:
         raise RepoRejectedError(
             RepoFault.TOO_LARGE, f"the commit has {end - start} bytes of at most {limits.max_commit_bytes}"
         )
-    commit_block = car[start:end]
-    commit = parse_commit(commit_block)
-    if commit.did != did:
+    block = car[start:end]
+    commit = parse_commit(block)
+    if commit.did != claim.did:
         raise RepoRejectedError(RepoFault.WRONG_DID, f"the repository is that of {commit.did[:80]!r}")
-    signed_by, signing_key = _find_signer(commit, keys, previous_keys) if check_signature else (None, None)
-    tree = walk_tree(car, index, commit.data, limits, index.find)
+    signed_by, key = (
+        _find_signer(commit, claim.keys, claim.previous_keys) if check_signature else (None, None)
+    )
+    return Header(claim.did, commit.rev, root, block, signed_by, key), commit.data
+
+
+def _prove_trees(
+    car: CarBytes,
+    index_alone: list[CarIndex],
+    numbers: list[int],
+    headers: list[Header],
+    trees: list[bytes],
+    limits: RepoLimits,
+) -> VerifiedRepos:
+    index = index_alone.pop()
+    forest = walk_trees(car, index, trees, np.array(numbers, np.int32), limits, index.find)
     starts, ends = index.starts, index.ends
-    # Of a large repository, most of the memory.
     del index
-    leaves = tree.leaves()
-    del tree
+    leaves = forest.leaves()
+    del forest
     starts, ends = starts[leaves.records], ends[leaves.records]
     # One block can stand under any number of keys, so that a small file could stand for any number of bytes.
     if int((ends - starts).sum()) > limits.max_records_bytes:
@@ -91,17 +215,8 @@ def verify_repo(
             RepoFault.TOO_LARGE, f"the records have more than {limits.max_records_bytes} bytes"
         )
     paths = split_paths(leaves.keys)
-    return VerifiedRepo(
-        did=did,
-        rev=commit.rev,
-        commit_cid=root,
-        commit_block=commit_block,
-        signed_by=signed_by,
-        signing_key=signing_key,
-        collections=paths.collections,
-        rkeys=paths.rkeys,
-        starts=starts,
-        ends=ends,
+    return VerifiedRepos(
+        car, numbers, headers, leaves.sizes.tolist(), paths.collections, paths.rkeys, starts, ends
     )
 
 

@@ -152,7 +152,9 @@ class Stages:
             pipeline.build_accounts(self.study)
 
     def all(self) -> None:
-        """Go from the downloaded files to the tables."""
+        """Go from the downloaded files to the tables, of a study that has nothing yet."""
+        for folder in ("repos", "records", "tables", "undated", "built"):
+            shutil.rmtree(self.study.root / folder, ignore_errors=True)
         self.pack()
         self.records_and_tables()
 

@@ -20,7 +20,7 @@ ON_THE_WAY = [
     (" worker replace ", "repos/packs.py:<listcomp>", "after"),
     (" worker replace ", "repos/packs.py:commit", "after"),
     (" worker replace ", "records/conversion.py:convert_pack", "before"),
-    (" parent replace ", "tables/build.py:_write_part", "after"),
+    (" parent replace ", "tables/parts.py:_write", "after"),
     (" parent replace ", "tables/ledger.py:note_built", "before"),
     (" parent unlink ", "tables/build.py:remove_other_tables", "after"),
     (" parent replace ", "pipeline.py:build_accounts", "before"),
