@@ -51,9 +51,8 @@ from backfill_dagster.records.conversion import (
     is_converted,
     read_counts,
 )
-from backfill_dagster.records.date_quality import is_undated
 from backfill_dagster.records.settings import RecordSettings, StudyPeriod
-from backfill_dagster.records.tables import SCHEMA_VERSION, TABLE_BY_NAME, TABLES_OF_COLLECTION
+from backfill_dagster.records.tables import COUNTS_SCHEMA, SCHEMA_VERSION, TABLES_OF_COLLECTION
 from backfill_dagster.records.windows import UNDATED, granularity_of, study_windows
 from backfill_dagster.repos.client import DownloadBounds
 from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport, Progress
@@ -74,16 +73,17 @@ from backfill_dagster.tables.build import (
     PartitionReport,
     WindowedTable,
     remove_other_tables,
-    scan_table,
     table_keys,
 )
 from backfill_dagster.tables.contents import TableContents
 from backfill_dagster.tables.inspection import Inspection, inspect_windows
+from backfill_dagster.tables.kept import KEPT_SCHEMA, add_kept, count_kept
 from backfill_dagster.tables.ledger import LEDGER_SCHEMA, ledger_key, note_built
+from backfill_dagster.tables.repeated_uris import count_repeated_uris
 from backfill_dagster.workers import worker_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
     from pathlib import Path
@@ -102,7 +102,14 @@ ACCOUNTS_KEY = "accounts.parquet"
 
 # In the metadata of the accounts' file: what it was made of.
 _MADE_OF = "made_of"
-# Packs that are looked through sooner than worker processes are started.
+# Accounts are summed up by so many at least, and in so many lots at most: what that takes besides is small then, and
+# so is what it costs to pick out a lot.
+_ACCOUNTS_AT_ONCE = 2_000
+_LOTS = 32
+# Packs whose counts are held at once: of a hundred accounts as a rule, with some ten counts each.
+_PACKS_AT_ONCE = 64
+_FATE = ("table", "fate", "reason")
+# Files that are looked through sooner than worker processes are started.
 _SMALL_BYTES = 64 * 2**20
 
 _Result = TypeVar("_Result")
@@ -279,14 +286,22 @@ def convert_records(
 
 
 def count_converted(study: Study, pds_hosts: Sequence[str]) -> dict[str, pl.DataFrame]:
-    """Return, of each of these hosts, what became of the records of the snapshots that it gave: COUNTS_SCHEMA."""
+    """Return, of each of these hosts, what became of the records of the snapshots that it gave.
+
+    As `table, fate, reason, records`.
+    """
     storage = StudyStorage(study.root)
     current = snapshots(storage.read(DIRECTORY_KEY), read_ledger(storage)).select("did", "pds_host", "pack")
     counted = {}
     for host in pds_hosts:
         own = current.filter(pl.col("pds_host") == host)
         packs = own.select("pds_host", "pack").unique().sort(pl.all()).rows()
-        counted[host] = read_counts(storage, packs).join(own, on=["did", "pack"], how="semi").drop("pack")
+        sums = [COUNTS_SCHEMA.to_frame().select(*_FATE, "records")]
+        for first in range(0, len(packs), _PACKS_AT_ONCE):
+            counts = read_counts(storage, packs[first : first + _PACKS_AT_ONCE])
+            counts = counts.join(own, on=["did", "pack"], how="semi")
+            sums.append(counts.group_by(_FATE).agg(pl.col("records").sum()))
+        counted[host] = pl.concat(sums).group_by(_FATE).agg(pl.col("records").sum())
     return counted
 
 
@@ -330,7 +345,12 @@ def build_undated_rows(study: Study, *, again: bool = False) -> dict[str, Partit
 
     Tables that the study no longer has are removed.
     """
-    return _build_undated_rows(study, _tables(study), again=again)
+    tables = _tables(study)
+    remove_other_tables(StudyStorage(study.root), list(tables))
+    return {
+        name: table.build([UNDATED], again=again, workers=_workers(study))[0]
+        for name, table in tables.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,22 +367,73 @@ def build_accounts(study: Study) -> AccountsBuild:
     """Stage 5: write the table of accounts, counting the records kept by reading the final files again."""
     storage = StudyStorage(study.root)
     made_of = accounts_inputs(study)
+    kept, repeated = _recount(study)
     source = storage.read(SOURCE_KEY)
-    directory, ledger = with_unasked(storage.read(DIRECTORY_KEY), source["did"]), read_ledger(storage)
-    current = snapshots(directory, ledger)
-    packs = current.select("pds_host", "pack").unique().sort("pds_host", "pack")
-    counts, kept = read_counts(storage, packs.iter_rows()), count_kept(study)
-    accounts = summarise(
-        source,
-        directory,
-        ledger,
-        counts,
-        kept,
-        hide_inactive=study.inactive_accounts != "keep",
-    )
+    accounts, wrong = _summarise(study, source, kept)
     storage.write(ACCOUNTS_KEY, accounts, metadata={_MADE_OF: made_of})
-    wrong = misplaced(accounts, current, counts, kept)
-    return AccountsBuild(accounts, source, wrong, count_repeated_uris(study))
+    return AccountsBuild(accounts, source, wrong, repeated)
+
+
+def _summarise(study: Study, source: pl.DataFrame, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the table of accounts, and what is misplaced; `kept` is what the final files hold (KEPT_SCHEMA)."""
+    accounts, wrong = zip(*_summarise_lots(study, source, kept), strict=True)
+    return pl.concat(accounts).sort("did"), pl.concat(wrong).sort("did", "table")
+
+
+def _summarise_lots(
+    study: Study, source: pl.DataFrame, kept: pl.DataFrame
+) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Do so for some accounts at a time: the conversions' counts are many more than the accounts."""
+    storage = StudyStorage(study.root)
+    directory, ledger = with_unasked(storage.read(DIRECTORY_KEY), source["did"]), read_ledger(storage)
+    told = ledger.select("did", "pds_host", "pack", "outcome", "repo_rev", "fetched_at")
+    current = snapshots(directory, told).select("did", "pds_host", "pack")
+    # By pack, so that each is looked into once or twice.
+    everybody = (
+        pl.concat([directory.select("did"), kept.select("did")])
+        .unique()
+        .join(current, on="did", how="left")
+        .sort("pds_host", "pack", "did")
+    )
+    at_once = max(_ACCOUNTS_AT_ONCE, -(-everybody.height // _LOTS))
+    for first in range(0, max(1, everybody.height), at_once):
+        some = everybody.slice(first, at_once)
+        packs = some.select("pds_host", "pack").drop_nulls().unique(maintain_order=True)
+        counts = read_counts(storage, packs.iter_rows()).join(some, on=["did", "pack"], how="semi")
+        kept_of_some = kept.join(some, on="did", how="semi", nulls_equal=True)
+        accounts = summarise(
+            source.join(some, on="did", how="semi"),
+            directory.join(some, on="did", how="semi"),
+            ledger.join(some, on="did", how="semi"),
+            counts,
+            kept_of_some,
+            hide_inactive=study.inactive_accounts != "keep",
+        )
+        yield accounts, misplaced(accounts, some.drop_nulls("pack"), counts, kept_of_some)
+
+
+def _recount(study: Study) -> tuple[pl.DataFrame, int]:
+    """Read all final files again: what they hold of each account (KEPT_SCHEMA), and how many URIs are repeated."""
+    storage = StudyStorage(study.root)
+    sizes = {table: sum(map(storage.size, table_keys(storage, table))) for table in study_tables(study)}
+    # What takes longest first.
+    tables = sorted(sizes, key=lambda table: -sizes[table])
+    kept, repeated = KEPT_SCHEMA.to_frame(), 0
+    if sum(sizes.values()) < _SMALL_BYTES:
+        for table in tables:
+            kept = add_kept([kept, count_kept(storage, table)])
+            repeated += count_repeated_uris(storage, table)
+        return kept, repeated
+    with worker_pool(study.processing.worker_count) as workers:
+        counting = [
+            (workers.submit(count_kept, storage, table), workers.submit(count_repeated_uris, storage, table))
+            for table in tables
+        ]
+        while counting:
+            of_table, number = counting.pop(0)
+            kept = add_kept([kept, of_table.result()])
+            repeated += number.result()
+    return kept, repeated
 
 
 def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
@@ -376,10 +447,10 @@ def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
 
 def build_record_tables(study: Study, *, again: bool = False) -> None:
     """Stage 5, but for the accounts: bring every table and the undated rows up to date, or build all `again`."""
-    tables, windows = _tables(study), study_windows(study.time_range)
+    tables, windows = _tables(study), [*study_windows(study.time_range), UNDATED]
     for table in tables.values():
         table.build(windows, again=again, workers=_workers(study))
-    _build_undated_rows(study, tables, again=again)
+    remove_other_tables(StudyStorage(study.root), list(tables))
 
 
 def rebuild(study: Study) -> None:
@@ -448,55 +519,6 @@ def accounts_inputs(study: Study) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def count_kept(study: Study) -> pl.DataFrame:
-    """Count what the final files hold: `did, table, rows, undated, with_issues, first, last`, by reading them."""
-    storage = StudyStorage(study.root)
-    undated = is_undated(pl.col("date_quality"))
-    believed = pl.col("created_at").filter(~undated)
-    counted = [
-        scan_table(storage, table)
-        .group_by("did")
-        .agg(
-            rows=pl.len(),
-            undated=undated.sum(),
-            with_issues=(pl.col("issues").list.len() > 0).sum(),
-            first=believed.min(),
-            last=believed.max(),
-        )
-        .select("did", pl.lit(table).alias("table"), "rows", "undated", "with_issues", "first", "last")
-        for table in study_tables(study)
-    ]
-    keys = [key for table in study_tables(study) for key in table_keys(storage, table)]
-    return pl.concat(storage.collect(counted, keys))
-
-
-def count_repeated_uris(study: Study) -> int:
-    """Count the rows of the final files whose URI stands in its table before.
-
-    One window in memory at a time, and then one part of all windows: what two packs both have would meet in a
-    window, and what one pack has twice would in a part.
-    """
-    storage = StudyStorage(study.root)
-    repeated = 0
-    for table in study_tables(study):
-        windows: dict[str, list[str]] = {}
-        parts: dict[str, list[str]] = {}
-        for key in table_keys(storage, table):
-            folder, _, part = key.rpartition("/")
-            windows.setdefault(folder, []).append(key)
-            parts.setdefault(part, []).append(key)
-        repeated += max(
-            sum(_repeated_uris(storage, table, keys) for keys in groups.values())
-            for groups in (windows, parts)
-        )
-    return repeated
-
-
-def _repeated_uris(storage: StudyStorage, table: str, keys: list[str]) -> int:
-    uris = storage.scan(keys, TABLE_BY_NAME[table].schema).select("uri")
-    return int(storage.collect([uris], keys)[0]["uri"].is_duplicated().sum())
-
-
 def shown_snapshots(study: Study) -> pl.DataFrame:
     """Return `did, pds_host, pack` of the snapshots whose records belong in the tables now."""
     storage = StudyStorage(study.root)
@@ -562,16 +584,6 @@ def _tables(study: Study) -> dict[str, WindowedTable]:
     granularity, windows = granularity_of(time_range), study_windows(time_range)
     return {
         table: WindowedTable(storage, table, granularity, windows, contents) for table in study_tables(study)
-    }
-
-
-def _build_undated_rows(
-    study: Study, tables: dict[str, WindowedTable], *, again: bool
-) -> dict[str, PartitionReport]:
-    remove_other_tables(StudyStorage(study.root), list(tables))
-    return {
-        name: table.build([UNDATED], again=again, workers=_workers(study))[0]
-        for name, table in tables.items()
     }
 
 

@@ -124,6 +124,44 @@ def test_fetched_is_kept_and_filtered_and_rejected(collected: Study, network: Sa
         assert row["records_kept"] == sum(record.table is not None for record in records)
 
 
+def test_accounts_in_many_lots_by_workers_are_the_same(
+    collected: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = next((collected.root / "tables/likes").glob("month=*/*.parquet"))
+    sound, rows = path.read_bytes(), pl.read_parquet(path, hive_partitioning=False)
+    # Of a record that stands there already, and of an account that nobody knows.
+    strange = rows.head(1).with_columns(did=pl.lit("did:plc:" + 24 * "z"), uri=pl.lit("at://strange"))
+    pl.concat([rows, rows.head(1), strange]).write_parquet(path)
+    try:
+        whole = pipeline.build_accounts(collected)
+        monkeypatch.setattr(pipeline, "_ACCOUNTS_AT_ONCE", 7)
+        monkeypatch.setattr(pipeline, "_LOTS", 1000)
+        monkeypatch.setattr(pipeline, "_SMALL_BYTES", 0)
+        lots = pipeline.build_accounts(collected)
+    finally:
+        path.write_bytes(sound)
+        pipeline.build_accounts(collected)
+    assert lots.accounts.height > 7 * 3
+    assert lots.accounts.equals(whole.accounts)
+    assert lots.misplaced.equals(whole.misplaced)
+    assert set(lots.misplaced["did"]) == {rows["did"][0], strange["did"][0]}
+    assert lots.repeated_uris == whole.repeated_uris == 2
+
+
+def test_what_became_of_the_records_is_told_by_host(
+    collected: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_PACKS_AT_ONCE", 1)
+    accounts = pl.read_parquet(collected.root / "accounts.parquet").drop_nulls("repo_rev")
+    hosts = accounts["snapshot_host"].unique().to_list()
+    for host, counts in pipeline.count_converted(collected, hosts).items():
+        own = accounts.filter(pl.col("snapshot_host") == host)
+        assert counts["records"].sum() == own["records_fetched"].sum() > 0
+        rejected = counts.filter(pl.col("fate") == "rejected")["records"].sum()
+        assert rejected == own["records_rejected"].sum()
+        assert counts.select("table", "fate", "reason").is_unique().all()
+
+
 def test_a_second_run_fetches_nothing_and_changes_no_byte(collected: Study, network: SandboxNetwork) -> None:
     before = table_hashes(collected)
     network.requests.clear()

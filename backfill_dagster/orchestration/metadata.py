@@ -143,7 +143,7 @@ def _per_second(amount: float, seconds: float) -> float:
 
 
 def conversion_metadata(counts: pl.DataFrame, *, packs_converted: int, path: Path) -> Metadata:
-    """Say what became of the records of one host's accounts (COUNTS_SCHEMA), and what this run did."""
+    """Say what became of the records of one host's accounts (`table, fate, reason, records`), and what this run did."""
     fates = (
         counts.group_by("fate", "table", "reason")
         .agg(pl.col("records").sum())

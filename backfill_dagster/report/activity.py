@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 from backfill_dagster.records.tables import TABLE_BY_NAME
 from backfill_dagster.report.days import DAYS_OF_WEEK, DaySpan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import date
 
     from backfill_dagster.records.windows import Granularity
@@ -28,6 +29,7 @@ _SPANS_SCHEMA = pl.Schema({"account": pl.UInt32(), "first": _INSTANT, "last": _I
 _PAIRS_SCHEMA = pl.Schema({"account": pl.UInt32(), "week": pl.UInt16()})
 _FOUND_SCHEMA = pl.Schema({**_PAIRS_SCHEMA, **_SPANS_SCHEMA})
 _WEEKS_SCHEMA = pl.Schema({"week": pl.UInt16(), "accounts": pl.Int64()})
+_WEEKS = 2**16
 _ACTIVE_SCHEMA = pl.Schema({"account": pl.UInt32(), "weeks": pl.Int64()})
 
 
@@ -71,12 +73,8 @@ def read_activity(
         for table in tables:
             days, found = _read_window(storage, table, folder, span, numbered)
             by_day = pl.concat([by_day, days])
-            pairs = pl.concat([pairs, found.select("account", "week")]).unique()
-            spans = (
-                pl.concat([spans, found.select("account", "first", "last")])
-                .group_by("account")
-                .agg(pl.col("first").min(), pl.col("last").max())
-            )
+            pairs = _unique([pairs, found])
+            spans = _widest([spans, _widest([found])])
         # No later window has records of these weeks.
         is_over = pl.col("week") < (following - span.first).days // DAYS_OF_WEEK
         if following > span.last:
@@ -124,6 +122,21 @@ def _read_window(
         by_day.append(_as(_DAYS_SCHEMA, days.with_columns(table=pl.lit(table))))
         by_account.append(_as(_FOUND_SCHEMA, found.join(numbered, on="did")))
     return pl.concat(by_day).group_by("table", "day").agg(pl.col("records").sum()), pl.concat(by_account)
+
+
+def _widest(spans: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Return the span of each account (_SPANS_SCHEMA) over all that these frames have of it."""
+    widest = pl.concat(frame.select(_SPANS_SCHEMA.names()) for frame in spans).group_by("account")
+    return widest.agg(pl.col("first").min(), pl.col("last").max())
+
+
+def _unique(pairs: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Return each account and week (_PAIRS_SCHEMA) of these frames once."""
+    # As one number, and sorted: a hash table of two columns takes a multiple of the memory.
+    number = pl.col("account").cast(pl.UInt64) * _WEEKS + pl.col("week")
+    numbers = np.unique(pl.concat(frame.select(number) for frame in pairs).to_series().to_numpy())
+    account, week = np.divmod(numbers, np.uint64(_WEEKS))
+    return _as(_PAIRS_SCHEMA, pl.DataFrame({"account": account, "week": week}))
 
 
 def _as(schema: pl.Schema, frame: pl.DataFrame) -> pl.DataFrame:

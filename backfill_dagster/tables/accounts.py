@@ -124,8 +124,8 @@ def summarise(
 ) -> pl.DataFrame:
     """Return the table of accounts (ACCOUNTS_SCHEMA), sorted by DID.
 
-    `counts` is the conversions' account of the snapshots' packs; `kept` is what the final files really hold:
-    `did, table, rows, undated, with_issues, first, last`.
+    `counts` is the conversions' account of the snapshots' packs; `kept` is what the final files really hold
+    (KEPT_SCHEMA).
     """
     visible = visible_accounts(source, directory, ledger, hide_inactive=hide_inactive)
     snapshot = snapshots(directory, ledger)
@@ -223,7 +223,11 @@ def misplaced(
         .group_by("did", "table")
         .agg(converted=pl.col("records").sum())
     )
-    rows = kept.select("did", "table", pl.col("rows").cast(pl.Int64))
+    rows = (
+        kept.select("did", pl.col(*TABLES).cast(pl.Int64))
+        .unpivot(TABLES, index="did", variable_name="table", value_name="rows")
+        .filter(pl.col("rows") > 0)
+    )
     both = converted.join(rows, on=["did", "table"], how="full", coalesce=True).with_columns(
         pl.col("converted", "rows").fill_null(0)
     )
@@ -260,13 +264,12 @@ def _fates(counts: pl.DataFrame, visible: pl.DataFrame) -> pl.DataFrame:
 
 
 def _kept(kept: pl.DataFrame) -> pl.DataFrame:
-    by_table = [
-        pl.col("rows").filter(pl.col("table") == table).sum().cast(pl.Int64).alias(table) for table in TABLES
-    ]
-    return kept.group_by("did").agg(
-        pl.col("rows").sum().cast(pl.Int64).alias("records_kept"),
-        *by_table,
-        pl.col("undated", "with_issues").sum().cast(pl.Int64),
-        pl.col("first").min().alias("first_created_at"),
-        pl.col("last").max().alias("last_created_at"),
+    return kept.select(
+        "did",
+        pl.sum_horizontal(pl.col(*TABLES).cast(pl.Int64)).alias("records_kept"),
+        *TABLES,
+        "undated",
+        "with_issues",
+        pl.col("first").alias("first_created_at"),
+        pl.col("last").alias("last_created_at"),
     )
