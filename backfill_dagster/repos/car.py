@@ -46,9 +46,9 @@ _MAP_HEADS = range(0xA0, 0xBC)
 _BYTES_AT_ONCE = 8 * 2**20
 _MAX_LENGTH_BYTES = 9
 _DIGEST_BYTES = CID_BYTES - PREFIX_BYTES
-# Positions in the CID, from its start: the codec, and the digest's first bytes.
 # Multiples of it, as numbers of 64 bits, are as different as can be.
 _MARK = np.uint64(0x9E37_79B9_7F4A_7C15)
+# Positions in the CID, from its start: the codec, and the digest's first bytes.
 _CODEC, _KEY = 1, slice(PREFIX_BYTES, PREFIX_BYTES + 8)
 
 

@@ -89,17 +89,6 @@ def key_layer(key: bytes) -> int:
     return zero_bits // 2
 
 
-def walk_tree(
-    car: CarBytes,
-    index: CarIndex,
-    root: bytes,
-    limits: RepoLimits,
-    find_records: Callable[[NDArray[np.uint8]], NDArray[np.int32]],
-) -> Forest:
-    """Walk a single tree, as `walk_trees` does several."""
-    return walk_trees(car, index, [root], np.zeros(1, np.int32), limits, lambda cids, _: find_records(cids))
-
-
 def walk_trees(
     car: CarBytes,
     index: CarIndex,

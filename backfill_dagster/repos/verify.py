@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from backfill_dagster.repos.car import CarIndex, index_car, index_cars
+from backfill_dagster.repos.car import index_car, index_cars
 from backfill_dagster.repos.car_bytes import join_rows
 from backfill_dagster.repos.cid import CID_BYTES
 from backfill_dagster.repos.commit import Commit, parse_commit
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backfill_dagster.repos.car_bytes import CarBytes
+    from backfill_dagster.repos.mst import Leaves
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,10 +134,13 @@ def prove(
     """Do what `verify_repo` does, for a result of the same form as `prove_together` has."""
     index = index_car(car, max_bytes=limits.max_car_bytes, max_blocks=limits.max_blocks)
     header, tree = _read_commit(car, index.span(index.root), index.root, claim, check_signature, limits)
-    # Of a large repository the index is most of the memory, so nothing else may hold it.
-    handed_on = [index]
+    forest = walk_trees(car, index, [tree], np.zeros(1, np.int32), limits, index.find)
+    starts, ends = index.starts, index.ends
+    # Of a large repository the index is most of the memory, and the tree much of the rest.
     del index
-    return _prove_trees(car, handed_on, [0], [header], [tree], limits)
+    leaves = forest.leaves()
+    del forest
+    return _with_records(car, [0], [header], leaves, starts, ends, limits)
 
 
 def prove_together(
@@ -165,7 +169,10 @@ def prove_together(
                 numbers.append(number)
                 headers.append(header)
                 trees.append(tree)
-        return _prove_trees(content, [index], numbers, headers, trees, limits) if trees else None
+        if not trees:
+            return None
+        forest = walk_trees(content, index, trees, np.array(numbers, np.int32), limits, index.find)
+        return _with_records(content, numbers, headers, forest.leaves(), index.starts, index.ends, limits)
     except RepoRejectedError:
         return None
 
@@ -194,20 +201,16 @@ def _read_commit(
     return Header(claim.did, commit.rev, root, block, signed_by, key), commit.data
 
 
-def _prove_trees(
+def _with_records(
     car: CarBytes,
-    index_alone: list[CarIndex],
     numbers: list[int],
     headers: list[Header],
-    trees: list[bytes],
+    leaves: Leaves,
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
     limits: RepoLimits,
 ) -> VerifiedRepos:
-    index = index_alone.pop()
-    forest = walk_trees(car, index, trees, np.array(numbers, np.int32), limits, index.find)
-    starts, ends = index.starts, index.ends
-    del index
-    leaves = forest.leaves()
-    del forest
+    """Put repositories together from their trees' leaves; blocks begin at `starts` and end at `ends`."""
     starts, ends = starts[leaves.records], ends[leaves.records]
     # One block can stand under any number of keys, so that a small file could stand for any number of bytes.
     if int((ends - starts).sum()) > limits.max_records_bytes:

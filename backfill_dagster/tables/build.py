@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import polars as pl
 
 from backfill_dagster.records.conversion import records_key
-from backfill_dagster.records.tables import SCHEMA_VERSION, TABLE_BY_NAME
+from backfill_dagster.records.tables import SCHEMA_VERSION
 from backfill_dagster.records.window_index import stable_number
 from backfill_dagster.records.windows import UNDATED
 from backfill_dagster.tables.contents import TableContents, WindowPart
@@ -247,11 +247,6 @@ def remove_other_tables(storage: StudyStorage, tables: Collection[str]) -> None:
 def table_keys(storage: StudyStorage, table: str) -> list[str]:
     """Return the files of all windows of one table and of its undated rows."""
     return [*storage.keys(f"tables/{table}"), *storage.keys(f"{UNDATED}/{table}")]
-
-
-def scan_table(storage: StudyStorage, table: str) -> pl.LazyFrame:
-    """Return a lazy frame over all windows of one table and its undated rows."""
-    return storage.scan(table_keys(storage, table), TABLE_BY_NAME[table].schema)
 
 
 def _report(window: str, files: dict[str, tuple[int, int, int]], *, rebuilt: bool) -> PartitionReport:

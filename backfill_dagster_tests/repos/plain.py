@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from backfill_dagster.repos.car import CarIndex
 from backfill_dagster.repos.car_bytes import CarBytes
 from backfill_dagster.repos.limits import RepoLimits
-from backfill_dagster.repos.mst import walk_tree
+from backfill_dagster.repos.mst import walk_trees
 from backfill_dagster.repos.verify import VerifiedRepo
 
 Span = tuple[int, int]
@@ -53,11 +53,11 @@ def plain_leaves(content: CarBytes, index: CarIndex, root: bytes, limits: RepoLi
     """Walk a tree whose records need not be there."""
     cids: list[bytes] = []
 
-    def number(some: NDArray[np.uint8]) -> NDArray[np.int32]:
+    def number(some: NDArray[np.uint8], _: NDArray[np.int32]) -> NDArray[np.int32]:
         cids.extend(cid.tobytes() for cid in some)
         return np.arange(len(cids) - len(some), len(cids), dtype=np.int32)
 
-    leaves = walk_tree(content, index, root, limits, number).leaves()
+    leaves = walk_trees(content, index, [root], np.zeros(1, np.int32), limits, number).leaves()
     return PlainLeaves(leaves.keys.to_pylist(), [cids[record] for record in leaves.records.tolist()])
 
 
