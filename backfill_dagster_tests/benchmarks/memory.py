@@ -40,7 +40,7 @@ CROWDS = (1_000, 10_000, 50_000)
 _CROWD_MEDIAN = 6
 _NETWORK = SandboxSettings(seed=1, accounts=1_000, hosts=10, records=20)
 _MB = 10**6
-_STAGES: tuple[Literal["pack", "records", "tables"], ...] = ("pack", "records", "tables")
+STAGES: tuple[Literal["pack", "records", "tables"], ...] = ("pack", "records", "tables")
 _COLUMNS = ("what", "peak RSS MB", "of it anonymous MB", "CPU s", "wall s")
 
 
@@ -57,7 +57,7 @@ def run(options: Options) -> list[Report]:
 def _one_repo(folder: Path, repo: SignedRepo, limit: float) -> Report:
     """Run the stages on one repository, each in a process of its own as its worker would be."""
     rows: list[list[Cell]] = []
-    for stage in _STAGES:
+    for stage in STAGES:
         done = run_fresh(run_stage, folder / f"one-{repo.records}", repo, stage)
         megabytes = [done.own.resident / _MB, done.own.anonymous / _MB]
         rows.append([f"stage: {stage}", *megabytes, done.cpu, done.wall])
@@ -98,7 +98,7 @@ def _crowds(folder: Path) -> list[Report]:
         Goal(f"times the worker's memory, {CROWDS[-1]:,} accounts to {CROWDS[0]:,}", 1.2, False, growth),
         Goal(f"MB in the parent without Dagster, {CROWDS[-1]:,} accounts", 350, False, parent_peak),
     ]
-    after = (f"parent MB after {stage}" for stage in ("start", *_STAGES, "accounts"))
+    after = (f"parent MB after {stage}" for stage in ("start", *STAGES, "accounts"))
     columns = ("accounts", "records", "worker MB", *after, "CPU s", "wall s")
     return [
         Report("Memory, many small repositories, two workers", columns, rows, goals, _NOTES),
@@ -123,7 +123,7 @@ def run_crowd(folder: Path, repos: Sequence[SignedRepo]) -> Crowd:
     with worker_pool(2) as pool:
         stages = Stages.of(folder, repos, pool, processing={"workers": 2})
         parent = [peak_resident()]
-        for stage in (*_STAGES, "accounts"):
+        for stage in (*STAGES, "accounts"):
             getattr(stages, stage)()
             parent.append(peak_resident())
     root = stages.study.root

@@ -109,7 +109,9 @@ def test_two_workers_and_many_accounts_run(tmp_path: Path) -> None:
     repos = small_repos(tmp_path / "repos", 30, median=5)
     assert len(workers.measure(tmp_path, repos, 2)) == 5
     crowd = memory.run_crowd(tmp_path / "crowd", repos)
-    assert crowd.parent == sorted(crowd.parent)
+    # The kernel counts pages core by core and its high-water mark may fall by some of them, so no order is asked.
+    assert len(crowd.parent) == 1 + len(memory.STAGES) + 1
+    assert min(crowd.parent) > 10_000_000
     files = crowd.files
     assert files["packs"] == 2
     assert 0 < files["tables"] <= 4 * len(TABLES)
