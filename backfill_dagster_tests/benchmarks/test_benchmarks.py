@@ -12,7 +12,7 @@ from backfill_dagster.repos.cid import CID_BYTES
 from backfill_dagster.repos.keys import SigningKey
 from backfill_dagster.repos.verify import VerifiedRepo, verify_repo
 from backfill_dagster_tests.benchmarks import __main__ as command
-from backfill_dagster_tests.benchmarks import memory, one_process, pruning, real_cars, workers
+from backfill_dagster_tests.benchmarks import memory, one_process, pruning, real_cars, real_repos, workers
 from backfill_dagster_tests.benchmarks.generated_repos import WINDOW, SignedRepo, large_repo, small_repos
 from backfill_dagster_tests.benchmarks.huge_repo import huge_repo
 from backfill_dagster_tests.benchmarks.real_repos import UnusableCarError, repeated
@@ -97,6 +97,11 @@ def test_real_files_are_repeated_under_other_accounts(repo: SignedRepo, tmp_path
     assert len({copy.did for copy in copies}) == 3
     assert cids(copies[2]) == cids(repo)
     assert len(real_cars.compare(tmp_path, copies, 1)) == 5
+
+
+def test_a_real_file_grows_to_one_repository_of_distinct_records(repo: SignedRepo, tmp_path: Path) -> None:
+    one = real_repos.grown(tmp_path / "grown", repo.car, 2 * RECORDS + 1)
+    assert one.records == len(verified(one).rkeys) == len(set(cids(one))) == 2 * RECORDS + 1
 
 
 def test_a_file_that_is_no_whole_repository_is_passed_over(shared_dir: Path, tmp_path: Path) -> None:
