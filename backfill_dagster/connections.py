@@ -7,18 +7,26 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backfill_dagster.directory.resolver import Resolver
+from backfill_dagster.directory.handles import HandleResolver
+from backfill_dagster.directory.resolver import PLC_IN_FLIGHT, Resolver
+from backfill_dagster.network.addresses import host_of
+from backfill_dagster.network.asking import PoliteHost
+from backfill_dagster.network.dns import TxtLookup
 from backfill_dagster.network.http import HttpClient
 from backfill_dagster.network.leases import LocalHostLeases
 from backfill_dagster.network.limits import HostGates
-from backfill_dagster.network.patience import RunTime
+from backfill_dagster.network.patience import Patience, RunTime
 from backfill_dagster.network.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
-    from backfill_dagster.config import Network, Processing, Study
+    from backfill_dagster.config.network import Network
+    from backfill_dagster.config.processing import Processing
+    from backfill_dagster.config.study import Study
     from backfill_dagster.network.leases import HostLeases
+    from backfill_dagster.network.limits import HostGate
 
 # Requests that a host gets at once after a rest; small against any server's window.
 BURST = 10
@@ -30,13 +38,40 @@ _LEASES = ".leases"
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """What a stage needs to talk to servers; of use on the event loop on which it was opened."""
+    """What a stage needs to talk to servers; of use on the event loop on which it was opened.
+
+    `network` and `processing` are the settings that hold in this run, and `shared_folder` is the one below which the
+    studies that share a storage keep what is no study's own.
+    """
 
     turns: Turns
     gates: HostGates
     leases: HostLeases
     resolver: Resolver
+    handles: HandleResolver
     run_time: RunTime
+    network: Network
+    processing: Processing
+    shared_folder: Path
+
+    def host(self, origin: str) -> PoliteHost:
+        """Return how the server of this origin is asked, at the pace that every host is."""
+        return self._polite(self.gates.gate(host_of(origin)))
+
+    def directory_host(self, origin: str) -> PoliteHost:
+        """Return how a PLC directory, or a mirror of it, is asked."""
+        rate = self.network.plc_requests_per_second
+        return self._polite(self.gates.gate(host_of(origin), rate=rate, in_flight=PLC_IN_FLIGHT))
+
+    def _polite(self, gate: HostGate) -> PoliteHost:
+        return PoliteHost(
+            self.turns,
+            gate,
+            self.leases,
+            Patience(self.network.max_park_minutes * 60, self.run_time),
+            max_retries=self.processing.max_retries,
+            retry_base_seconds=self.network.retry_base_seconds,
+        )
 
 
 def host_gates(processing: Processing) -> HostGates:
@@ -66,7 +101,23 @@ async def open_connections(
                 in_flight=processing.requests_in_flight,
             )
             resolver = Resolver(turns, gates, network, processing, leases=leases, run_time=run_time)
-            yield Connections(turns, gates, leases, resolver, run_time)
+            handles = HandleResolver(
+                resolver,
+                gates,
+                http.policy,
+                processing,
+                txt=_txt_lookup(network),
+                in_sandbox=network.sandbox is not None,
+            )
+            yield Connections(
+                turns, gates, leases, resolver, handles, run_time, network, processing, study.storage.path
+            )
+
+
+def _txt_lookup(network: Network) -> TxtLookup | None:
+    if network.sandbox is not None and network.dns_server is None:
+        return None  # Nobody outside knows the names of a sandbox.
+    return TxtLookup(network.dns_server, network.connect_timeout_seconds)
 
 
 @contextmanager
@@ -88,5 +139,8 @@ def _reachable(network: Network) -> Network:
 
     sandbox = process_sandbox(network.sandbox)
     return network.model_copy(
-        update={"plc_url": sandbox.plc_url, "connect_to": {**sandbox.connect_to, **network.connect_to}}
+        update={
+            "plc_url": sandbox.plc_url,
+            "connect_to": {**sandbox.handle_addresses, **sandbox.connect_to, **network.connect_to},
+        }
     )

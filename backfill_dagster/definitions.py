@@ -6,12 +6,21 @@ import itertools
 import os
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from backfill_dagster.config import RESERVED_NAMES, Study, load_study
+from backfill_dagster.config.loading import load_study
+from backfill_dagster.config.study import RESERVED_NAMES, Study
+from backfill_dagster.dids.sources.lineage import (
+    ACCOUNTS,
+    RECORDS,
+    asset_sources,
+    is_chosen_by,
+    upstream_assets,
+)
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.alerts import failure_alert
 from backfill_dagster.orchestration.assets import study_assets
@@ -35,15 +44,18 @@ def build_defs(configs: Path | None = None) -> dg.Definitions:
     A file that does not validate takes no other down: it becomes a job of its name that fails and says why.
     """
     folder = configs or Path(os.environ.get(CONFIGS_VARIABLE, DEFAULT_CONFIGS))
-    parts = [_shared()]
+    loaded: dict[str, _Loaded] = {}
     broken: list[tuple[str, ConfigError]] = []
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
             if path.suffix != ".yaml":
                 raise ConfigError(f"{path}: must be named {path.stem}.yaml")  # noqa: TRY301
-            parts.append(_definitions_of(path))
+            study = load_study(path)
+            loaded[study.name] = _Loaded(path, study, _definitions_of(path, study))
         except ConfigError as complaint:
             broken.append((re.sub(r"[^A-Za-z0-9_]", "_", path.stem), complaint))
+    broken += [(name, complaint) for name, complaint in _without_upstream(loaded)]
+    parts = [_shared(), *(made.definitions for made in loaded.values())]
     taken = {job.name for part in parts for job in part.jobs or ()} | RESERVED_NAMES
     for wanted, error in broken:
         name = next(name for name in _candidates(wanted) if name not in taken)
@@ -52,9 +64,78 @@ def build_defs(configs: Path | None = None) -> dg.Definitions:
     return dg.Definitions.merge(*parts)
 
 
-def _definitions_of(path: Path) -> dg.Definitions:
-    """Return the definitions of one YAML; raises ConfigError also for what only Dagster finds wrong with it."""
-    study = load_study(path)
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A study with the file that it stands in, and what it is to Dagster."""
+
+    path: Path
+    study: Study
+    definitions: dg.Definitions
+
+    @property
+    def assets(self) -> set[str]:
+        """The names of its assets."""
+        made = self.definitions.assets or ()
+        return {
+            key.path[-1] for asset in made if isinstance(asset, dg.AssetsDefinition) for key in asset.keys
+        }
+
+
+def _without_upstream(loaded: dict[str, _Loaded]) -> list[tuple[str, ConfigError]]:
+    """Take out those studies whose lists come from a backfill that is not there, and say so of each.
+
+    What comes from one of those is not there either; so it is asked again until nothing is missing.
+    """
+    complaints: list[tuple[str, ConfigError]] = []
+    while faulty := {
+        name: fault for name, made in loaded.items() if (fault := _upstream_fault(made, loaded))
+    }:
+        for name, fault in faulty.items():
+            complaints.append((name, ConfigError(f"{loaded[name].path}: {fault}")))
+            del loaded[name]
+    return complaints
+
+
+def _upstream_fault(made: _Loaded, loaded: dict[str, _Loaded]) -> str | None:
+    for field, source in asset_sources(made.study):
+        upstream = loaded.get(source.backfill)
+        if upstream is None:
+            known = ", ".join(sorted(loaded))
+            return (
+                f"{field}.backfill = {source.backfill!r}: is none of the backfills here that can be run ({known}); "
+                f"if it is run elsewhere, say by {field}.storage where it is stored"
+            )
+        if source.asset not in upstream.assets:
+            return (
+                f"{field}.asset = {source.asset!r}: backfill {source.backfill!r} has no such asset; it has "
+                f"{', '.join(sorted(upstream.assets))}"
+            )
+        if _depends_on(upstream.study, made.study.name, loaded) and is_chosen_by(field):
+            return f"{field}.backfill = {source.backfill!r}: depends on {made.study.name} in its turn"
+    return None
+
+
+def _depends_on(study: Study, name: str, loaded: dict[str, _Loaded]) -> bool:
+    """Tell whether a study is, or in any number of steps comes from, the one of this name."""
+    seen: set[str] = set()
+    waiting = [study.name]
+    while waiting:
+        current = waiting.pop()
+        if current == name:
+            return True
+        if current not in seen and current in loaded:
+            seen.add(current)
+            waiting += [
+                upstream for upstream, _ in upstream_assets(loaded[current].study, ACCOUNTS + RECORDS)
+            ]
+    return False
+
+
+def _definitions_of(path: Path, study: Study) -> dg.Definitions:
+    """Return the definitions of one study; raises ConfigError for what is only now found wrong with its YAML."""
+    for field, source in asset_sources(study):
+        if source.backfill == study.name and is_chosen_by(field):
+            raise ConfigError(f"{path}: {field}.backfill = {source.backfill!r}: is the backfill itself")
     try:
         made = study_definitions(study)
         dg.Definitions.validate_loadable(dg.Definitions.merge(_shared(), made))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from backfill_dagster import pipeline
-from backfill_dagster.dids.collect import collect_dids
-from backfill_dagster.purge.tombstones import Tombstones
+from backfill_dagster import derivation, filtering, pipeline
+from backfill_dagster.derived.feed_use import PostsUsedInFeeds
+from backfill_dagster.records.windows import study_windows
 from backfill_dagster.repos.packs import stored_hosts
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage
@@ -18,7 +18,7 @@ from backfill_dagster.storage import StudyStorage
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 
 def storage_stamp(study: Study) -> str:
@@ -54,7 +54,7 @@ def source_has_changed(study: Study) -> bool:
         return True
     if storage.exists(pipeline.UNFINISHED_DIRECTORY_KEY) or not _is_looked_up(storage):
         return True
-    collected = collect_dids(study.source, Tombstones.load(storage))
+    collected = pipeline.read_source(study)
     return not (
         collected.dids.equals(storage.read(pipeline.SOURCE_KEY))
         and collected.rejects.equals(storage.read(pipeline.SOURCE_REJECTS_KEY))
@@ -83,10 +83,15 @@ def nothing_is_fetched_yet(study: Study) -> bool:
 
 
 def unconverted_packs(study: Study) -> list[tuple[str, str]]:
-    """Return (PDS host, pack) of the packs that hold a snapshot and are not converted with the study's settings."""
+    """Return (PDS host, pack) of the packs that hold a snapshot and are not converted with the study's settings.
+
+    That is all of them if a list that a filter names seems to have changed: what is to be converted then shows when it
+    is read. Raises SourceError.
+    """
     if not StudyStorage(study.root).exists(pipeline.DIRECTORY_KEY):
         return []
-    return [(host, pack) for host, pack, _ in pipeline.packs_to_convert(study)]
+    again = filtering.lists_have_changed(study)
+    return [(host, pack) for host, pack, _ in pipeline.packs_to_convert(study, again=again)]
 
 
 def stale_windows(study: Study) -> dict[str, list[str]]:
@@ -94,6 +99,27 @@ def stale_windows(study: Study) -> dict[str, list[str]]:
     if not StudyStorage(study.root).exists(pipeline.DIRECTORY_KEY):
         return {}
     return {table: windows for table, windows in pipeline.stale_windows(study).items() if windows}
+
+
+def stale_derived(study: Study) -> dict[str, list[str]]:
+    """Return, of each derived table, the time windows that are not those of the tables as they are now.
+
+    Of posts used in feeds all of them, if the table of feeds has changed. Raises SourceError.
+    """
+    if not StudyStorage(study.root).exists(pipeline.DIRECTORY_KEY):
+        return {}
+    stale = derivation.stale_derived(study, pipeline.study_tables(study))
+    if derivation.feeds_have_changed(study):
+        stale[PostsUsedInFeeds.name] = study_windows(study.time_range)
+    return stale
+
+
+def engaged_is_stale(study: Study) -> bool:
+    """Tell whether the lists of whom and what the accounts engaged with are not those of the tables as they are now."""
+    if not StudyStorage(study.root).exists(pipeline.SOURCE_KEY):
+        return False
+    tables = pipeline.study_tables(study)
+    return derivation.engaged_is_stale(study, tables, pipeline.source_dids(study))
 
 
 def accounts_are_stale(study: Study) -> bool:

@@ -23,12 +23,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 import polars as pl
 
-from backfill_dagster.config import InlineSource
+from backfill_dagster import derivation, fetch_modes, filtering
+from backfill_dagster.config.sources import InlineSource
 from backfill_dagster.connections import Connections, open_connections
-from backfill_dagster.dids.collect import CollectedDids, collect_dids
+from backfill_dagster.dids.collect import EXCLUDE_FIELD, SOURCE_FIELD, CollectedDids, collect_dids
+from backfill_dagster.dids.entries import SourceAccess
+from backfill_dagster.dids.sources.by_type import entry_source
+from backfill_dagster.dids.sources.lineage import study_sources
+from backfill_dagster.dids.sources.union import joint_stamp
 from backfill_dagster.directory.documents import DirectoryState
+from backfill_dagster.directory.export_rows import rows_from_export
 from backfill_dagster.directory.history import with_state_since, with_unasked
-from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA, resolve_directory
+from backfill_dagster.directory.resolve import as_directory, resolve_directory
 from backfill_dagster.errors import ConfigError, StorageError, first_known
 from backfill_dagster.interrupts import run_interruptible
 from backfill_dagster.purge.expiry import GONE_STATES, expired_accounts
@@ -52,10 +58,17 @@ from backfill_dagster.records.conversion import (
     read_counts,
 )
 from backfill_dagster.records.settings import RecordSettings, StudyPeriod
-from backfill_dagster.records.tables import COUNTS_SCHEMA, SCHEMA_VERSION, TABLES_OF_COLLECTION
+from backfill_dagster.records.tables import (
+    COUNTS_SCHEMA,
+    OTHER_RECORDS,
+    SCHEMA_VERSION,
+    TABLES_OF_COLLECTION,
+)
 from backfill_dagster.records.windows import UNDATED, granularity_of, study_windows
+from backfill_dagster.repos.asked import with_asked
 from backfill_dagster.repos.client import DownloadBounds
 from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport, Progress
+from backfill_dagster.repos.outcomes import Obtained
 from backfill_dagster.repos.packs import (
     PACK_SCHEMA,
     pack_keys,
@@ -83,12 +96,15 @@ from backfill_dagster.tables.repeated_uris import count_repeated_uris
 from backfill_dagster.workers import worker_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from backfill_dagster.config import Network, Processing, Study
+    from backfill_dagster.config.network import Network
+    from backfill_dagster.config.processing import Processing
+    from backfill_dagster.config.study import Study
+    from backfill_dagster.dids.entries import EntrySource
     from backfill_dagster.directory.resolve import DirectoryProgress
     from backfill_dagster.network.limits import HostGates
 
@@ -117,16 +133,54 @@ _Result = TypeVar("_Result")
 
 def study_tables(study: Study) -> list[str]:
     """Return the names of the tables that the study's record types fill."""
-    return [table for kind in study.record_types for table in TABLES_OF_COLLECTION[kind]]
+    own = [table for kind in study.record_types for table in TABLES_OF_COLLECTION[kind]]
+    return [*own, OTHER_RECORDS] if study.other_record_types else own
 
 
-def collect_source(study: Study) -> CollectedDids:
+def collect_source(study: Study, gates: HostGates | None = None) -> CollectedDids:
     """Stage 1: read the source, keep each well-formed DID once, and store both what was kept and what was not."""
     storage = StudyStorage(study.root)
-    collected = collect_dids(study.source, Tombstones.load(storage))
+    collected = read_source(study, gates)
     storage.write(SOURCE_REJECTS_KEY, collected.rejects)
     storage.write(SOURCE_KEY, collected.dids)
     return collected
+
+
+def read_source(study: Study, gates: HostGates | None = None) -> CollectedDids:
+    """Read the study's source less what it excludes, and store nothing; asks servers only if these lists need it."""
+    storage = StudyStorage(study.root)
+    source, exclude = _account_lists(study)
+    tombstones = Tombstones.load(storage)
+
+    async def read(connections: Connections | None) -> CollectedDids:
+        access = SourceAccess(scratch, connections)
+        return await collect_dids(source, access, exclude=exclude, tombstones=tombstones)
+
+    with storage.scratch() as scratch:
+        if source.needs_network or (exclude is not None and exclude.needs_network):
+            return _with_connections(study, gates, read)
+        return run_interruptible(read(None))
+
+
+def source_stamp(study: Study) -> str | None:
+    """Return what changes whenever the study's source, or what it excludes, may have; None if nothing tells.
+
+    Raises SourceError if a list is not there.
+    """
+    source, exclude = _account_lists(study)
+    return joint_stamp([source] if exclude is None else [source, exclude])
+
+
+def _account_lists(study: Study) -> tuple[EntrySource, EntrySource | None]:
+    source = entry_source(study.source, SOURCE_FIELD, storage=study.storage.path)
+    if study.exclude is None:
+        return source, None
+    return source, entry_source(study.exclude, EXCLUDE_FIELD, storage=study.storage.path)
+
+
+def source_dids(study: Study) -> pl.Series:
+    """Return the DIDs of the study's accounts, as its source was last read."""
+    return StudyStorage(study.root).read(SOURCE_KEY)["did"]
 
 
 def resolve_accounts(
@@ -147,7 +201,7 @@ def resolve_accounts(
     known = _known_directory(storage)
     # What an interrupted run has looked up stays looked up, also if this one is interrupted in its turn.
     parts = (
-        [storage.read(UNFINISHED_DIRECTORY_KEY).select(DIRECTORY_SCHEMA.names())]
+        [as_directory(storage.read(UNFINISHED_DIRECTORY_KEY))]
         if storage.exists(UNFINISHED_DIRECTORY_KEY)
         else []
     )
@@ -161,6 +215,7 @@ def resolve_accounts(
             dids,
             resolver=connections.resolver,
             known=known,
+            in_bulk=lambda missing: rows_from_export(missing, connections),
             checkpoint=keep,
             on_progress=on_progress,
             max_age=timedelta(hours=network.directory_max_age_hours),
@@ -170,7 +225,7 @@ def resolve_accounts(
     directory = _with_connections(study.model_copy(update={"network": network}), gates, resolve)
     if known is not None:
         left = known.filter(~pl.col("did").is_in(dids.implode()))
-        directory = pl.concat([directory, left.select(directory.columns)])
+        directory = pl.concat([directory, as_directory(left)])
     # A document can name somebody else.
     directory = tombstones.mask_texts(directory)
     directory = with_state_since(
@@ -192,10 +247,11 @@ def fetch_repos(
     on_host: Callable[[HostReport], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[HostReport]:
-    """Stage 3: download, prove and store the repository of every account that the mode is for.
+    """Stage 3: download, prove and store the repository, or what else the study asks, of all whom the mode is for.
 
     Of all hosts of the directory, or of those named; of all accounts, or of those named. Returns a report per host
-    that there was work for. Raises ConfigError for a name in `only_dids` that is no account of the study.
+    that there was work for. Raises ConfigError for a name in `only_dids` that is no account of the study, and
+    SourceError for a list of records to ask for that cannot be read.
     """
     storage = StudyStorage(study.root)
     processing = processing or study.processing
@@ -203,12 +259,16 @@ def fetch_repos(
     # Of all hosts: a killed run can have followed an account to one that has nothing else to fetch.
     for host in stored_hosts(storage):
         sweep_uncommitted_blocks(storage, host)
+    asks = fetch_modes.read_asks(study)
     waiting = waiting_accounts(study, mode, only_dids)
     if pds_hosts is not None:
         waiting = waiting.filter(pl.col("pds_host").is_in(list(pds_hosts)))
     if waiting.is_empty():
         return []
-    ensure_space(storage, estimate_space(waiting, read_ledger(storage), processing))
+    alike = read_ledger(storage).filter(
+        pl.col("obtained").fill_null(Obtained.REPO.value) == asks.obtained.value
+    )
+    ensure_space(storage, estimate_space(waiting, alike, processing))
     columns = waiting.select("did", "pds", "pds_host", "key_type", "key_multibase", "known_rev")
     accounts = [Account.from_directory(*row) for row in columns.iter_rows()]
 
@@ -225,6 +285,7 @@ def fetch_repos(
                 workers=workers,
                 worker_count=processing.worker_count,
                 settings=_crawl_settings(study, processing),
+                fetching=fetch_modes.fetching(asks),
             )
             return await crawl.run(accounts, on_host, on_progress)
 
@@ -254,15 +315,22 @@ def convert_records(
     Returns how many were converted.
     """
     storage = StudyStorage(study.root)
-    settings, fingerprint = record_settings(study), records_fingerprint(study)
-    granularity = granularity_of(study.time_range)
+    filtering.read_filter_lists(study)
+    filters, fingerprint = filtering.stored_filters(study), records_fingerprint(study)
+    settings, granularity = record_settings(study), granularity_of(study.time_range)
     todo = packs_to_convert(study, pds_hosts, again=again)
     if not todo:
         return 0
     with worker_pool(study.processing.worker_count) as workers:
         futures = [
             workers.submit(
-                convert_pack, study.root, _pack_files(storage, *pack), settings, granularity, fingerprint
+                convert_pack,
+                study.root,
+                _pack_files(storage, *pack),
+                settings,
+                filters,
+                granularity,
+                fingerprint,
             )
             for pack in todo
         ]
@@ -291,7 +359,7 @@ def count_converted(study: Study, pds_hosts: Sequence[str]) -> dict[str, pl.Data
     As `table, fate, reason, records`.
     """
     storage = StudyStorage(study.root)
-    current = snapshots(storage.read(DIRECTORY_KEY), read_ledger(storage)).select("did", "pds_host", "pack")
+    current = snapshots(_asked_directory(study), read_ledger(storage)).select("did", "pds_host", "pack")
     counted = {}
     for host in pds_hosts:
         own = current.filter(pl.col("pds_host") == host)
@@ -385,8 +453,8 @@ def _summarise_lots(
 ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
     """Do so for some accounts at a time: the conversions' counts are many more than the accounts."""
     storage = StudyStorage(study.root)
-    directory, ledger = with_unasked(storage.read(DIRECTORY_KEY), source["did"]), read_ledger(storage)
-    told = ledger.select("did", "pds_host", "pack", "outcome", "repo_rev", "fetched_at")
+    directory, ledger = _asked_directory(study, source["did"]), read_ledger(storage)
+    told = ledger.select("did", "pds_host", "pack", "outcome", "asked", "repo_rev", "fetched_at")
     current = snapshots(directory, told).select("did", "pds_host", "pack")
     # By pack, so that each is looked into once or twice.
     everybody = (
@@ -407,6 +475,7 @@ def _summarise_lots(
             ledger.join(some, on="did", how="semi"),
             counts,
             kept_of_some,
+            tables=study_tables(study),
             hide_inactive=study.inactive_accounts != "keep",
         )
         yield accounts, misplaced(accounts, some.drop_nulls("pack"), counts, kept_of_some)
@@ -437,12 +506,25 @@ def _recount(study: Study) -> tuple[pl.DataFrame, int]:
 
 
 def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
-    """Stage 5, whole: every table, the undated rows and the accounts; what no longer belongs is removed.
+    """Stages 5 and 6, whole: every table, the undated rows, what is derived, and the accounts.
 
     What is up to date stays as it is, unless all is to be built `again`.
     """
     build_record_tables(study, again=again)
+    build_derived(study, again=again)
     return build_accounts(study).accounts
+
+
+def build_derived(study: Study, *, again: bool = False) -> None:
+    """Stage 6: bring all that is made of the tables up to date, or make it `again`; what no longer belongs goes."""
+    tables, windows = study_tables(study), study_windows(study.time_range)
+    derivation.remove_other_derived(study)
+    if study.derived.posts_used_in_feeds is not None:
+        derivation.read_feeds(study)
+    for name in derivation.derived_names(study):
+        derivation.build_derived(study, tables, name, windows, again=again)
+    if study.discovery is not None:
+        derivation.discover_engaged(study, tables, source_dids(study), again=again)
 
 
 def build_record_tables(study: Study, *, again: bool = False) -> None:
@@ -515,7 +597,8 @@ def accounts_inputs(study: Study) -> str:
     digests = [storage.sha256(key) if storage.exists(key) else None for key in files]
     # A pack's name is made of its content.
     packs = [key for *_, key in pack_keys(storage)]
-    told = json.dumps([digests, packs, tables, records_fingerprint(study), study.inactive_accounts])
+    settings = [records_fingerprint(study), study.inactive_accounts, study.fetch]
+    told = json.dumps([digests, packs, tables, *settings])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -524,16 +607,41 @@ def shown_snapshots(study: Study) -> pl.DataFrame:
     storage = StudyStorage(study.root)
     return rows_from(
         storage.read(SOURCE_KEY),
-        storage.read(DIRECTORY_KEY),
+        _asked_directory(study),
         read_ledger(storage),
         hide_inactive=study.inactive_accounts != "keep",
     )
 
 
+def settings_fingerprint(study: Study) -> str:
+    """Return the identity of all that the YAML and this version's code say of what becomes of a record.
+
+    Opens no file: what stands in the lists that filters name is not in it.
+    """
+    return _fingerprint(study, {})
+
+
 def records_fingerprint(study: Study) -> str:
-    """Return the identity of all that decides what becomes of a record; another one makes tables stale."""
+    """Return the identity of all that decides what becomes of a record; another one makes tables stale.
+
+    The lists that filters name are in it as they are stored, and no source is asked.
+    """
+    return _fingerprint(study, {stored.key: stored.digest for stored in filtering.stored_lists(study)})
+
+
+def _fingerprint(study: Study, lists: Mapping[str, str]) -> str:
     period = study.time_range.model_dump(mode="json")
-    settings = [sorted(study.record_types), period, study.processing.record_json]
+    types = [sorted(study.record_types), sorted(study.other_record_types)]
+    filters = {
+        kind: [
+            wanted.uris is not None,
+            wanted.subjects is not None,
+            sorted({language.lower() for language in wanted.languages or ()}),
+            wanted.text,
+        ]
+        for kind, wanted in study.filters.items()
+    }
+    settings = [types, period, study.processing.record_json, filters, lists]
     told = json.dumps([CONVERSION_VERSION, SCHEMA_VERSION, settings], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -545,6 +653,7 @@ def record_settings(study: Study) -> RecordSettings:
         period=StudyPeriod(study.time_range.start_date, study.time_range.end_date),
         outside=study.time_range.outside,
         keep_record_json=study.processing.record_json,
+        other_types=frozenset(study.other_record_types),
     )
 
 
@@ -553,8 +662,10 @@ def hosts_to_fetch(
 ) -> list[str]:
     """Return the hosts, all or of those named, with accounts, all or of those named, that such a fetch is for.
 
-    Raises ConfigError for a name that is no host or no account of the study.
+    Raises ConfigError for a name that is no host or no account of the study, and SourceError for a list of records to
+    ask for that cannot be read.
     """
+    fetch_modes.read_asks(study)
     known = StudyStorage(study.root).read(DIRECTORY_KEY)["pds_host"].drop_nulls().unique()
     for host in sorted(set(only_hosts) - set(known)):
         close = difflib.get_close_matches(host, known, n=1)
@@ -591,6 +702,21 @@ def _workers(study: Study) -> Callable[[], AbstractContextManager[Executor]]:
     return lambda: worker_pool(study.processing.worker_count)
 
 
+def _asked_directory(study: Study, dids: pl.Series | None = None) -> pl.DataFrame:
+    """Return the directory with what the study asks of each account, as `asked`.
+
+    If some accounts are given, with a row for each of them: those that it has none of are `not_asked`.
+    """
+    directory = StudyStorage(study.root).read(DIRECTORY_KEY)
+    told = directory if dids is None else with_unasked(directory, dids)
+    return with_asked(told, fetch_modes.stored_asks(study))
+
+
+def _is_signed(study: Study, processing: Processing) -> bool:
+    """Tell whether what is fetched must come with a signature that is checked; a listing has none."""
+    return processing.verify == "full" and study.fetch != "list_records"
+
+
 def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
     """Return the latest row known of each DID: of the finished directory and of one left unfinished.
 
@@ -616,8 +742,10 @@ def waiting_accounts(study: Study, mode: FetchMode, only_dids: Sequence[str] = (
         for did in sorted(set(only_dids) - set(wanted["did"])):
             raise ConfigError(f"run config: only_dids = {did!r}: is no account of {study.name}")
         wanted = wanted.filter(pl.col("did").is_in(list(only_dids)))
-    directory = storage.read(DIRECTORY_KEY).join(wanted, on="did", how="semi", maintain_order="left")
-    return accounts_to_fetch(directory, read_ledger(storage), mode, signed=study.processing.verify == "full")
+    directory = _asked_directory(study).join(wanted, on="did", how="semi", maintain_order="left")
+    return accounts_to_fetch(
+        directory, read_ledger(storage), mode, signed=_is_signed(study, study.processing)
+    )
 
 
 def packs_to_convert(
@@ -625,7 +753,7 @@ def packs_to_convert(
 ) -> list[tuple[str, str, str]]:
     """Return (PDS host, pack, key) of packs that hold a snapshot and are not converted, or are to be again."""
     storage, fingerprint = StudyStorage(study.root), records_fingerprint(study)
-    current = snapshots(storage.read(DIRECTORY_KEY), read_ledger(storage))
+    current = snapshots(_asked_directory(study), read_ledger(storage))
     wanted = set(current.select("pds_host", "pack").unique().iter_rows())
     return [
         (host, pack, key)
@@ -652,14 +780,19 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
     if not tombstones:
         return PurgeReport()
     removed = _count_derived(storage, tombstones)
+    handles = _handles_of_purged(storage, tombstones)
     packs = _purge_packs(study)
     remove_leftovers(storage)
+    # Made anew of what is left; the feeds' table is read again.
+    derivation.remove_all(study)
     removed |= {
         "attempts": sum(pack.attempts for pack in packs),
         "blocks": sum(pack.blocks for pack in packs),
+        "filters": filtering.purge_lists(storage, tombstones),
+        # Before the directory, which alone knows the handles: a purge that is interrupted looks for them again.
+        "source_dids": purge_source(storage, SOURCE_KEY, SOURCE_REJECTS_KEY, tombstones, handles),
         "directory": purge_rows(storage, DIRECTORY_KEY, tombstones)
         + purge_rows(storage, UNFINISHED_DIRECTORY_KEY, tombstones),
-        "source_dids": purge_source(storage, SOURCE_KEY, SOURCE_REJECTS_KEY, tombstones),
     }
     report = PurgeReport(
         accounts=len(request.dids),
@@ -673,6 +806,17 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
         rebuild(study)
     settle(storage, datetime.now(UTC))
     return report
+
+
+def _handles_of_purged(storage: StudyStorage, tombstones: Tombstones) -> list[str]:
+    """Return the handles, in lower case, that the directory still has of purged accounts."""
+    handles: set[str] = set()
+    for key in (DIRECTORY_KEY, UNFINISHED_DIRECTORY_KEY):
+        if storage.exists(key):
+            rows = storage.read(key)
+            held = rows.filter(pl.col("did").is_in(tombstones.held_among(rows["did"])))
+            handles.update(held["handle"].drop_nulls().str.to_lowercase())
+    return sorted(handles)
 
 
 def _purge_packs(study: Study) -> list[PackPurge]:
@@ -703,9 +847,10 @@ def _count_derived(storage: StudyStorage, tombstones: Tombstones) -> dict[str, i
 
 
 def _named_in_config(study: Study, tombstones: Tombstones) -> int:
-    """Count the purged accounts that the YAML itself lists, which is its owner's to change."""
-    listed = study.source.dids if isinstance(study.source, InlineSource) else ()
-    return len({did for did in listed if tombstones.named_in(did)})
+    """Count the entries that the YAML itself lists and that name a purged account, which are its owner's to change."""
+    inline = [source for _, source in study_sources(study) if isinstance(source, InlineSource)]
+    listed = {entry for source in inline for entry in (*(source.dids or ()), *(source.uris or ()))}
+    return sum(tombstones.named_in(entry) for entry in listed)
 
 
 def _crawl_settings(study: Study, processing: Processing) -> CrawlSettings:
@@ -722,7 +867,7 @@ def _crawl_settings(study: Study, processing: Processing) -> CrawlSettings:
         max_park_seconds=network.max_park_minutes * 60,
         bounds=DownloadBounds(max_bytes, network.repo_timeout_seconds),
         proof=ProofSettings(
-            check_signature=processing.verify == "full", limits=RepoLimits(max_car_bytes=max_bytes)
+            check_signature=_is_signed(study, processing), limits=RepoLimits(max_car_bytes=max_bytes)
         ),
     )
 

@@ -72,9 +72,20 @@ class _WorkerContext(SpawnContext):
     Process = _WorkerProcess
 
 
-def _set_up() -> None:
+# What the libraries of a worker read when they are loaded.
+_ENVIRONMENT = {
     # One Polars thread per worker: the cores are already shared out among the workers.
-    os.environ["POLARS_MAX_THREADS"] = "1"
+    "POLARS_MAX_THREADS": "1",
+    # Polars' allocator would keep what is freed for ten seconds, in which a worker has gone on to other work: by then
+    # it holds the most that any kind of work has needed, of each kind at once.
+    "_RJEM_MALLOC_CONF": "narenas:1,dirty_decay_ms:200,muzzy_decay_ms:0",
+    # Arrow's would keep it for good.
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+
+
+def _set_up() -> None:
+    os.environ.update(_ENVIRONMENT)
     # Work is acyclic and short-lived, and the collector would walk millions of live objects for nothing.
     gc.disable()
     # Ctrl-C reaches the whole process group; the parent decides what ends.

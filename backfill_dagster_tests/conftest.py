@@ -1,9 +1,14 @@
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 # Tests that need more than Python, or more time: each marker has an option of its name that opts in.
 OPT_IN = {
@@ -16,6 +21,11 @@ OPT_IN = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     for marker, tests in OPT_IN.items():
         parser.addoption(f"--{marker}", action="store_true", help=f"run {tests}")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:  # noqa: ARG001  a hook of pytest-xdist
+    """Run one file more at once than there are cores: many tests wait for servers, timers or child processes."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from backfill_dagster.config import SandboxSettings, Study, load_study
+from backfill_dagster.config.loading import load_study
+from backfill_dagster.config.network import SandboxSettings
+from backfill_dagster.config.study import Study
 from backfill_dagster.sandbox.network import SandboxNetwork, process_sandbox
 
 SANDBOX = SandboxSettings(seed=3, accounts=60, hosts=4, records=60)

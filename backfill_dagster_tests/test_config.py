@@ -1,10 +1,13 @@
+import re
 import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from backfill_dagster.config import RECORD_TYPES, RESERVED_NAMES, Study, load_study
+from backfill_dagster.config.loading import load_study
+from backfill_dagster.config.sources import SOURCES, InlineSource
+from backfill_dagster.config.study import RECORD_TYPES, RESERVED_NAMES, Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.records.windows import study_windows
 
@@ -125,6 +128,14 @@ def test_a_missing_variable_names_field_and_variable(tmp_path: Path) -> None:
         ),
         (f"{INLINE}\nnetwork: {{plc_url: 'plc.directory'}}", ["network.plc_url", "plc.directory", "http(s)"]),
         (f"{INLINE}\nnetwork: {{connect_to: {{'a b': 'c'}}}}", ["network.connect_to", "host:port"]),
+        (
+            f"{INLINE}\nnetwork: {{plc_export: {{use: maybe}}}}",
+            ["network.plc_export.use", "'never'", "'auto'"],
+        ),
+        (
+            f"{INLINE}\nnetwork: {{plc_export: {{mirrors: [plc.test]}}}}",
+            ["network.plc_export.mirrors.0", "plc.test", "http(s)"],
+        ),
         (f"{INLINE}\nname: two", ["name", "twice"]),
         ("", ["backfill.source", "missing"]),
     ],
@@ -175,3 +186,257 @@ def test_every_name_that_dagster_keeps_is_reserved() -> None:
     from dagster._core.definitions.utils import DISALLOWED_NAMES
 
     assert set(DISALLOWED_NAMES) <= RESERVED_NAMES
+
+
+# --- sources, which nest ---
+
+DIDS = "['did:plc:aaaaaaaaaaaaaaaaaaaaaaaa']"
+EXAMPLE_URI = "at://did:plc:aaaaaaaaaaaaaaaaaaaaaaaa/app.bsky.feed.post/3l5uvwqz2fk2k"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{type: sqlite, path: a, query: 'SELECT did FROM x WHERE n > ? AND m = ?', parameters: [1, null]}",
+        "{type: sqlite, path: a, query: 'SELECT did FROM x WHERE n > :n', parameters: {n: 1.5}}",
+        "{type: parquet, path: 's3://bucket/prefix/', column: account}",
+        "{type: parquet, path: 'data/*.parquet'}",
+        "{type: s3, path: 's3://bucket/list.CSV'}",
+        "{type: s3, path: 's3://bucket/prefix/'}",
+        "{type: s3, path: 's3://bucket/list', format: text}",
+        "{type: asset, backfill: users, min_interactions: 2}",
+        "{type: handles, handles: [alice.example.com]}",
+        "{type: handles, path: handles.txt}",
+        "{type: union, sources: [{type: pds, hosts: ['https://pds.example.com']}, {type: plc_export}]}",
+        "{type: except, source: {type: collection, collection: a.b.c}, without: {type: inline, dids: [x]}}",
+    ],
+)
+def test_every_kind_of_source_can_be_source_and_exclusion(tmp_path: Path, source: str) -> None:
+    study = load(tmp_path, f"source: {source}\nexclude: {source}")
+    assert study.source == study.exclude
+
+
+# Every kind of place in which a source can stand, marked by HERE, and what the place is called.
+PLACES = {
+    "source": "source: HERE",
+    "exclude": f"{INLINE}\nexclude: HERE",
+    "source.sources.1": f"source: {{type: union, sources: [{{type: inline, dids: {DIDS}}}, HERE]}}",
+    "exclude.source": f"{INLINE}\nexclude: {{type: except, source: HERE, without: {{type: text, path: a}}}}",
+    "source.without.sources.0": "source: {type: except, source: {type: text, path: a}, "
+    "without: {type: union, sources: [HERE]}}",
+    "filters.app.bsky.feed.post.uris": f"{INLINE}\nfilters: {{app.bsky.feed.post: {{uris: HERE}}}}",
+    "filters.app.bsky.feed.like.subjects.sources.0": f"{INLINE}\n"
+    "filters: {app.bsky.feed.like: {subjects: {type: union, sources: [HERE]}}}",
+    "derived.posts_used_in_feeds.feeds": f"{INLINE}\nderived: {{posts_used_in_feeds: {{feeds: HERE}}}}",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{type: txt, path: a}", " = {'type': 'txt', 'path': 'a'}: `type` must be one of inline, text, csv,"),
+        ("{path: a}", " = {'path': 'a'}: `type` must be one of inline, text, csv,"),
+        ("a.txt", " = 'a.txt': `type` must be one of inline, text, csv,"),
+        ("{type: text}", ".path: is missing"),
+        (
+            "{type: csv, pth: a}",
+            ".pth = 'a': unknown key; did you mean `path`? allowed here: type, path, column",
+        ),
+        ("{type: csv, path: a, sheet: b}", ".sheet = 'b': unknown key; allowed here: type, path, column"),
+        ("{type: csv, path: 3}", ".path = 3: must be a path"),
+        ("{type: parquet, path: 3}", ".path = 3: must be a path, or s3://bucket/key"),
+        (
+            "{type: parquet, path: 's3://b'}",
+            ".path = 's3://b': must be s3://bucket/key or s3://bucket/prefix/",
+        ),
+        ("{type: s3, path: 'a.csv'}", ".path = 'a.csv': must be s3://bucket/key or s3://bucket/prefix/"),
+        (
+            "{type: s3, path: 's3://bucket/list'}",
+            " = {'type': 's3', 'path': 's3://bucket/list'}: the name of the object tells no format, as "
+            ".txt, .csv, .parquet, .sqlite, .db do: give `format`",
+        ),
+        (
+            "{type: s3, path: 's3://bucket/a.csv', format: tsv}",
+            ".format = 'tsv': must be 'text', 'csv', 'parquet' or 'sqlite'",
+        ),
+        (
+            "{type: sqlite, path: a, parameters: 3}",
+            ".parameters = 3: must be a list, or a mapping of names to values",
+        ),
+        (
+            "{type: sqlite, path: a, parameters: {low: [1]}}",
+            ".parameters = {'low': [1]}: low = [1] must be text, a number or null",
+        ),
+        (
+            "{type: sqlite, path: a, parameters: [1, {a: b}]}",
+            ".parameters = [1, {'a': 'b'}]: 1 = {'a': 'b'} must be text, a number or null",
+        ),
+        (
+            "{type: asset, backfill: Users}",
+            ".backfill = 'Users': String should match pattern '^[a-z][a-z0-9_]{0,40}$'",
+        ),
+        (
+            "{type: asset, backfill: users, min_accounts: 0}",
+            ".min_accounts = 0: must be greater than or equal to 1",
+        ),
+        (
+            "{type: handles, handles: [a.com], path: b}",
+            " = {'type': 'handles', 'handles': ['a.com'], 'path': 'b'}: needs either `handles` or `path`, and not both",
+        ),
+        ("{type: handles, handles: []}", ".handles = []: must have at least one item"),
+        ("{type: handles, handles: a.com}", ".handles = 'a.com': must be a list"),
+        (
+            "{type: pds, hosts: [pds.example.com]}",
+            ".hosts.0 = 'pds.example.com': must be http(s)://host[:port]",
+        ),
+        (
+            "{type: collection, collection: posts}",
+            ".collection = 'posts': must be the NSID of a collection, such as app.bsky.feed.post",
+        ),
+        (
+            "{type: list, uri: 'https://bsky.app/profile/x/lists/y'}",
+            ".uri = 'https://bsky.app/profile/x/lists/y': must be at://<did>/app.bsky.graph.list/<rkey>, or that of an "
+            "app.bsky.graph.starterpack",
+        ),
+        ("{type: plc_export, created_from: soon}", ".created_from = 'soon': must be YYYY-MM-DD, "),
+        ("{type: union, sources: []}", ".sources = []: must have at least one item"),
+        ("{type: union}", ".sources: is missing"),
+        ("{type: union, sources: [{type: text}]}", ".sources.0.path: is missing"),
+        ("{type: except, source: {type: text, path: a}}", ".without: is missing"),
+        ("{type: inline}", " = {'type': 'inline'}: needs either `dids` or `uris`, and not both"),
+        ("{type: inline, dids: x}", ".dids = 'x': must be a list"),
+    ],
+)
+def test_a_mistake_in_a_source_is_said_once_with_its_place(
+    tmp_path: Path, place: str, source: str, said: str
+) -> None:
+    text = complaint(tmp_path, PLACES[place].replace("HERE", source))
+    assert text.startswith(f"{tmp_path}/study.yaml: backfill.{place}{said}")
+    assert text.count("\n") == 0
+
+
+def test_two_mistakes_are_two_lines(tmp_path: Path) -> None:
+    text = complaint(
+        tmp_path,
+        "source: {type: union, sources: [{type: text}, {type: csv, pth: a}, {type: pds, hosts: [x]}]}",
+    )
+    assert [line.split(": ")[1] for line in text.splitlines()] == [
+        "backfill.source.sources.0.path",
+        "backfill.source.sources.1.pth = 'a'",
+        "backfill.source.sources.2.hosts.0 = 'x'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "source: {type: inline, uris: [x]}",
+            "source = {'type': 'inline', 'uris': ['x']}: a list of accounts has `dids`, not `uris`",
+        ),
+        (
+            f"{INLINE}\nexclude: {{type: union, sources: [{{type: inline, uris: [x]}}]}}",
+            "exclude = {'type': 'union', 'sources': [{'type': 'inline', 'uris': ['x']}]}: "
+            "sources.0: a list of accounts has `dids`, not `uris`",
+        ),
+        (
+            f"{INLINE}\nfilters: {{app.bsky.feed.post: {{uris: {{type: inline, dids: [x]}}}}}}",
+            "post.uris = {'type': 'inline', 'dids': ['x']}: a list of records has `uris`, not `dids`",
+        ),
+        *(
+            (
+                f"{INLINE}\nfilters: {{app.bsky.feed.post: {{uris: {source}}}}}",
+                f"{where}type {kind} gives accounts; a list of records can come from inline, text, csv, "
+                "parquet, sqlite, s3, asset, union, except",
+            )
+            for kind, where, source in (
+                ("handles", "", "{type: handles, handles: [a.com]}"),
+                ("pds", "", "{type: pds, hosts: ['https://a.com']}"),
+                ("collection", "", "{type: collection, collection: a.b.c}"),
+                ("plc_export", "", "{type: plc_export}"),
+                (
+                    "plc_export",
+                    "source: ",
+                    "{type: except, source: {type: plc_export}, without: {type: plc_export}}",
+                ),
+            )
+        ),
+        *(
+            (
+                f"{INLINE}\nderived: {{posts_used_in_feeds: {{feeds: {source}}}}}",
+                said,
+            )
+            for source, said in (
+                (
+                    "{type: text, path: a}",
+                    "type text has no columns; a table can come from csv, parquet, sqlite, s3, asset",
+                ),
+                ("{type: inline, uris: [a]}", "type inline has no columns; a table"),
+                ("{type: union, sources: [{type: csv, path: a}]}", "type union has no columns; a table"),
+                ("{type: s3, path: 's3://bucket/a.txt'}", "format text has no columns; a table is csv,"),
+                ("{type: s3, path: 's3://bucket/a/', format: text}", "format text has no columns"),
+            )
+        ),
+        (
+            f"{INLINE}\nfilters: {{app.bsky.feed.pst: {{text: a}}}}",
+            "filters.app.bsky.feed.pst = 'app.bsky.feed.pst': must be 'app.bsky.feed.post', 'app.bsky.feed.like'",
+        ),
+        (f"{INLINE}\nderived: {{posts_used_in_feeds: yes}}", "posts_used_in_feeds = True: must be a mapping"),
+        (
+            f"{INLINE}\ndiscovery: {{interactions: [lik]}}",
+            "discovery.interactions.0 = 'lik': must be 'reply', ",
+        ),
+    ],
+)
+def test_a_source_that_cannot_stand_there_is_told_what_can(tmp_path: Path, body: str, said: str) -> None:
+    text = complaint(tmp_path, body)
+    assert said in text
+    assert text.count("\n") == 0
+
+
+def test_lists_of_records_can_be_written_into_the_yaml(tmp_path: Path) -> None:
+    study = load(
+        tmp_path,
+        f"{INLINE}\nfilters: {{app.bsky.feed.post: {{uris: {{type: inline, uris: ['{EXAMPLE_URI}']}}}}}}",
+    )
+    listed = study.filters["app.bsky.feed.post"].uris
+    assert isinstance(listed, InlineSource)
+    assert listed.uris == (EXAMPLE_URI,)
+
+
+def test_a_long_value_is_shown_in_part(tmp_path: Path) -> None:
+    dids = ", ".join(["did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"] * 1000)
+    text = complaint(tmp_path, f"source: {{type: inline, dids: [{dids}], uris: [x]}}")
+    assert "not both" in text
+    assert len(text) < 500
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1:53", "[::1]:5353", "[2001:db8::53]:53"])
+def test_a_dns_server_is_an_address_and_a_port(tmp_path: Path, server: str) -> None:
+    assert load(tmp_path, f"{INLINE}\nnetwork: {{dns_server: '{server}'}}").network.dns_server == server
+
+
+@pytest.mark.parametrize(
+    "server", ["127.0.0.1", "dns.example.com:53", "127.0.0.1:0", "127.0.0.1:99999", "::1", ":53"]
+)
+def test_what_is_no_dns_server_is_refused(tmp_path: Path, server: str) -> None:
+    text = complaint(tmp_path, f"{INLINE}\nnetwork: {{dns_server: '{server}'}}")
+    assert "backfill.network.dns_server" in text
+    assert repr(server) in text
+
+
+def documented_examples() -> list[str]:
+    page = Path(__file__).resolve().parent.parent / "docs" / "sources.md"
+    return re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("example", documented_examples())
+def test_every_documented_source_is_valid(tmp_path: Path, example: str) -> None:
+    load(tmp_path, example if "source:" in example else f"{INLINE}\n{example}")
+
+
+def test_every_type_of_source_is_documented() -> None:
+    assert {
+        kind for kind in SOURCES if not any(f"type: {kind}" in text for text in documented_examples())
+    } == set()

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.repos.outcomes import failure_of
 from backfill_dagster.sandbox import faults
 from backfill_dagster.sandbox.network import SandboxNetwork

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import polars as pl
 import pytest
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import Study
+from backfill_dagster.config.study import Study
 from backfill_dagster.network.leases import LocalHostLeases
 from backfill_dagster.network.limits import HostGate
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
-from backfill_dagster.sandbox.truth import RecordTruth
+from backfill_dagster.sandbox.truth import RecordTruth, first_for_subject
 from backfill_dagster.tables.accounts import unreconciled
 from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
 
@@ -79,8 +80,17 @@ def test_every_table_equals_the_truth_row_by_row(
         assert orjson.loads(row["record"]) == record.value
         raw = record.created_at_raw
         assert row["created_at_raw"] == (raw if isinstance(raw, str) else None)
+        assert row["obtained"] == "repo"
         expected = expected_fields(record)
         assert {name: row[name] for name in expected} == expected, uri
+
+
+@pytest.mark.parametrize("table", ["likes", "reposts", "follows", "blocks"])
+def test_the_first_of_each_subject_is_marked(collected: Study, network: SandboxNetwork, table: str) -> None:
+    rows = read_table(collected, table)
+    firsts = first_for_subject(true_rows(network, table), datetime.now(UTC))
+    assert dict(rows.select("uri", "first_for_subject").drop_nulls().iter_rows()) == firsts
+    assert (False in firsts.values()) == (table in ("likes", "follows"))
 
 
 def test_no_uri_stands_twice(collected: Study) -> None:

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import SandboxSettings, Study
+from backfill_dagster.config.network import SandboxSettings
+from backfill_dagster.config.study import Study
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.faults import ServerError
 from backfill_dagster.sandbox.network import SandboxNetwork

@@ -95,6 +95,26 @@ def test_scanning_fills_columns_that_older_files_lack(storage: StudyStorage) -> 
     assert frame.rows() == [(1, None), (2, "x")]
 
 
+@pytest.mark.parametrize(
+    "root", ["data", "./data", "../own/data", "with space", "~home", "a#b?c", "ünï", "[glob]*", "%41", None]
+)
+def test_rows_have_the_name_of_their_file_wherever_the_study_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str | None
+) -> None:
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path / "own")
+    storage = StudyStorage(tmp_path / "absolute" if root is None else Path(root))
+    names = {f"{partition_folder(host)}/a.parquet": host for host in ("pds.test", "pds.test:8080", "ö%41")}
+    for number, key in enumerate(names):
+        storage.write(key, pl.DataFrame({"a": [number, number]}))
+    named = storage.scan_named(names, {"a": pl.Int64()}, "host")
+    expected = [(number, host) for number, host in enumerate(names.values()) for _ in range(2)]
+    for engine in ("in-memory", "streaming"):
+        [frame] = storage.collect([named], names, engine=engine)
+        assert sorted(frame.rows()) == expected
+    assert storage.scan_named({}, {"a": pl.Int64()}, "host").collect().schema == frame.schema
+
+
 def test_sweeping_takes_the_scratch_of_the_dead_and_not_of_the_living(storage: StudyStorage) -> None:
     script = (
         "import sys, time; from pathlib import Path; from backfill_dagster.storage import StudyStorage\n"

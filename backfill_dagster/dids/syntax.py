@@ -36,13 +36,24 @@ class DidRejection(StrEnum):
     BAD_WEB = "bad_web"
     UNSUPPORTED_METHOD = "unsupported_method"
     DUPLICATE = "duplicate"
+    EXCLUDED = "excluded"
     PURGED = "purged"
+
+    @property
+    def malformed(self) -> bool:
+        """Whether the entry has not even the form of a DID."""
+        return self not in _WELL_FORMED
+
+
+_WELL_FORMED = frozenset(
+    (DidRejection.UNSUPPORTED_METHOD, DidRejection.DUPLICATE, DidRejection.EXCLUDED, DidRejection.PURGED)
+)
 
 
 def check_did(text: str) -> DidRejection | None:
     """Return why this is not the DID of an account, or None if it is one; whitespace around it is no part.
 
-    Never DUPLICATE or PURGED, which are matters of the whole list and of the study.
+    Never DUPLICATE, EXCLUDED or PURGED, which are matters of the whole list and of the study.
     """
     did = text.strip(WHITESPACE)
     if not did:
@@ -61,6 +72,12 @@ def check_did(text: str) -> DidRejection | None:
 def stripped(entries: pl.Expr) -> pl.Expr:
     """Return the entries without surrounding whitespace; null becomes the empty string."""
     return entries.fill_null("").str.strip_chars(WHITESPACE)
+
+
+def comparable(entries: pl.Expr) -> pl.Expr:
+    """Return entries, DIDs or AT-URIs, so that two spellings of one host in did:web are equal; null stays null."""
+    text = entries.str.strip_chars(WHITESPACE)
+    return pl.when(text.str.starts_with("did:web:")).then(text.str.to_lowercase()).otherwise(text)
 
 
 def rejection_of(entries: pl.Expr) -> pl.Expr:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -19,6 +19,8 @@ _MAX_HANDLE = 253
 _MAX_KEY = 1024
 _MAX_SHOWN = 100
 _MAX_REASON = 300
+# Why a resolved account's records cannot be proven.
+NO_SIGNING_KEY = "the document names no signing key"
 
 
 class DirectoryState(StrEnum):
@@ -79,6 +81,15 @@ class LookupFailedError(BackfillError):
         self.reason = reason
 
 
+class Claims(NamedTuple):
+    """What a document says of an account, none of it checked but that it is text; None for what it does not say."""
+
+    handle: str | None
+    pds: str | None
+    key_type: str | None
+    key_multibase: str | None
+
+
 def parse_document(did: str, body: bytes) -> Identity:
     """Read the document of `did` from its JSON; raises LookupFailedError (BAD_DOCUMENT or NO_PDS).
 
@@ -92,23 +103,34 @@ def parse_document(did: str, body: bytes) -> Identity:
         raise _bad("is not a JSON object")
     if document.get("id") != did:
         raise _bad(f"is of another DID: {_shown(document.get('id'))}")
-    endpoint = _pds(document)
-    key_type, key_multibase = _signing_key(document)
-    return Identity(did, _handle(document), endpoint.origin, endpoint.host, key_type, key_multibase)
+    claims = claims_of(document)
+    endpoint = pds_endpoint(claims.pds)
+    return Identity(did, claims.handle, endpoint.origin, endpoint.host, claims.key_type, claims.key_multibase)
 
 
-def _pds(document: dict[str, Any]) -> Endpoint:
-    services = _objects(document, "service")
-    for service in services:
+def claims_of(document: dict[str, Any]) -> Claims:
+    """Choose what counts among all that a document says; raises LookupFailedError (BAD_DOCUMENT)."""
+    return Claims(_handle(document), _pds(document), *_signing_key(document))
+
+
+def pds_endpoint(claimed: str | None) -> Endpoint:
+    """Read the PDS that a document claims; raises LookupFailedError (BAD_DOCUMENT or NO_PDS)."""
+    if claimed is None:
+        raise LookupFailedError(DirectoryState.NO_PDS, "the document names no personal data server")
+    try:
+        return parse_endpoint(claimed)
+    except BadEndpointError as error:
+        raise _bad(f"has a PDS endpoint that is none: {error}") from None
+
+
+def _pds(document: dict[str, Any]) -> str | None:
+    for service in _objects(document, "service"):
         if _names(service, "#atproto_pds") and service.get("type") == "AtprotoPersonalDataServer":
             endpoint = service.get("serviceEndpoint")
             if not isinstance(endpoint, str):
                 raise _bad(f"has a PDS endpoint that is not text: {_shown(endpoint)}")
-            try:
-                return parse_endpoint(endpoint)
-            except BadEndpointError as error:
-                raise _bad(f"has a PDS endpoint that is none: {error}") from None
-    raise LookupFailedError(DirectoryState.NO_PDS, "the document names no personal data server")
+            return endpoint
+    return None
 
 
 def _handle(document: dict[str, Any]) -> str | None:

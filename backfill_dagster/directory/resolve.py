@@ -16,7 +16,7 @@ from backfill_dagster.errors import DirectoryUnreachableError
 from backfill_dagster.ticking import ticking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from backfill_dagster.directory.resolver import Resolver
@@ -36,7 +36,14 @@ DIRECTORY_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
     "key_multibase": (pl.String(), "The signing key's text in multibase, as the document has it."),
     "state": (pl.String(), f"What the lookup came to: {', '.join(DirectoryState)}."),
     "reason": (pl.String(), "What was wrong, in words; null if nothing was."),
-    "resolved_at": (pl.Datetime("us", "UTC"), "When the answer, or the failure to get one, came."),
+    "resolved_at": (
+        pl.Datetime("us", "UTC"),
+        "When the answer, or the failure to get one, came; of an export, the time that it is good for.",
+    ),
+    "resolved_by": (
+        pl.String(),
+        "How: by a `lookup` of this account, or from the PLC directory's export, `plc_export`.",
+    ),
 }
 DIRECTORY_SCHEMA = pl.Schema({name: kind for name, (kind, _) in DIRECTORY_COLUMNS.items()})
 
@@ -60,6 +67,16 @@ class DirectoryProgress:
     states: Counter[str] = field(default_factory=Counter)
 
 
+async def _nobody(dids: pl.Series) -> pl.DataFrame:  # noqa: ARG001  they are all looked up
+    return DIRECTORY_SCHEMA.to_frame()
+
+
+def as_directory(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows of a directory, perhaps of an older version, in today's columns; those they lack are null."""
+    present = [name for name in DIRECTORY_SCHEMA.names() if name in rows.columns]
+    return pl.concat([DIRECTORY_SCHEMA.to_frame(), rows.select(present)], how="diagonal")
+
+
 async def resolve_directory(
     dids: pl.Series | Sequence[str],
     *,
@@ -68,6 +85,7 @@ async def resolve_directory(
     max_age: timedelta,
     now: datetime,
     concurrency: int = CONCURRENCY,
+    in_bulk: Callable[[pl.Series], Awaitable[pl.DataFrame]] = _nobody,
     on_progress: Callable[[DirectoryProgress], None] = lambda _: None,
     checkpoint: Callable[[pl.DataFrame], None] = lambda _: None,
 ) -> pl.DataFrame:
@@ -79,6 +97,9 @@ async def resolve_directory(
     row gives way to one. What the directory does answer, be it a tombstone or a document gone bad, replaces
     what was known.
 
+    `in_bulk` is given the DIDs that are to be looked up, and returns rows of as many of them as it has settled ones
+    of; the others are looked up one by one.
+
     `on_progress` is called after each lookup, and several times a second while none ends; it must be quick.
     `checkpoint` gets the rows that were looked up, in parts of at most CHECKPOINT_ROWS, as they come: stored
     and handed back as `known`, they spare an interrupted study the same lookups.
@@ -89,14 +110,18 @@ async def resolve_directory(
     later, the DIDs that remain get that failure as their state, unasked.
     """
     wanted = pl.Series("did", dids, dtype=pl.String).unique(maintain_order=True).to_frame()
-    known = (DIRECTORY_SCHEMA.to_frame() if known is None else known).select(DIRECTORY_SCHEMA.names())
+    known = as_directory(DIRECTORY_SCHEMA.to_frame() if known is None else known)
     fresh_enough = pl.col("state").is_in(_SETTLED) & (pl.col("resolved_at") > now - max_age)
     reused = known.filter(fresh_enough).join(wanted, on="did", how="semi")
     missing = wanted.join(reused, on="did", how="anti", maintain_order="left")["did"]
     progress = DirectoryProgress(wanted.height, done=reused.height)
+    async with ticking(lambda: on_progress(progress)):
+        bulk = await in_bulk(missing)
+    progress.done += bulk.height
+    progress.states.update(bulk["state"])
     lookups = _Lookups(resolver, progress, on_progress, checkpoint)
-    looked_up = await lookups.run(missing, concurrency)
-    rows = pl.concat([reused, _without_regress(looked_up, known)])
+    looked_up = await lookups.run(missing.filter(~missing.is_in(bulk["did"].implode())), concurrency)
+    rows = pl.concat([reused, bulk, _without_regress(looked_up, known)])
     return wanted.join(rows, on="did", how="left", maintain_order="left").select(DIRECTORY_SCHEMA.names())
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from backfill_dagster.directory.audit_log import MAX_AUDIT_LOG_BYTES, parse_audit_keys
 from backfill_dagster.directory.documents import (
     MAX_DOCUMENT_BYTES,
+    NO_SIGNING_KEY,
     DirectoryState,
     Identity,
     LookupFailedError,
@@ -32,12 +33,15 @@ from backfill_dagster.network.patience import Patience, RunOverError, RunTime
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from backfill_dagster.config import Network, Processing
+    from backfill_dagster.config.network import Network
+    from backfill_dagster.config.processing import Processing
     from backfill_dagster.network.http import Answer
     from backfill_dagster.network.leases import HostLeases
     from backfill_dagster.network.limits import HostGate, HostGates
     from backfill_dagster.network.turns import Turns
 
+# What a row's `resolved_by` says of one that was looked up by itself.
+LOOKUP = "lookup"
 # The directory's rate bounds its requests; this many at once keep to it at any latency that occurs.
 PLC_IN_FLIGHT = 32
 _MAX_REASON = 300
@@ -67,6 +71,7 @@ class DirectoryRow:
     state: DirectoryState
     reason: str | None
     resolved_at: datetime
+    resolved_by: str = LOOKUP
 
 
 class Resolver:
@@ -102,7 +107,7 @@ class Resolver:
         """Look up a DID now, past any cache; every outcome is a row."""
         try:
             url, gate = self._document_url(did)
-            answer = await self._ask(url, gate, MAX_DOCUMENT_BYTES)
+            answer = await self.ask(url, gate, MAX_DOCUMENT_BYTES)
             identity = parse_document(did, _document_of(did, answer))
         except LookupFailedError as error:
             return DirectoryRow(did, None, None, None, None, None, error.state, error.reason, _now())
@@ -116,7 +121,7 @@ class Resolver:
         """
         if not did.startswith("did:plc:"):
             return []
-        answer = await self._ask(f"{self.plc_url}/{did}/log/audit", self._plc_gate(), MAX_AUDIT_LOG_BYTES)
+        answer = await self.ask(f"{self.plc_url}/{did}/log/audit", self._plc_gate(), MAX_AUDIT_LOG_BYTES)
         return parse_audit_keys(_document_of(did, answer))
 
     def _plc_gate(self) -> HostGate:
@@ -139,7 +144,11 @@ class Resolver:
         )
         return f"{scheme}://{host}/.well-known/did.json", gate
 
-    async def _ask(self, url: str, gate: HostGate, max_bytes: int) -> Answer:
+    async def ask(self, url: str, gate: HostGate, max_bytes: int) -> Answer:
+        """Get an answer that is neither a refusal for the time being nor a server's failure.
+
+        Raises LookupFailedError if there is none in the end.
+        """
         async with self._turn_at(gate):
             return await self._ask_in_turn(url, gate, max_bytes)
 
@@ -216,7 +225,7 @@ def _resolved(identity: Identity) -> DirectoryRow:
         key_type=identity.key_type,
         key_multibase=identity.key_multibase,
         state=DirectoryState.RESOLVED,
-        reason=None if identity.key_multibase else "the document names no signing key",
+        reason=None if identity.key_multibase else NO_SIGNING_KEY,
         resolved_at=_now(),
     )
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import BinaryIO
 
-    from backfill_dagster.config import Network
+    from backfill_dagster.config.network import Network
     from backfill_dagster.network.addresses import Lookup
 
 MAX_ERROR_BODY = 64 * 1024

@@ -11,7 +11,7 @@ from backfill_dagster.orchestration.history import belongs_to
 from backfill_dagster.orchestration.resources import is_locked
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 _WAITING = [
     dg.DagsterRunStatus.QUEUED,

@@ -19,7 +19,7 @@ from backfill_dagster.orchestration.tags import PARENT_TAG
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 _TRIES = 3
 _TIMEOUT_SECONDS = 10

@@ -8,14 +8,15 @@ beside those that worked.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import Study
+from backfill_dagster.config.study import Study
+from backfill_dagster.dids.sources.lineage import ACCOUNTS, RECORDS
+from backfill_dagster.filtering import stored_lists
 from backfill_dagster.orchestration.checks import (
     accounts_check_results,
     accounts_checks,
@@ -23,7 +24,7 @@ from backfill_dagster.orchestration.checks import (
     table_checks,
 )
 from backfill_dagster.orchestration.columns import column_metadata
-from backfill_dagster.orchestration.failures import clear_failures
+from backfill_dagster.orchestration.derived_assets import derived_assets
 from backfill_dagster.orchestration.metadata import (
     accounts_metadata,
     conversion_metadata,
@@ -49,6 +50,13 @@ from backfill_dagster.orchestration.run_settings import (
     directory_settings_class,
     fetch_settings_class,
 )
+from backfill_dagster.orchestration.stage import (
+    NO_OUTPUT,
+    SINGLE_RUN,
+    asset_key,
+    other_backfills,
+    stage,
+)
 from backfill_dagster.records.conversion import ConversionReport
 from backfill_dagster.records.tables import TABLE_BY_NAME
 from backfill_dagster.records.windows import granularity_of
@@ -59,11 +67,16 @@ from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.ledger import built_rows
 
+_FETCHED = {
+    "repos": "The repositories of the accounts of each PDS: downloaded politely, proven whole and authentic, and "
+    "stored with every record's exact bytes.",
+    "records": "The records that the filters list, of the accounts of each PDS: asked for one by one, each proven to "
+    "be there or not to be, and stored with their exact bytes.",
+    "list_records": "The records of the accounts of each PDS as it lists them, collection by collection: stored with "
+    "the bytes that their CIDs name, and with no proof that they are all, or authentic.",
+}
 # Failed hosts that a message names; its metadata names all.
 _NAMED_HOSTS = 20
-_SINGLE_RUN = dg.BackfillPolicy.single_run()
-# These assets hand on nothing but what they stored; Dagster's stubs do not count Nothing among its types.
-_NO_OUTPUT: Any = dg.Nothing
 
 
 def study_assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -74,36 +87,26 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
     records = _records(study, repos)
     tables = [_table(study, name, records) for name in pipeline.study_tables(study)]
     undated = _undated(study, records)
+    derived = derived_assets(study, tables)
     accounts = _accounts(study, [*tables, undated])
-    return [source, directory, repos, records, *tables, undated, accounts, _report(study, accounts)]
-
-
-def _key(study: Study, name: str) -> dg.AssetKey:
-    return dg.AssetKey([study.name, name])
-
-
-@contextmanager
-def _stage(context: dg.AssetExecutionContext, study: Study, study_lock: StudyLockResource) -> Iterator[None]:
-    """Do a stage's work: while no purge and no other whole run of the study does, and with clear failures."""
-    with clear_failures():
-        study_lock.share(study, context.run)
-        yield
+    return [source, directory, repos, records, *tables, undated, *derived, accounts, _report(study, accounts)]
 
 
 def _source_dids(study: Study) -> dg.AssetsDefinition:
     @dg.asset(
-        key=_key(study, "source_dids"),
+        key=asset_key(study, "source_dids"),
         group_name=study.name,
         metadata=column_metadata(study, "source_dids"),
         kinds={"parquet"},
+        deps=other_backfills(study, ACCOUNTS),
         description=f"The DIDs to collect, read from the study's {study.source.type} source, each once. "
-        "Inputs that are no DID, or stand twice, are listed in source_rejects.parquet with the reason.",
+        "Inputs that are no DID, stand twice or are excluded, are listed in source_rejects.parquet with the reason.",
     )
     def source_dids(
-        context: dg.AssetExecutionContext, study_lock: StudyLockResource
+        context: dg.AssetExecutionContext, limits: LimitsResource, study_lock: StudyLockResource
     ) -> dg.MaterializeResult[None]:
-        with _stage(context, study, study_lock):
-            collected = pipeline.collect_source(study)
+        with stage(context, study, study_lock):
+            collected = pipeline.collect_source(study, limits.gates())
         return dg.MaterializeResult(
             metadata=source_metadata(collected, study.root / pipeline.SOURCE_KEY),
             data_version=_version(collected.dids["did"]),
@@ -116,7 +119,7 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
     settings_class: Any = directory_settings_class(study)
 
     @dg.asset(
-        key=_key(study, "directory"),
+        key=asset_key(study, "directory"),
         group_name=study.name,
         metadata=column_metadata(study, "directory"),
         kinds={"parquet", "http"},
@@ -131,7 +134,7 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
         study_lock: StudyLockResource,
     ) -> dg.MaterializeResult[None]:
         with (
-            _stage(context, study, study_lock),
+            stage(context, study, study_lock),
             reported_progress(context, "Looking up", directory_standing) as report_progress,
         ):
             resolved = pipeline.resolve_accounts(
@@ -152,18 +155,18 @@ def _repos(study: Study, directory: dg.AssetsDefinition) -> dg.AssetsDefinition:
     settings_class: Any = fetch_settings_class(study, AssetFetchSettings)
 
     @dg.asset(
-        key=_key(study, "repos"),
+        key=asset_key(study, "repos"),
         group_name=study.name,
         metadata=column_metadata(study, "repos"),
         kinds={"parquet", "http"},
-        deps=[directory],
+        # What to ask for is on a list, where single records are fetched.
+        deps=[directory, *(other_backfills(study, RECORDS) if study.fetch == "records" else [])],
         partitions_def=pds_partitions(study),
-        backfill_policy=_SINGLE_RUN,
+        backfill_policy=SINGLE_RUN,
         output_required=False,
-        dagster_type=_NO_OUTPUT,
-        code_version=study.processing.verify,
-        description="The repositories of the accounts of each PDS: downloaded politely, proven whole and authentic, "
-        "and stored with every record's exact bytes. Accounts that are settled already are passed over.",
+        dagster_type=NO_OUTPUT,
+        code_version=f"{study.processing.verify}{'' if study.fetch == 'repos' else f' {study.fetch}'}",
+        description=f"{_FETCHED[study.fetch]} Accounts that are settled already are passed over.",
     )
     def repos(
         context: dg.AssetExecutionContext,
@@ -171,7 +174,7 @@ def _repos(study: Study, directory: dg.AssetsDefinition) -> dg.AssetsDefinition:
         limits: LimitsResource,
         study_lock: StudyLockResource,
     ) -> Iterator[dg.AssetMaterialization]:
-        with _stage(context, study, study_lock):
+        with stage(context, study, study_lock):
             yield from _fetch(context, study, config, limits)
 
     return repos
@@ -271,16 +274,16 @@ def _reasons(reports: Iterable[HostReport]) -> dict[str, int]:
 
 def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
-        key=_key(study, "records"),
+        key=asset_key(study, "records"),
         group_name=study.name,
         metadata=column_metadata(study, "records"),
         kinds={"parquet", "polars"},
-        deps=[repos],
+        deps=[repos, *other_backfills(study, RECORDS)],
         partitions_def=pds_partitions(study),
-        backfill_policy=_SINGLE_RUN,
+        backfill_policy=SINGLE_RUN,
         output_required=False,
-        dagster_type=_NO_OUTPUT,
-        code_version=pipeline.records_fingerprint(study),
+        dagster_type=NO_OUTPUT,
+        code_version=pipeline.settings_fingerprint(study),
         description="Every record of each PDS's repositories: decoded, typed, dated, and either kept, filtered or "
         "rejected with the reason.",
     )
@@ -294,19 +297,21 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
             converted[report.pds_host] += 1
 
         with (
-            _stage(context, study, study_lock),
+            stage(context, study, study_lock),
             reported_progress(context, "Converting", conversion_standing) as report_progress,
         ):
             pipeline.convert_records(
                 study, hosts, again=config.again, on_pack=on_pack, on_progress=report_progress
             )
-            counts = pipeline.count_converted(study, hosts)
+            counts, lists = pipeline.count_converted(study, hosts), stored_lists(study)
         for host in hosts:
             folder = study.root / "records" / partition_folder(host)
             yield dg.AssetMaterialization(
                 asset_key=context.asset_key,
                 partition=host,
-                metadata=conversion_metadata(counts[host], packs_converted=converted[host], path=folder),
+                metadata=conversion_metadata(
+                    counts[host], lists, packs_converted=converted[host], path=folder
+                ),
             )
 
     return records
@@ -316,23 +321,23 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
     table, granularity = TABLE_BY_NAME[name], granularity_of(study.time_range)
 
     @dg.asset(
-        key=_key(study, name),
+        key=asset_key(study, name),
         group_name=study.name,
         kinds={"parquet", "polars"},
         deps=[dg.AssetDep(records, partition_mapping=dg.AllPartitionMapping())],
         partitions_def=time_partitions(study.time_range),
-        backfill_policy=_SINGLE_RUN,
+        backfill_policy=SINGLE_RUN,
         output_required=False,
-        dagster_type=_NO_OUTPUT,
-        code_version=pipeline.records_fingerprint(study),
-        check_specs=table_checks(_key(study, name)),
+        dagster_type=NO_OUTPUT,
+        code_version=pipeline.settings_fingerprint(study),
+        check_specs=table_checks(asset_key(study, name)),
         description=f"{table.description} By {granularity.word} of the record's true creation.",
         metadata=column_metadata(study, name),
     )
     def windows(
         context: dg.AssetExecutionContext, config: TableSettings, study_lock: StudyLockResource
     ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckResult]:
-        with _stage(context, study, study_lock):
+        with stage(context, study, study_lock):
             reports = pipeline.build_table(study, name, list(context.partition_keys), again=config.again)
             rebuilt = [report for report in reports if report.rebuilt]
             inspection = pipeline.inspect_table(study, name, [report.partition for report in rebuilt])
@@ -355,19 +360,19 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
 
 def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
-        key=_key(study, "undated"),
+        key=asset_key(study, "undated"),
         group_name=study.name,
         metadata=column_metadata(study, "undated"),
         kinds={"parquet", "polars"},
         deps=[dg.AssetDep(records, partition_mapping=dg.AllPartitionMapping())],
-        code_version=pipeline.records_fingerprint(study),
+        code_version=pipeline.settings_fingerprint(study),
         description="Records whose creation date is missing, unreadable, before the network or in the future: kept "
         "apart from the tables, one folder per table, with the reason in date_quality.",
     )
     def undated(
         context: dg.AssetExecutionContext, config: BuildSettings, study_lock: StudyLockResource
     ) -> dg.MaterializeResult[None]:
-        with _stage(context, study, study_lock):
+        with stage(context, study, study_lock):
             reports = pipeline.build_undated_rows(study, again=config.again)
         return dg.MaterializeResult(
             metadata={
@@ -384,16 +389,16 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
     deps = [dg.AssetDep(table, partition_mapping=_all_of(table)) for table in tables]
 
     @dg.asset(
-        key=_key(study, "accounts"),
+        key=asset_key(study, "accounts"),
         group_name=study.name,
         kinds={"parquet", "polars"},
         deps=deps,
-        check_specs=accounts_checks(_key(study, "accounts")),
+        check_specs=accounts_checks(asset_key(study, "accounts")),
         description="Each account with its one final state, and what became of every one of its records.",
         metadata=column_metadata(study, "accounts"),
     )
     def accounts(context: dg.AssetExecutionContext, study_lock: StudyLockResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it only bare
-        with _stage(context, study, study_lock):
+        with stage(context, study, study_lock):
             built = pipeline.build_accounts(study)
         return dg.MaterializeResult(
             metadata=accounts_metadata(built.accounts, study.root / pipeline.ACCOUNTS_KEY),
@@ -405,7 +410,7 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
 
 def _report(study: Study, accounts: dg.AssetsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
-        key=_key(study, "report"),
+        key=asset_key(study, "report"),
         group_name=study.name,
         kinds={"html", "matplotlib"},
         deps=[accounts],
@@ -417,7 +422,7 @@ def _report(study: Study, accounts: dg.AssetsDefinition) -> dg.AssetsDefinition:
     def report(
         context: dg.AssetExecutionContext, study_lock: StudyLockResource
     ) -> dg.MaterializeResult[None]:
-        with _stage(context, study, study_lock):
+        with stage(context, study, study_lock):
             made = build_report(study)
         return dg.MaterializeResult(metadata=report_metadata(made, study.root / made.key))
 

@@ -19,7 +19,8 @@ from backfill_dagster.tables.quality import Finding, findings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
+    from backfill_dagster.derived.inspection import DerivedInspection
     from backfill_dagster.pipeline import AccountsBuild
     from backfill_dagster.tables.inspection import Inspection
 
@@ -70,6 +71,12 @@ def table_checks(table: dg.AssetKey) -> list[dg.AssetCheckSpec]:
 def table_check_results(table: dg.AssetKey, found: Inspection) -> Iterator[dg.AssetCheckResult]:
     """Evaluate the checks on the partitions of a record table that a run has built."""
     offences = {"schema_as_declared": found.other_schema, "rows_in_their_partition": found.rows_elsewhere}
+    yield from _on_partitions(table, offences, found)
+
+
+def _on_partitions(
+    table: dg.AssetKey, offences: dict[str, int], found: Inspection | DerivedInspection
+) -> Iterator[dg.AssetCheckResult]:
     for name, number in offences.items():
         yield dg.AssetCheckResult(
             asset_key=table,
@@ -83,6 +90,35 @@ def table_check_results(table: dg.AssetKey, found: Inspection) -> Iterator[dg.As
                 "what_to_do": "Materialize the faulty partitions again; if it still fails, this is a defect.",
             },
         )
+
+
+_DERIVED = {
+    "schema_as_declared": "The final files have the columns and types of the table's description.",
+    "keys_are_unique": "No row stands in its time partition twice.",
+}
+_RECONCILES = {
+    "rows_are_accounted_for": "The rows of the record tables in the same time partition are all accounted for.",
+}
+
+
+def derived_checks(table: dg.AssetKey, *, reconciles: bool) -> list[dg.AssetCheckSpec]:
+    """Return the checks that stand on a derived table; they read what a run has built."""
+    return [
+        dg.AssetCheckSpec(name, asset=table, blocking=True, description=description)
+        for name, description in {**_DERIVED, **(_RECONCILES if reconciles else {})}.items()
+    ]
+
+
+def derived_check_results(
+    table: dg.AssetKey, found: DerivedInspection, *, reconciles: bool
+) -> Iterator[dg.AssetCheckResult]:
+    """Evaluate the checks on the partitions of a derived table that a run has built."""
+    offences = {
+        "schema_as_declared": found.other_schema,
+        "keys_are_unique": found.repeated_keys,
+        **({"rows_are_accounted_for": found.unaccounted} if reconciles else {}),
+    }
+    yield from _on_partitions(table, offences, found)
 
 
 def accounts_checks(accounts: dg.AssetKey) -> list[dg.AssetCheckSpec]:

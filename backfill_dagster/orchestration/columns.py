@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
+from backfill_dagster import pipeline
+from backfill_dagster.derivation import DERIVED
+from backfill_dagster.derived.engaged import ENGAGED_ACCOUNTS, ENGAGED_POSTS
 from backfill_dagster.directory.resolve import DIRECTORY_COLUMNS
-from backfill_dagster.records.tables import RECORD_TABLES, TABLE_BY_NAME
+from backfill_dagster.records.tables import TABLE_BY_NAME
 from backfill_dagster.repos.packs import PACK_COLUMNS
-from backfill_dagster.tables.accounts import ACCOUNT_COLUMNS
+from backfill_dagster.tables.accounts import account_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
+    from backfill_dagster.records.tables import Column
 
 _Columns = dict[str, tuple[pl.DataType, str]]
 
@@ -33,14 +37,21 @@ _ACCOUNT_SOURCES = {
     "bytes_received": ("repos", "bytes_received"),
     "detail": ("repos", "detail"),
     "records_fetched": ("repos", "records"),
+    "records_absent": ("repos", "absent"),
+    "obtained": ("repos", "obtained"),
+}
+_DERIVED = {
+    **{name: derived.columns for name, derived in DERIVED.items()},
+    "engaged_accounts": ENGAGED_ACCOUNTS,
+    "engaged_posts": ENGAGED_POSTS,
 }
 # Columns of a record that its repository, rather than its own bytes, tells.
-_OF_THE_REPOSITORY = {"did": "did", "repo_rev": "repo_rev", "pds": "pds"}
+_OF_THE_REPOSITORY = {"did": "did", "repo_rev": "repo_rev", "pds": "pds", "obtained": "obtained"}
 
 
 def column_metadata(study: Study, asset: str) -> dict[str, dg.TableSchema | dg.TableColumnLineage]:
     """Return the column schema of an asset, and its column lineage, as metadata of its definition."""
-    columns = _columns(asset)
+    columns = _columns(study, asset)
     schema = dg.TableSchema(
         columns=[dg.TableColumn(name, _type_name(kind), text) for name, (kind, text) in columns.items()]
     )
@@ -66,7 +77,7 @@ def _type_name(kind: object) -> str:
     return str(kind).lower()
 
 
-def _columns(asset: str) -> Mapping[str, tuple[pl.DataType, str]]:
+def _columns(study: Study, asset: str) -> Mapping[str, tuple[pl.DataType, str]]:
     match asset:
         case "source_dids":
             return {"did": (pl.String(), "DID of an account of the study, each once.")}
@@ -75,11 +86,13 @@ def _columns(asset: str) -> Mapping[str, tuple[pl.DataType, str]]:
         case "repos":
             return PACK_COLUMNS
         case "accounts":
-            return ACCOUNT_COLUMNS
+            return account_columns(pipeline.study_tables(study))
+        case derived if derived in _DERIVED:
+            return _described(_DERIVED[derived])
         case "records" | "undated":
             merged: _Columns = {}
-            for table in RECORD_TABLES:
-                for column in table.columns:
+            for table in pipeline.study_tables(study):
+                for column in TABLE_BY_NAME[table].columns:
                     merged.setdefault(column.name, (column.dtype, column.description))
             return merged
         case _:
@@ -87,7 +100,11 @@ def _columns(asset: str) -> Mapping[str, tuple[pl.DataType, str]]:
 
 
 def _of_table(table: str) -> _Columns:
-    return {column.name: (column.dtype, column.description) for column in TABLE_BY_NAME[table].columns}
+    return _described(TABLE_BY_NAME[table].columns)
+
+
+def _described(columns: Iterable[Column]) -> _Columns:
+    return {column.name: (column.dtype, column.description) for column in columns}
 
 
 def _source(asset: str, column: str) -> tuple[str, str] | None:
@@ -105,5 +122,8 @@ def _source(asset: str, column: str) -> tuple[str, str] | None:
             if column in TABLE_BY_NAME:
                 return column, "uri"
             return _ACCOUNT_SOURCES.get(column)
+        case derived if derived in _DERIVED:
+            # Of several tables, or counted.
+            return None
         case _:
             return "records", column

@@ -14,7 +14,7 @@ import dagster as dg
 from backfill_dagster.orchestration.terminal import attached_terminal
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
     from backfill_dagster.orchestration.terminal import Terminal
 
 

@@ -19,7 +19,7 @@ from backfill_dagster.orchestration.tags import STUDY_TAG
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
     from backfill_dagster.purge.tombstones import Tombstones
 
 _RUNS_AT_ONCE = 100

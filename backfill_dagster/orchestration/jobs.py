@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import dagster as dg
 from pydantic import ValidationError
 
-from backfill_dagster import pipeline
-from backfill_dagster.config import Study
+from backfill_dagster import derivation, pending, pipeline
+from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError
+from backfill_dagster.filtering import read_filter_lists
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.history import belongs_to
@@ -57,12 +58,14 @@ _AFTER = {"failed_hosts": dg.In(list[str])}
 
 def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "dict[str, UnresolvedAssetJobDefinition]":
     """Return the asset job of each stage; every one also runs by itself, from the UI or the command line."""
-    by_name = {asset.key.path[-1]: asset for asset in assets}
+    by_name = {key.path[-1]: asset for asset in assets for key in asset.keys}
     stages = {
         "discover": ["source_dids", "directory"],
         "fetch": ["repos"],
         "convert": ["records"],
         "tables": pipeline.study_tables(study),
+        "derive": derivation.derived_names(study),
+        "engaged": ["engaged_accounts"] if study.discovery is not None else [],
         "accounts": ["undated", "accounts", "report"],
     }
     return {
@@ -74,6 +77,7 @@ def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "dict[str, Un
             description=f"{_STAGE_DESCRIPTIONS[stage]} Called by `{study.name}`; runs by itself too.",
         )
         for stage, names in stages.items()
+        if names
     }
 
 
@@ -82,6 +86,8 @@ _STAGE_DESCRIPTIONS = {
     "fetch": "Fetches the repositories of a range of hosts.",
     "convert": "Turns the stored repositories of a range of hosts into records.",
     "tables": "Builds a range of time windows of every table.",
+    "derive": "Builds a range of time windows of every derived table.",
+    "engaged": "Lists whom and what the study's accounts engaged with.",
     "accounts": "Builds the undated rows, the table of accounts and the report, and checks the sums.",
 }
 
@@ -289,10 +295,13 @@ def _fetch_hosts(
 def _build(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None:
     register_hosts(context.instance, study, stored_hosts(StudyStorage(study.root)))
     hosts = list(context.instance.get_dynamic_partitions(pds_partitions_name(study)))
+    # With another list in a filter, every host's records are to be converted again.
+    read_filter_lists(study)
     span = covering_range(hosts, pipeline.hosts_to_convert(study, again=again))
     if span is not None:
         _run_stage(context, study, "convert", span, {"records": {"again": again}})
     _build_windows(context, study, again=again)
+    _derive(context, study, again=again)
     _run_stage(context, study, "accounts", asset_config={"undated": {"again": again}})
 
 
@@ -302,20 +311,36 @@ def _build_windows(context: dg.OpExecutionContext, study: Study, *, again: bool)
     An event for each window of each table costs more than to find that it is up to date: the others are passed over,
     but for those that this instance has never been told of.
     """
-    windows = list(time_partitions(study.time_range).get_partition_keys())
     stale = pipeline.stale_windows(study)
+    if not _run_on_windows(context, study, "tables", stale, again=again):
+        context.log.info("No records have changed; the tables are up to date.")
+
+
+def _derive(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None:
+    """Bring what is made of the tables up to date, in the same way."""
+    derivation.remove_other_derived(study)
+    _run_on_windows(context, study, "derive", pending.stale_derived(study), again=again)
+    if study.discovery is not None and (again or pending.engaged_is_stale(study)):
+        _run_stage(context, study, "engaged", asset_config={"engaged": {"again": again}})
+
+
+def _run_on_windows(
+    context: dg.OpExecutionContext, study: Study, stage: str, stale: dict[str, list[str]], *, again: bool
+) -> bool:
+    """Run a stage on what covers the stale windows of its tables; return whether there were any."""
+    windows = list(time_partitions(study.time_range).get_partition_keys())
     told = {
         table: context.instance.get_materialized_partitions(dg.AssetKey([study.name, table]))
         for table in stale
     }
     untold = {table: set(windows) - known for table, known in told.items()}
     changed = {window for keys in stale.values() for window in keys}
-    span = covering_range(windows, windows if again else changed.union(*untold.values()))
+    span = covering_range(windows, windows if again and stale else changed.union(*untold.values()))
     if span is None:
-        context.log.info("No records have changed; the tables are up to date.")
-        return
+        return False
     settings = {table: {"again": again, "only_stale": not (again or keys)} for table, keys in untold.items()}
-    _run_stage(context, study, "tables", span, settings)
+    _run_stage(context, study, stage, span, settings)
+    return True
 
 
 def _run_stage(

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
+from backfill_dagster.dids.handle_syntax import may_name_somebody
 from backfill_dagster.dids.syntax import DidRejection
 from backfill_dagster.records.outcomes import Fate
-from backfill_dagster.repos.outcomes import Outcome
+from backfill_dagster.repos.outcomes import Obtained, Outcome
 from backfill_dagster.repos.snapshots import latest_attempts
 from backfill_dagster.tables.accounts import reason_totals
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from backfill_dagster.dids.collect import CollectedDids
+    from backfill_dagster.records.filter_lists import StoredList
     from backfill_dagster.report.page import Report
     from backfill_dagster.repos.crawl import HostReport
     from backfill_dagster.tables.build import PartitionReport
@@ -26,11 +29,7 @@ Metadata = dict[str, Any]
 # Rows of a table that the UI shows in full; what is longer is cut, and says so by its count.
 _SHOWN_ROWS = 20
 # Why an input was left out that cannot be anybody's DID.
-_NO_DIDS = [
-    reason.value
-    for reason in DidRejection
-    if reason not in (DidRejection.DUPLICATE, DidRejection.PURGED, DidRejection.UNSUPPORTED_METHOD)
-]
+_NO_DIDS = [reason.value for reason in DidRejection if reason.malformed]
 
 
 def file_path(path: Path) -> dg.MetadataValue[Any]:
@@ -70,10 +69,27 @@ def source_metadata(collected: CollectedDids, path: Path) -> Metadata:
         "given": collected.given,
         "left_out": collected.rejects.height,
         "left_out_by_reason": counts_table(reasons),
-        # What is a DID stays out of the event log, from which nobody can be taken out one by one.
-        "left_out_inputs": counts_table(collected.rejects.filter(pl.col("reason").is_in(_NO_DIDS))),
+        # What names somebody stays out of the event log, from which nobody can be taken out one by one.
+        "left_out_inputs": counts_table(
+            collected.rejects.filter(pl.col("reason").is_in(_NO_DIDS) & ~may_name_somebody(pl.col("input")))
+        ),
+        "given_by_source": counts_table(_counts(collected.given_by_source, "field", "inputs")),
+        **_exclusions(collected),
         "path": file_path(path),
     }
+
+
+def _exclusions(collected: CollectedDids) -> Metadata:
+    """Say which entries of `exclude` leave out nobody, if any."""
+    if not collected.useless_exclusions:
+        return {}
+    return {
+        "exclusions_of_nobody": counts_table(_counts(collected.useless_exclusions, "reason", "inputs")),
+    }
+
+
+def _counts(counts: Mapping[str, int], name: str, number: str) -> pl.DataFrame:
+    return pl.DataFrame({name: list(counts), number: list(counts.values())})
 
 
 def directory_metadata(directory: pl.DataFrame, path: Path, *, new_hosts: int) -> Metadata:
@@ -108,6 +124,12 @@ def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int
     states = attempts.group_by("outcome", "reason").agg(accounts=pl.len()).sort("outcome", "reason")
     complete = attempts.filter(pl.col("outcome") == Outcome.COMPLETE.value).height
     failed = attempts.filter(pl.col("outcome") == Outcome.FAILED.value).height
+    obtained = (
+        _latest_complete(ledger)
+        .group_by(pl.col("obtained").fill_null(Obtained.REPO.value))
+        .agg(accounts=pl.len(), records=pl.col("records").sum(), absent=pl.col("absent").sum())
+        .sort("obtained")
+    )
     attempted = sum(report.outcomes.values())
     megabytes = report.bytes_received / 1e6
     seconds = report.seconds
@@ -118,6 +140,8 @@ def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int
         "accounts_not_active": attempts.height - complete - failed,
         "accounts_failed": failed,
         "accounts_by_state": counts_table(states),
+        "stored_by_how_obtained": counts_table(obtained),
+        "records_absent": int(obtained["absent"].sum()),
         "megabytes_stored": round(stored_bytes / 1e6, 3),
         "run_accounts": attempted,
         "run_changed_during_export": report.changed_during_export,
@@ -134,16 +158,24 @@ def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int
 
 def stored_records(ledger: pl.DataFrame) -> int:
     """Sum the records of the latest repository of each account that is stored whole."""
-    complete = ledger.filter(pl.col("outcome") == Outcome.COMPLETE.value)
-    return int(latest_attempts(complete)["records"].sum())
+    return int(_latest_complete(ledger)["records"].sum())
+
+
+def _latest_complete(ledger: pl.DataFrame) -> pl.DataFrame:
+    return latest_attempts(ledger.filter(pl.col("outcome") == Outcome.COMPLETE.value))
 
 
 def _per_second(amount: float, seconds: float) -> float:
     return round(amount / seconds, 3) if seconds else 0.0
 
 
-def conversion_metadata(counts: pl.DataFrame, *, packs_converted: int, path: Path) -> Metadata:
-    """Say what became of the records of one host's accounts (`table, fate, reason, records`), and what this run did."""
+def conversion_metadata(
+    counts: pl.DataFrame, lists: Sequence[StoredList], *, packs_converted: int, path: Path
+) -> Metadata:
+    """Say what became of the records of one host's accounts (`table, fate, reason, records`), and what this run did.
+
+    `lists` are those that the study's filters name.
+    """
     fates = (
         counts.group_by("fate", "table", "reason")
         .agg(pl.col("records").sum())
@@ -155,9 +187,25 @@ def conversion_metadata(counts: pl.DataFrame, *, packs_converted: int, path: Pat
         "records_fetched": sum(totals.values()),
         **{f"records_{fate}": number for fate, number in totals.items()},
         "records_by_fate": counts_table(fates),
+        **({"filter_lists": counts_table(_lists_table(lists))} if lists else {}),
         "run_packs_converted": packs_converted,
         "path": file_path(path),
     }
+
+
+def _lists_table(lists: Sequence[StoredList]) -> pl.DataFrame:
+    """Say of each list how many entries it has, how many of them are kept, each once, and why others are not."""
+    return pl.DataFrame(
+        {
+            "list": [stored.key.rpartition("/")[2].removesuffix(".parquet") for stored in lists],
+            "entries": [stored.given for stored in lists],
+            "kept": [stored.kept for stored in lists],
+            "left out": [
+                ", ".join(f"{number:,} {reason}" for reason, number in stored.rejected.items())
+                for stored in lists
+            ],
+        }
+    )
 
 
 def window_metadata(report: PartitionReport, path: Path, *, table_rows: int) -> Metadata:
@@ -169,6 +217,22 @@ def window_metadata(report: PartitionReport, path: Path, *, table_rows: int) -> 
         "files": report.parts,
         "path": file_path(path),
     }
+
+
+def derived_metadata(report: PartitionReport, path: Path, notes: Mapping[str, int]) -> Metadata:
+    """Say what one time window of a derived table holds, and what there is to say of the whole table."""
+    return {
+        "dagster/partition_row_count": report.rows,
+        "megabytes": round(report.bytes / 1e6, 3),
+        "files": report.parts,
+        **notes,
+        "path": file_path(path),
+    }
+
+
+def engaged_metadata(rows: int, unusable: int, path: Path) -> Metadata:
+    """Say how many accounts or posts were engaged with, and how many interactions name no account."""
+    return {"dagster/row_count": rows, "interactions_without_account": unusable, "path": file_path(path)}
 
 
 def accounts_metadata(accounts: pl.DataFrame, path: Path) -> Metadata:

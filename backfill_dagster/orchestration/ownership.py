@@ -14,7 +14,7 @@ from dagster._utils.schedules import cron_string_iterator
 from backfill_dagster.errors import ConfigError
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 # What a refresh brings up to date whatever has changed; time partitions of tables keep their date.
 _TICKS = 100

@@ -12,7 +12,8 @@ from backfill_dagster.records.windows import granularity_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from backfill_dagster.config import Study, TimeRange
+    from backfill_dagster.config.study import Study
+    from backfill_dagster.config.time_range import TimeRange
 
 _DEFINITIONS: dict[str, Callable[..., dg.TimeWindowPartitionsDefinition]] = {
     "monthly": dg.MonthlyPartitionsDefinition,

@@ -12,7 +12,7 @@ import dagster as dg
 import polars as pl
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import Study
+from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures

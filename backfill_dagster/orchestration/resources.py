@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import PrivateAttr
 
-from backfill_dagster.config import Processing
+from backfill_dagster.config.processing import Processing
 from backfill_dagster.connections import host_gates
 from backfill_dagster.errors import StorageError
 from backfill_dagster.orchestration.tags import PARENT_TAG
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
     from backfill_dagster.network.limits import HostGates
 
 

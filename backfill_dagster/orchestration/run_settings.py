@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import dagster as dg
 from pydantic import Field, ValidationError, create_model
 
-from backfill_dagster.config import Network, Processing
+from backfill_dagster.config.network import Network
+from backfill_dagster.config.processing import Processing
 from backfill_dagster.dids.syntax import WHITESPACE, check_did
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.repos.snapshots import FetchMode
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 _Section = TypeVar("_Section", Processing, Network)
 _Settings = TypeVar("_Settings", bound=dg.Config)

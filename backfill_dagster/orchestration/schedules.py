@@ -14,7 +14,7 @@ from backfill_dagster.orchestration.partitions import time_partitions
 from backfill_dagster.orchestration.tags import STUDY_TAG
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 # What the schedules are set to, and switched off, as long as the study says nothing.
 REFRESH_CRON = "0 3 * * *"

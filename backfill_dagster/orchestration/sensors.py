@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from backfill_dagster import pending, pipeline
-from backfill_dagster.dids.sources import source_stamp
-from backfill_dagster.errors import BackfillError
+from backfill_dagster import derivation, pending, pipeline
+from backfill_dagster.errors import BackfillError, SourceError
+from backfill_dagster.filtering import lists_stamp
 from backfill_dagster.orchestration.activity import activity
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.partitions import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 _EVERY_SECONDS = 10
 
@@ -69,13 +69,14 @@ def study_sensors(
     """Return the sensors that start a study's stages, whose asset jobs are given by stage."""
     automation = study.automation
     discover, fetch = {"discover": jobs["discover"]}, {"fetch": jobs["fetch"]}
-    build = {stage: jobs[stage] for stage in ("convert", "tables", "accounts")}
+    stages = ("convert", "tables", "derive", "engaged", "accounts")
+    build = {stage: jobs[stage] for stage in stages if stage in jobs}
     return [
         _sensor(
             study,
             "new_dids",
             discover,
-            lambda _: _stamp(source_stamp(study.source), pending.storage_stamp(study)),
+            lambda _: _stamp(_source_stamp(study), pending.storage_stamp(study)),
             lambda _: _discover_work(study),
             on=automation.on_new_dids,
             description="Looks accounts up when the source of DIDs has changed. Asks the PLC directory, so it is off "
@@ -96,7 +97,10 @@ def study_sensors(
             "new_data",
             build,
             lambda _: _stamp(
-                pending.storage_stamp(study), pipeline.records_fingerprint(study), _windows(study)[-1:]
+                pending.storage_stamp(study),
+                pipeline.records_fingerprint(study),
+                lists_stamp(study),
+                _windows(study)[-1:],
             ),
             lambda instance: _build_work(study, instance),
             on=automation.on_new_data,
@@ -178,7 +182,17 @@ def _skip(seen: _Seen, reason: str) -> dg.SensorResult:
 def _discover_work(study: Study) -> Work | None:
     if not pending.source_has_changed(study):
         return None
-    return Work("discover", source_stamp(study.source))
+    return Work("discover", _source_stamp(study))
+
+
+def _source_stamp(study: Study) -> str:
+    stamp = pipeline.source_stamp(study)
+    if stamp is None:
+        raise SourceError(
+            "the source, or what is excluded, is a list that servers give, and nothing tells whether it has changed; "
+            f"run {study.name}_stage_discover by hand, or the refresh by its schedule"
+        )
+    return stamp
 
 
 def _fetch_work(study: Study, instance: dg.DagsterInstance) -> Work | None:
@@ -201,6 +215,13 @@ def _build_work(study: Study, instance: dg.DagsterInstance) -> Work | None:
         config = {table: {"only_stale": True} for table in pipeline.study_tables(study)}
         # The same windows may change again.
         return Work("tables", [windows, pipeline.accounts_inputs(study)], changed, config)
+    derived = {name: keys for name, keys in pending.stale_derived(study).items() if keys}
+    if derived:
+        changed = covering_range(_windows(study), {key for keys in derived.values() for key in keys})
+        config = {name: {"only_stale": True} for name in derivation.derived_names(study)}
+        return Work("derive", [derived, pipeline.accounts_inputs(study)], changed, config)
+    if pending.engaged_is_stale(study):
+        return Work("engaged", pipeline.accounts_inputs(study))
     if pending.accounts_are_stale(study):
         return Work("accounts", pipeline.accounts_inputs(study))
     return None

@@ -12,7 +12,7 @@ from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.accounts import reason_totals
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 
 def study_summary(study: Study) -> str:

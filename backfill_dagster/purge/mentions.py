@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     # Tells of a DID, in the form of `canonical_did`, whether it is a purged one.
     IsPurged = Callable[[str], bool]
 
+# What a purged DID becomes, alone or as an AT-URI's authority: there is no telling one from another.
+MASKED_DID = r"^(?:at://)?did:(?:plc:x{24}|web:[x.-]+)(?:/|$)"
+
 # In the addresses of web pages the colons are often percent-encoded.
 _COLON = r"(?::|%3[Aa])"
 _PLC = rf"did{_COLON}plc{_COLON}[a-z2-7]{{24}}"

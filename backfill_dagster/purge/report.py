@@ -11,7 +11,8 @@ class PurgeReport:
 
     `accounts` and `records` are what was asked for. `removed` counts rows by the kind of file that they stood in:
     `blocks` and `attempts` (of packs), `records`, `rejects`, `tables`, `undated`, `accounts`, `directory`,
-    `source_dids`. `masked` counts stored records of others in which a purged account was named. `hosts` are
+    `source_dids`, `filters` (lists of records and subjects). `masked` counts stored records of others in which a purged
+    account was named. `hosts` are
     those whose packs were written anew. `named_in_config` counts the accounts that the study's own YAML lists.
     """
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from backfill_dagster.purge.tombstones import PURGED, Tombstones
 from backfill_dagster.repos.blocks_file import BLOCKS_SCHEMA
-from backfill_dagster.repos.outcomes import Outcome
+from backfill_dagster.repos.outcomes import NOT_THERE, Outcome
 from backfill_dagster.repos.packs import (
     PACK_SCHEMA,
     blocks_file_name,
@@ -33,10 +33,12 @@ from backfill_dagster.repos.packs import (
 from backfill_dagster.storage import RowGroupWriter, StoredFile, StudyStorage, partition_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
 _PACK_NAME_LENGTH = 20
+# Files of which rows are counted at once.
+_FILES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def purge_pack(root: Path, pds_host: str, key: str) -> PackPurge | None:
     rows = storage.scan([key], PACK_SCHEMA).collect()
     purged = tombstones.held_among(rows["did"])
     stays = rows.filter(~pl.col("did").is_in(purged))
-    masked_rows = tombstones.mask_texts(stays)
+    masked_rows = _without_not_taken(tombstones.mask_texts(stays), tombstones)
     folder = f"repos/{partition_folder(pds_host)}"
     old_blocks = [f"{folder}/{file['name']}" for file in rows["blocks_files"].to_list()[0] or []]
     whole = _are_whole(storage, folder, rows)
@@ -116,14 +118,25 @@ def purge_rows(storage: StudyStorage, key: str, tombstones: Tombstones) -> int:
     return rows.height - stays.height
 
 
-def purge_source(storage: StudyStorage, dids_key: str, rejects_key: str, tombstones: Tombstones) -> int:
-    """Remove purged DIDs from the list of the source; each is counted there as a reject from then on."""
+def purge_source(
+    storage: StudyStorage,
+    dids_key: str,
+    rejects_key: str,
+    tombstones: Tombstones,
+    handles: Collection[str] = (),
+) -> int:
+    """Remove purged DIDs from the list of the source; each is counted there as a reject from then on.
+
+    Of inputs that could not be looked up, `handles` says by their lower-case form which name a purged account.
+    """
     if not storage.exists(rejects_key):
         return purge_rows(storage, dids_key, tombstones)
     rejects = storage.read(rejects_key)
     held = tombstones.held_among(storage.read(dids_key)["did"]) if storage.exists(dids_key) else []
     listed = rejects.clear(len(held)).with_columns(reason=pl.lit(PURGED))
-    told = pl.concat([tombstones.withhold(rejects), listed])
+    naming = pl.col("input").str.strip_prefix("@").str.to_lowercase().is_in(list(handles))
+    unnamed = rejects.with_columns(input=pl.when(naming.not_().fill_null(value=True)).then("input"))
+    told = pl.concat([tombstones.withhold(unnamed), listed])
     if not told.equals(rejects):
         storage.write(rejects_key, told)
     return purge_rows(storage, dids_key, tombstones)
@@ -131,19 +144,21 @@ def purge_source(storage: StudyStorage, dids_key: str, rejects_key: str, tombsto
 
 def count_rows(storage: StudyStorage, keys: Sequence[str], tombstones: Tombstones, *, by_uri: bool) -> int:
     """Count the rows in files of purged accounts and, in files with a column `uri`, of purged records."""
-    by_account = storage.scan(keys, {"did": pl.String()}).group_by("did").len().collect()
+    some = (keys[first : first + _FILES_AT_ONCE] for first in range(0, len(keys), _FILES_AT_ONCE))
+    return sum(_count_rows(storage, each, tombstones, by_uri=by_uri) for each in some)
+
+
+def _count_rows(storage: StudyStorage, keys: Sequence[str], tombstones: Tombstones, *, by_uri: bool) -> int:
+    rows = storage.scan(keys, {"did": pl.String()}).group_by("did").len()
+    [by_account] = storage.collect([rows], keys, engine="streaming")
     whole = pl.col("did").is_in(tombstones.held_among(by_account["did"]))
     count = int(by_account.filter(whole)["len"].sum())
     partly = [did for did in by_account.filter(~whole)["did"] if tombstones.holds_records_of(did)]
     if not by_uri or not partly:
         return count
-    uris = (
-        storage.scan(keys, {"did": pl.String(), "uri": pl.String()})
-        .filter(pl.col("did").is_in(partly))
-        .select("uri")
-        .collect()["uri"]
-    )
-    return count + sum(tombstones.holds_uri(uri) for uri in uris.drop_nulls())
+    rows = storage.scan(keys, {"did": pl.String(), "uri": pl.String()}).filter(pl.col("did").is_in(partly))
+    [uris] = storage.collect([rows.select("uri")], keys, engine="streaming")
+    return count + sum(tombstones.holds_uri(uri) for uri in uris["uri"].drop_nulls())
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +218,28 @@ def _rewrite_blocks(source: Path, target: Path, purged: frozenset[str], tombston
             if kept.num_rows:
                 writer.write(kept.cast(BLOCKS_SCHEMA))
     return _Rewritten(target, rows, removed, withheld, masked)
+
+
+def _without_not_taken(rows: pl.DataFrame, tombstones: Tombstones) -> pl.DataFrame:
+    """Take purged records out of what the rows of a pack tell of records that are not among its blocks."""
+    told: list[list[dict[str, str | None]]] = []
+    absent, purged = [], []
+    for did, left in rows.select("did", "not_taken").iter_rows():
+        entries = left or []
+        paths = [(entry["collection"] or "", entry["rkey"] or "") for entry in entries]
+        collections, rkeys = ([path[part] for path in paths] for part in (0, 1))
+        withheld = set(tombstones.withheld_rows([did] * len(paths), collections, rkeys))
+        not_there = sum(entries[number]["reason"] in NOT_THERE for number in withheld)
+        told.append([entry for number, entry in enumerate(entries) if number not in withheld])
+        absent.append(not_there)
+        purged.append(len(withheld) - not_there)
+    if not any(absent) and not any(purged):
+        return rows
+    return rows.with_columns(
+        pl.Series("not_taken", told, PACK_SCHEMA["not_taken"]),
+        absent=pl.col("absent") - pl.Series(absent),
+        purged=pl.col("purged").fill_null(0) + pl.Series(purged),
+    )
 
 
 def _keys(group: pa.Table) -> tuple[list[str], list[str], list[str]]:

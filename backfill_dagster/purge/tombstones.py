@@ -155,14 +155,18 @@ class Tombstones:
     def withhold(self, entries: pl.DataFrame) -> pl.DataFrame:
         """Take purged DIDs out of a source's entries, by `input` and `reason`: the one is emptied, the other says so.
 
-        In the other entries they are masked.
+        So is an input that stands for a purged DID, if `entry` says which it stands for. In the other entries they are
+        masked.
         """
         if not self.dids:
             return entries
-        purged = pl.col("input").is_in(self.held_among(entries["input"]))
+        naming = [name for name in ("input", "entry") if name in entries.columns]
+        purged = pl.any_horizontal(
+            pl.col(name).is_in(self.held_among(entries[name])).fill_null(value=False) for name in naming
+        )
         return self.mask_texts(
             entries.with_columns(
-                input=pl.when(~purged).then("input"),
+                *(pl.when(~purged).then(name).alias(name) for name in naming),
                 reason=pl.when(purged).then(pl.lit(PURGED)).otherwise("reason"),
             )
         )

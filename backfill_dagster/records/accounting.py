@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from backfill_dagster.records.tables import COUNTS_SCHEMA, REJECTS_SCHEMA, TABLES_OF_COLLECTION
+from backfill_dagster.records.tables import COUNTS_SCHEMA, REJECTS_SCHEMA
 from backfill_dagster.repos.cid import cid_text, is_repo_cid
 
 if TYPE_CHECKING:
     from backfill_dagster.records.outcomes import Fate
+    from backfill_dagster.records.settings import RecordSettings
 
 # Longer than a message worth reading; a decoder's can quote the whole of a hostile key.
 _DETAIL_CHARACTERS = 200
@@ -22,9 +23,9 @@ def record_uri() -> pl.Expr:
     return pl.concat_str(pl.lit("at://"), "did", pl.lit("/"), "collection", pl.lit("/"), "rkey").alias("uri")
 
 
-def only_table(collection: str | None) -> str | None:
+def only_table(collection: str | None, settings: RecordSettings) -> str | None:
     """Name the table of a collection; None for one that feeds none, or more than one."""
-    tables = TABLES_OF_COLLECTION.get(collection or "", ())
+    tables = settings.tables_of(collection)
     return tables[0] if len(tables) == 1 else None
 
 

@@ -9,29 +9,39 @@ windows that the pack has rows in; a pack without an index has no rows for the t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from backfill_dagster.errors import StorageError
 from backfill_dagster.records.file_batches import file_batches
+from backfill_dagster.records.first_for_subject import SUBJECT_COLUMNS, settle_over_files
+from backfill_dagster.records.not_taken import count_not_taken, list_not_taken
 from backfill_dagster.records.outcomes import Fate, FilterReason
 from backfill_dagster.records.tables import COUNTS_SCHEMA, TABLES
 from backfill_dagster.records.transform import transform_records
-from backfill_dagster.records.window_index import INDEX_SCHEMA, INDEXED_COLUMNS, index_files, index_key
+from backfill_dagster.records.window_index import (
+    INDEX_SCHEMA,
+    INDEXED_COLUMNS,
+    ROWS_IN_GROUP,
+    index_files,
+    index_key,
+)
+from backfill_dagster.repos.outcomes import Obtained
 from backfill_dagster.repos.packs import PACK_SCHEMA
 from backfill_dagster.storage import StudyStorage, partition_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from backfill_dagster.records.filter_lists import StoredFilter
     from backfill_dagster.records.settings import RecordSettings
     from backfill_dagster.records.windows import Granularity
 
 # Raised whenever the same record would become another row, so that what is stored is converted again.
-CONVERSION_VERSION = 2
+CONVERSION_VERSION = 3
 
 _FINGERPRINT = "settings"
 _FILES = "files"
@@ -57,13 +67,19 @@ class ConversionReport:
 
 
 def convert_pack(
-    root: Path, pack: PackFiles, settings: RecordSettings, granularity: Granularity, fingerprint: str
+    root: Path,
+    pack: PackFiles,
+    settings: RecordSettings,
+    filters: Mapping[str, StoredFilter],
+    granularity: Granularity,
+    fingerprint: str,
 ) -> ConversionReport:
     """Decode, type and classify every record of one pack, one blocks file in memory at a time.
 
-    `fingerprint` stands for all settings. Its index is for the windows of this granularity.
+    `filters` are those of the study by collection, whose lists are read here. `fingerprint` stands for all settings.
+    The index is for the windows of this granularity.
 
-    Raises StorageError for a blocks file that is not the one that the pack was written with.
+    Raises StorageError for a blocks file that is not the one that the pack was written with, or a changed list.
     """
     storage = StudyStorage(root)
     # From here on the pack counts as not converted: what is written over is of other settings, and an interrupted
@@ -74,54 +90,114 @@ def convert_pack(
     accounts = (
         storage.scan([pack.key], PACK_SCHEMA)
         .filter(pl.col("outcome") == "complete")
-        .select("did", "pds", "repo_rev", "fetched_at", "purged")
+        .select(
+            *("did", "pds", "repo_rev", "fetched_at", "purged", "not_taken"),
+            # Packs of older versions hold whole repositories.
+            pl.col("obtained").fill_null(Obtained.REPO.value),
+        )
         .collect()
     )
-    counts = [_count_purged(accounts)]
+    read = {collection: wanted.load(storage, accounts["did"]) for collection, wanted in filters.items()}
+    settings = replace(settings, filters=read)
+    not_taken = list_not_taken(accounts)
+    counts = [_count_purged(accounts), count_not_taken(not_taken)]
+    accounts = accounts.drop("not_taken")
     indexed = [pl.DataFrame(schema=INDEX_SCHEMA)]
     files: dict[str, int] = {}
-    for number, (key, sha256) in enumerate(pack.blocks):
-        if storage.sha256(key) != sha256:
-            raise StorageError(
-                f"{storage.path(key)} is damaged: its bytes are not those that were written. Delete it and run the "
-                "study again: its accounts are then fetched anew"
-            )
-        converted: dict[str, tuple[pl.DataFrame, int]] = {}
-        rejects = []
-        for batch in file_batches(storage, key, settings):
-            done = transform_records(batch.read(storage, key), accounts, settings, batch.unread)
-            for table, rows in done.tables.items():
-                if not rows.is_empty():
-                    size = storage.write(records_key(pack.pds_host, table, pack.pack, number), rows).bytes
-                    converted[table] = rows.select(INDEXED_COLUMNS), size
-            rejects.append(done.rejects)
-            counts.append(done.counts)
-            # Not kept while the next batch is converted.
-            del done, rows
-        for table in TABLES:
-            target = records_key(pack.pds_host, table, pack.pack, number)
-            if table in converted:
-                files[target] = converted[table][1]
-            else:
-                storage.remove(target)
-        target = records_key(pack.pds_host, "rejects", pack.pack, number)
-        rejected = pl.concat(rejects)
-        if rejected.is_empty():
-            storage.remove(target)
-        else:
-            files[target] = storage.write(target, rejected).bytes
-        in_order = {table: converted[table] for table in TABLES if table in converted}
+    for number in range(len(pack.blocks)):
+        converted = _convert_file(storage, pack, number, accounts, settings)
+        counts += converted.counts
+        files |= converted.files
         indexed.append(
             index_files(
-                in_order, pack=pack.pack, number=number, fingerprint=fingerprint, granularity=granularity
+                converted.tables,
+                pack=pack.pack,
+                number=number,
+                fingerprint=fingerprint,
+                granularity=granularity,
             )
         )
-    files[index] = storage.write(index, pl.concat(indexed)).bytes
+    # Behind those of the last blocks file.
+    target = records_key(pack.pds_host, "rejects", pack.pack, len(pack.blocks))
+    files |= _write_or_remove(storage, target, not_taken)
+    whole_index = pl.concat(indexed)
+    for key, rows in _settled_firsts(storage, pack, whole_index):
+        files |= _write_or_remove(storage, key, rows)
+    files[index] = storage.write(index, whole_index).bytes
     total = _sum_counts(counts)
     told = {_FINGERPRINT: fingerprint, _FILES: json.dumps(files)}
     storage.write(_counts_key(pack.pds_host, pack.pack), total, metadata=told)
     summed = total.group_by("table", "fate", "reason").agg(pl.col("records").sum()).sort(pl.all())
     return ConversionReport(pack.pds_host, pack.pack, tuple(summed.iter_rows()))
+
+
+@dataclass(frozen=True, slots=True)
+class _ConvertedFile:
+    """What a blocks file was converted to: what the index is made of by table, and the bytes of each file by key."""
+
+    tables: dict[str, tuple[pl.DataFrame, int]]
+    files: dict[str, int]
+    counts: list[pl.DataFrame]
+
+
+def _convert_file(
+    storage: StudyStorage, pack: PackFiles, number: int, accounts: pl.DataFrame, settings: RecordSettings
+) -> _ConvertedFile:
+    """Convert the n-th blocks file of a pack; what it had been converted to with other settings is removed."""
+    key, sha256 = pack.blocks[number]
+    if storage.sha256(key) != sha256:
+        raise StorageError(
+            f"{storage.path(key)} is damaged: its bytes are not those that were written. Delete it and run the "
+            "study again: its accounts are then fetched anew"
+        )
+    converted: dict[str, tuple[pl.DataFrame, int]] = {}
+    files: dict[str, int] = {}
+    rejects, counts = [], []
+    for batch in file_batches(storage, key, settings):
+        done = transform_records(batch.read(storage, key), accounts, settings, batch.unread)
+        for table, rows in done.tables.items():
+            if not rows.is_empty():
+                target = records_key(pack.pds_host, table, pack.pack, number)
+                size = storage.write(target, rows, row_group=ROWS_IN_GROUP).bytes
+                converted[table] = rows.select(INDEXED_COLUMNS), size
+        rejects.append(done.rejects)
+        counts.append(done.counts)
+        # Not kept while the next batch is converted.
+        del done, rows
+    for table in TABLES:
+        target = records_key(pack.pds_host, table, pack.pack, number)
+        if table in converted:
+            files[target] = converted[table][1]
+        else:
+            storage.remove(target)
+    target = records_key(pack.pds_host, "rejects", pack.pack, number)
+    files |= _write_or_remove(storage, target, pl.concat(rejects))
+    in_order = {table: converted[table] for table in TABLES if table in converted}
+    return _ConvertedFile(in_order, files, counts)
+
+
+def _write_or_remove(storage: StudyStorage, key: str, rows: pl.DataFrame) -> dict[str, int]:
+    """Store rows, or nothing if there are none; returns the size in bytes of what is stored, by key."""
+    if rows.is_empty():
+        storage.remove(key)
+        return {}
+    return {key: storage.write(key, rows, row_group=ROWS_IN_GROUP).bytes}
+
+
+def _settled_firsts(
+    storage: StudyStorage, pack: PackFiles, index: pl.DataFrame
+) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Yield the converted files that change when accounts with rows in several are settled over all of them."""
+    if len(pack.blocks) < 2:
+        return
+    number = pl.col("number")
+    spread = index.group_by("table", "did").agg(number.unique()).filter(number.list.len() > 1)
+    for table in SUBJECT_COLUMNS:
+        own = spread.filter(table=table)
+        numbers = own["number"].explode().unique().sort()
+        keys = [records_key(pack.pds_host, table, pack.pack, each) for each in numbers]
+        if keys:
+            yield from settle_over_files(storage, table, keys, own["did"].to_list())
 
 
 def records_key(pds_host: str, kind: str, pack: str, number: int) -> str:
@@ -148,12 +224,7 @@ def read_counts(storage: StudyStorage, packs: Iterable[tuple[str, str]]) -> pl.D
     """Return the counts (COUNTS_SCHEMA and `pack`) of these packs, given as (PDS host, pack)."""
     keys = {_counts_key(host, pack): pack for host, pack in packs}
     stored = {key: pack for key, pack in keys.items() if storage.exists(key)}
-    frames = [
-        storage.scan([key], COUNTS_SCHEMA).with_columns(pack=pl.lit(pack)) for key, pack in stored.items()
-    ]
-    if not frames:
-        return pl.DataFrame(schema={**COUNTS_SCHEMA, "pack": pl.String()})
-    return pl.concat(storage.collect(frames, stored))
+    return storage.collect([storage.scan_named(stored, COUNTS_SCHEMA, "pack")], stored)[0]
 
 
 def _counts_key(pds_host: str, pack: str) -> str:

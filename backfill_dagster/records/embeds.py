@@ -10,7 +10,7 @@ from functools import partial
 
 import polars as pl
 
-from backfill_dagster.records.blocks import Link
+from backfill_dagster.records.blobs import blob_cid
 from backfill_dagster.records.fields import (
     Map,
     Note,
@@ -23,7 +23,7 @@ from backfill_dagster.records.fields import (
     texts_series,
 )
 from backfill_dagster.records.issues import Issues, Problem, problem_of
-from backfill_dagster.records.record_json import json_series, link_text, to_json
+from backfill_dagster.records.record_json import json_series, to_json
 
 _RECORD = "app.bsky.embed.record"
 _RECORD_WITH_MEDIA = "app.bsky.embed.recordWithMedia"
@@ -129,16 +129,5 @@ def _add_blob(parent: Map, key: str, path: str, embed: _Embed, note: Note) -> No
         embed.blob_cids.append(None)
         embed.media_types.append(None)
         return
-    embed.blob_cids.append(_blob_cid(blob, path, note))
+    embed.blob_cids.append(blob_cid(blob, path, note))
     embed.media_types.append(read_text(blob, "mimeType", f"{path}.mimeType", note))
-
-
-def _blob_cid(blob: Map, path: str, note: Note) -> str | None:
-    ref, legacy_cid = blob.get("ref"), blob.get("cid")
-    if type(ref) is Link:
-        return link_text(ref)
-    # The form of the network's first months: {cid, mimeType}.
-    if "ref" not in blob and type(legacy_cid) is str:
-        return legacy_cid
-    note(path, Problem.NOT_A_BLOB)
-    return None

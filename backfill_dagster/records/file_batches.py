@@ -45,21 +45,28 @@ class FileBatch:
 def file_batches(storage: StudyStorage, key: str, settings: RecordSettings) -> list[FileBatch]:
     """Part a blocks file into batches, in the order of the file, which is sorted by collection.
 
-    Records of a collection that is none are read, whatever the study wants: they are to be rejected.
+    All collections of one table are in one batch, those of `other_records` in the last. Records of a collection that is
+    none are read, whatever the study wants: they are to be rejected.
     """
     frame = storage.scan([key], _SCHEMA).group_by("did", "collection").agg(records=pl.len())
     (counted,) = storage.collect([frame], [key])
     collection = pl.col("collection")
-    is_unwanted = ~collection.is_in(sorted(settings.record_types)) & is_collection(collection)
+    is_unwanted = ~collection.is_in(sorted(settings.collections)) & is_collection(collection)
     unwanted = counted.filter(is_unwanted).sort("collection", "did").rows()
-    wanted = counted.filter(~is_unwanted).group_by("collection").agg(pl.col("records").sum())
+    is_other = collection.is_in(sorted(settings.other_types))
+    wanted = (
+        counted.filter(~is_unwanted)
+        .group_by(pl.when(~is_other).then(collection).alias("own"))
+        .agg(collection.unique().sort(), pl.col("records").sum())
+        .sort("own", nulls_last=True)
+    )
     groups: list[list[str]] = [[]]
     records = 0
-    for name, number in wanted.sort("collection").iter_rows():
+    for _, names, number in wanted.iter_rows():
         if groups[-1] and records + number > BATCH_RECORDS:
             groups.append([])
             records = 0
-        groups[-1].append(name)
+        groups[-1] += names
         records += number
     unread = sum(number for *_, number in unwanted)
     if len(groups) == 1 and unread < _FEW * (unread + records):

@@ -28,6 +28,7 @@ class Problem(StrEnum):
     NOT_A_CID = "not_a_cid"
     NOT_A_DID = "not_a_did"
     DIFFERS = "differs"  # `$type` is not the collection that the record stands in
+    NOT_SELF = "not_self"  # a record key, where the lexicon knows but the one record `self`
     RESERVED_KEY = "reserved_key"  # a map key `$link` or `$bytes`, which JSON cannot tell from the real thing
     UNPARSEABLE = "unparseable"
     OUT_OF_RANGE = "out_of_range"  # an instant outside the years 1 to 9999

@@ -1,24 +1,21 @@
 """Records of `app.bsky.feed.post`: posts and replies, which have the same columns."""
 
-from typing import Any
-
 import polars as pl
 
 from backfill_dagster.records.embeds import read_embeds
 from backfill_dagster.records.facets import read_facets
 from backfill_dagster.records.fields import (
     Map,
-    read_lists,
     read_maps,
     read_present,
     read_text_lists,
     read_texts,
     spread,
     text_series,
-    texts_series,
 )
 from backfill_dagster.records.issues import Issues, Problem
 from backfill_dagster.records.references import read_all_references
+from backfill_dagster.records.self_labels import read_self_labels
 
 
 def is_reply(record: Map) -> bool:
@@ -52,7 +49,7 @@ def read_posts(records: list[Map], issues: Issues) -> dict[str, pl.Series]:
     lists = {
         "langs": read_text_lists(records, "langs", issues),
         "tags": read_text_lists(records, "tags", issues),
-        "labels": _read_labels(records, issues),
+        "labels": read_self_labels(records, issues),
     }
     issues.add_all(apart["embed"])
     issues.add_all(apart["embed.record"])
@@ -71,22 +68,3 @@ def read_posts(records: list[Map], issues: Issues) -> dict[str, pl.Series]:
         "reply_root_cid": root.cid,
         "reply_root_did": root.did,
     }
-
-
-def _read_labels(records: list[Map], issues: Issues) -> pl.Series:
-    """Read the values of self-labels (`com.atproto.label.defs#selfLabels`)."""
-    rows, self_labels = read_present(records, "labels", dict, Problem.NOT_A_MAP, issues)
-    own = issues.of_rows(rows)
-    values = [
-        None if labels is None else _label_values(labels, row, own)
-        for row, labels in enumerate(read_lists(self_labels, "values", "labels.values", own))
-    ]
-    return texts_series(spread(values, rows, len(records)))
-
-
-def _label_values(labels: list[Any], row: int, issues: Issues) -> list[str]:
-    values = [label.get("val") if type(label) is dict else None for label in labels]
-    texts = [value for value in values if type(value) is str]
-    if len(texts) < len(values):
-        issues.add(row, "labels.values", Problem.BAD_ELEMENT)
-    return texts

@@ -20,6 +20,7 @@ from backfill_dagster.records.blocks import (
 from backfill_dagster.records.dates import read_created_at
 from backfill_dagster.records.issues import Issues, Problem, problem_of
 from backfill_dagster.records.posts import is_reply, read_posts
+from backfill_dagster.records.profiles import PROFILE_RKEY, read_profiles
 from backfill_dagster.records.record_json import records_as_json
 from backfill_dagster.records.shapes import PLAIN_FORM, Slot, find_alike
 from backfill_dagster.records.subjects import (
@@ -28,7 +29,16 @@ from backfill_dagster.records.subjects import (
     read_subject_accounts,
     read_subject_records,
 )
-from backfill_dagster.records.tables import BLOCK, FOLLOW, LIKE, POST, REPOST, TABLES_OF_COLLECTION
+from backfill_dagster.records.tables import (
+    BLOCK,
+    FOLLOW,
+    LIKE,
+    OTHER_RECORDS,
+    POST,
+    PROFILE,
+    REPOST,
+    TABLES_OF_COLLECTION,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,10 +50,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """How records of a collection are read: one by one; and if many are of the same shape, the slots of that."""
+    """How records of a collection are read: one by one; and if many are of the same shape, the slots of that.
+
+    `is_dated` says whether its lexicon requires `createdAt`, `rkey` which key is the only one that it knows.
+    """
 
     read: Callable[[list[Record], Issues], dict[str, pl.Series]]
     slots: tuple[Slot, ...] = ()
+    is_dated: bool = True
+    rkey: str | None = None
 
 
 # Columns that are the JSON of the field of the same name.
@@ -57,7 +72,10 @@ _READERS: dict[str, _Reader] = {
     REPOST: _SUBJECT_RECORDS,
     FOLLOW: _SUBJECT_ACCOUNTS,
     BLOCK: _SUBJECT_ACCOUNTS,
+    PROFILE: _Reader(read_profiles, is_dated=False, rkey=PROFILE_RKEY),
 }
+# Of a collection whose lexicon is not known here: its records are kept as JSON alone.
+_OF_OTHERS = _Reader(lambda _records, _issues: {}, is_dated=False)
 
 
 @dataclass(slots=True)
@@ -82,7 +100,7 @@ class Run:
 
     def tables(self) -> pl.Series:
         """Return the name of each row's table."""
-        names = TABLES_OF_COLLECTION[self.collection]
+        names = TABLES_OF_COLLECTION.get(self.collection, (OTHER_RECORDS,))
         if self.collection != POST:
             return pl.Series(names[:1]).new_from_index(0, len(self))
         return pl.Series(
@@ -98,15 +116,20 @@ class Run:
         self.may_reserve = list(compress(self.may_reserve, alone))
         self.rows = _renumbered(self.rows[is_kept], stays)
 
-    def columns(self, created_at_problem: pl.Series, *, keep_record_json: bool) -> pl.DataFrame:
-        """Return the columns that come from the records themselves, with `record` and `issues`, row by row."""
+    def columns(self, rows: pl.DataFrame, *, keep_record_json: bool) -> pl.DataFrame:
+        """Return the columns that come from the records themselves, with `record` and `issues`, row by row.
+
+        `rows`: `rkey` and `created_at_problem`.
+        """
+        reader = _reader(self.collection)
         issues = Issues()
         _check_type(self.alone, self.collection, issues)
         for position in compress(range(len(self.alone)), self.may_reserve):
             if has_reserved_key(self.alone[position]):
                 issues.add(position, "record", Problem.RESERVED_KEY)
-        self._note_dates(created_at_problem, issues)
-        columns = _READERS[self.collection].read(self.alone, issues)
+        self._note_dates(rows["created_at_problem"], reader, issues)
+        self._note_keys(rows["rkey"], reader, issues)
+        columns = reader.read(self.alone, issues)
         if keep_record_json:
             written = {name: columns[name] for name in _WRITTEN_AS_JSON if name in columns}
             columns["record"] = records_as_json(self.alone, written)
@@ -118,13 +141,20 @@ class Run:
             *([] if keep_record_json else [pl.lit(None, pl.String).alias("record")]),
         )
 
-    def _note_dates(self, problems: pl.Series, issues: Issues) -> None:
+    def _note_dates(self, problems: pl.Series, reader: _Reader, issues: Issues) -> None:
         if problems.null_count() == len(problems):
             return
         positions = np.argsort(self.rows)
         for row, problem in enumerate(problems):
-            if problem is not None:
+            if problem is not None and (reader.is_dated or problem != Problem.MISSING):
                 issues.add(int(positions[row]), "createdAt", Problem(problem))
+
+    def _note_keys(self, rkeys: pl.Series, reader: _Reader, issues: Issues) -> None:
+        if reader.rkey is None:
+            return
+        positions = np.argsort(self.rows)
+        for row in (rkeys != reader.rkey).arg_true():
+            issues.add(int(positions[row]), "rkey", Problem.NOT_SELF)
 
     def _in_order(self, alone: pl.DataFrame) -> pl.DataFrame:
         """Put what was made of the records in the order of the rows, with the same columns of those alike."""
@@ -161,7 +191,7 @@ def read_run(blocks: pl.Series, collection: str, *, keep_record_json: bool) -> t
 
 def _read_alike(blocks: pl.Series, collection: str, *, keep_record_json: bool) -> pl.DataFrame:
     """Read blocks of the same shape: `position`, what `Run.created_at` and `Run.columns` return, but no `issues`."""
-    slots = _READERS[collection].slots
+    slots = _reader(collection).slots
     names = [column for slot in slots for column in slot.columns]
     frames = [pl.DataFrame({"position": np.zeros(0, np.int64)})]
     if slots:
@@ -172,6 +202,10 @@ def _read_alike(blocks: pl.Series, collection: str, *, keep_record_json: bool) -
             frames.append(pl.DataFrame({"position": positions, **strings}))
     whole = pl.concat(frames[1:] or frames, rechunk=True)
     return whole.with_columns(created_at_problem=pl.lit(None, pl.String))
+
+
+def _reader(collection: str) -> _Reader:
+    return _READERS.get(collection, _OF_OTHERS)
 
 
 def _check_type(records: list[Record], collection: str, issues: Issues) -> None:

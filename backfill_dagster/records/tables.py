@@ -8,13 +8,17 @@ from dataclasses import dataclass
 import polars as pl
 
 # Raised whenever a column is added, removed or changes its type or meaning.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 POST = "app.bsky.feed.post"
 LIKE = "app.bsky.feed.like"
 REPOST = "app.bsky.feed.repost"
 FOLLOW = "app.bsky.graph.follow"
 BLOCK = "app.bsky.graph.block"
+PROFILE = "app.bsky.actor.profile"
+
+# The table of whatever other collections a study asks for.
+OTHER_RECORDS = "other_records"
 
 TEXT = pl.String()
 TEXTS = pl.List(pl.String())
@@ -32,13 +36,18 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One record table, fed by one collection; its rows' `record_type` is the table's name in the singular."""
+    """One record table, fed by one collection; its rows' `record_type` is the table's name in the singular.
+
+    But `other_records` has no collection of its own: it takes those that a study names as its other types. A table that
+    is `on_request` is none that studies have unless they name its type.
+    """
 
     name: str
     record_type: str
-    collection: str
+    collection: str | None
     description: str
     columns: tuple[Column, ...]
+    on_request: bool = False
 
     @property
     def schema(self) -> pl.Schema:
@@ -54,7 +63,15 @@ _IDENTITY = (
     Column("cid", TEXT, "CID (base32 text) of the record's exact bytes, checked against their hash."),
     Column("repo_rev", TEXT, "Revision (TID) of the repository snapshot that the record was read from."),
     Column("pds", TEXT, "Host that served the snapshot."),
-    Column("record_type", TEXT, "Kind of record: post, reply, like, repost, follow or block."),
+    Column(
+        "obtained",
+        TEXT,
+        "How the record was obtained: repo, as part of the whole repository; record_proof, by itself with its proof; "
+        "list_records, from a listing that proves nothing.",
+    ),
+    Column(
+        "record_type", TEXT, "Kind of record: post, reply, like, repost, follow, block, profile or other."
+    ),
 )
 
 _TIME = (
@@ -128,6 +145,13 @@ _POST = (
     Column("quoted_did", TEXT, "DID in quoted_uri."),
 )
 
+_FIRST = Column(
+    "first_for_subject",
+    pl.Boolean(),
+    "Whether it is the account's first record of the table about its subject, by created_at (undated ones last), then "
+    "by rkey; null without a subject, and for several about subjects that were purged and cannot be told apart.",
+)
+
 _SUBJECT_RECORD = (
     Column("subject_uri", TEXT, "AT-URI of the record that is liked or reposted."),
     Column("subject_cid", TEXT, "CID of that record, as the client saw it."),
@@ -136,15 +160,40 @@ _SUBJECT_RECORD = (
     Column(
         "via_uri", TEXT, "AT-URI of the repost through which the subject was seen, if the client said so."
     ),
+    _FIRST,
 )
 
-_SUBJECT_ACCOUNT = (Column("subject_did", TEXT, "DID of the account that is followed or blocked."),)
+_SUBJECT_ACCOUNT = (Column("subject_did", TEXT, "DID of the account that is followed or blocked."), _FIRST)
+
+_PROFILE = (
+    Column("display_name", TEXT, "Name that the account shows beside its handle."),
+    Column("description", TEXT, "What the account says about itself."),
+    Column("pronouns", TEXT, "Pronouns, as written."),
+    Column("website", TEXT, "Address of the account's web page, as written."),
+    Column(
+        "labels",
+        TEXTS,
+        "Values of the labels that the account put on itself, such as !no-unauthenticated, which asks not to be shown "
+        "to those who are not signed in.",
+    ),
+    Column("avatar_cid", TEXT, "CID of the avatar's blob."),
+    Column("banner_cid", TEXT, "CID of the banner's blob."),
+    Column("pinned_post_uri", TEXT, "AT-URI of the post that is pinned to the profile."),
+    Column("joined_via_starter_pack", TEXT, "AT-URI of the starter pack through which the account was made."),
+)
 
 
 def _table(
-    name: str, record_type: str, collection: str, description: str, columns: tuple[Column, ...]
+    name: str,
+    record_type: str,
+    collection: str | None,
+    description: str,
+    columns: tuple[Column, ...],
+    *,
+    on_request: bool = False,
 ) -> Table:
-    return Table(name, record_type, collection, description, (*_IDENTITY, *_TIME, *columns, *_RECORD))
+    whole = (*_IDENTITY, *_TIME, *columns, *_RECORD)
+    return Table(name, record_type, collection, description, whole, on_request)
 
 
 RECORD_TABLES: tuple[Table, ...] = (
@@ -154,11 +203,24 @@ RECORD_TABLES: tuple[Table, ...] = (
     _table("reposts", "repost", REPOST, "Reposts of posts.", _SUBJECT_RECORD),
     _table("follows", "follow", FOLLOW, "Follows of accounts.", _SUBJECT_ACCOUNT),
     _table("blocks", "block", BLOCK, "Blocks of accounts.", _SUBJECT_ACCOUNT),
+    _table("profiles", "profile", PROFILE, "What accounts say about themselves.", _PROFILE, on_request=True),
+    _table(
+        OTHER_RECORDS,
+        "other",
+        None,
+        "Records of other collections that the study asks for, as JSON.",
+        (),
+        on_request=True,
+    ),
 )
 TABLES: tuple[str, ...] = tuple(table.name for table in RECORD_TABLES)
+# Those of a study that names no types.
+USUAL_TABLES: tuple[str, ...] = tuple(table.name for table in RECORD_TABLES if not table.on_request)
 TABLE_BY_NAME: dict[str, Table] = {table.name: table for table in RECORD_TABLES}
 
-COLLECTIONS: tuple[str, ...] = tuple(dict.fromkeys(table.collection for table in RECORD_TABLES))
+COLLECTIONS: tuple[str, ...] = tuple(
+    dict.fromkeys(table.collection for table in RECORD_TABLES if table.collection is not None)
+)
 TABLES_OF_COLLECTION: dict[str, tuple[str, ...]] = {
     collection: tuple(table.name for table in RECORD_TABLES if table.collection == collection)
     for collection in COLLECTIONS

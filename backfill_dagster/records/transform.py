@@ -10,9 +10,11 @@ import polars as pl
 import pyarrow as pa
 
 from backfill_dagster.errors import ReconciliationError
-from backfill_dagster.records.accounting import Books, count_by, list_rejects, only_table
+from backfill_dagster.records.accounting import Books, count_by, list_rejects, only_table, record_uri
 from backfill_dagster.records.blocks import MAX_RECORD_BYTES
 from backfill_dagster.records.chunks import chunks, transform_chunk
+from backfill_dagster.records.filters import is_off_the_list
+from backfill_dagster.records.first_for_subject import mark_firsts
 from backfill_dagster.records.outcomes import Fate, FilterReason, RejectReason
 from backfill_dagster.records.record_keys import is_collection, is_record_key, tid_times
 from backfill_dagster.records.settings import RecordSettings
@@ -20,14 +22,15 @@ from backfill_dagster.records.tables import TABLE_BY_NAME, TABLES
 from backfill_dagster.repos.cid import CID_BYTES, DAG_CBOR_PREFIX, RAW_PREFIX
 
 _EMPTY = {name: table.schema.to_frame() for name, table in TABLE_BY_NAME.items()}
+_FILTERED_BY_KEY = [FilterReason.UNWANTED_TYPE.value, FilterReason.NOT_IN_URIS.value]
 
 
 @dataclass(frozen=True, slots=True)
 class TransformedRecords:
     """What became of a batch of records.
 
-    `tables` holds, by table and in input order, the rows that are kept: the dated ones that the study wants,
-    and all undated ones, which `date_quality` tells. `rejects` (`REJECTS_SCHEMA`) is in input order too. `counts`
+    `tables` holds, by table, collection and in input order, the rows that are kept: those that the study wants,
+    dated or not, which `date_quality` tells. `rejects` (`REJECTS_SCHEMA`) is in input order too. `counts`
     (`COUNTS_SCHEMA`) sums to the number of input records of every account.
     """
 
@@ -45,8 +48,9 @@ def transform_records(
     """Make typed rows of verified record blocks; every record ends kept, filtered or rejected.
 
     `blocks`: did, collection, rkey (text), cid (the CID's 36 bytes), block (bytes). `accounts`, one row for every
-    DID among them: did, pds, repo_rev (text), fetched_at (datetime[us, UTC]). `unread` counts records (DID,
+    DID among them: did, pds, repo_rev, obtained (text), fetched_at (datetime[us, UTC]). `unread` counts records (DID,
     collection, how many) that belong to the batch, but were left out because the study does not want their type.
+    `first_for_subject` is about the rows of this batch.
 
     Nothing that a record holds makes this raise: a ReconciliationError says that the frames do not belong together,
     or that a record got lost.
@@ -54,16 +58,17 @@ def transform_records(
     rows = _settled_by_key(pl.DataFrame(blocks).rechunk(), accounts, settings)
     books = Books()
     decided = rows.filter(pl.col("reason").is_not_null())
-    is_unwanted = pl.col("reason") == FilterReason.UNWANTED_TYPE
-    unwanted = count_by(decided.filter(is_unwanted), "did", "collection")
-    for did, collection, records in (*unwanted, *unread):
+    is_unwanted = pl.col("reason").is_in(_FILTERED_BY_KEY)
+    unwanted = count_by(decided.filter(is_unwanted), "did", "collection", "reason")
+    passed_over = ((*kind, FilterReason.UNWANTED_TYPE.value, records) for *kind, records in unread)
+    for did, collection, reason, records in (*unwanted, *passed_over):
         books.add(
             records,
             did=did,
             collection=collection,
-            table=only_table(collection),
+            table=only_table(collection, settings),
             fate=Fate.FILTERED,
-            reason=FilterReason.UNWANTED_TYPE.value,
+            reason=reason,
         )
     rejected = [decided.filter(~is_unwanted)]
     tables: dict[str, list[pl.DataFrame]] = {table: [] for table in TABLES}
@@ -72,24 +77,23 @@ def transform_records(
     with _collector_paused():
         for chunk in chunks(_by_collection(undecided)):
             done = transform_chunk(chunk, settings)
-            for name, frame in done.tables.items():
+            for name, frame in done.tables:
                 tables[name].append(frame)
             if done.rejected.height:
                 rejected.append(done.rejected.select(rows.columns))
-            for did, collection, table, records in count_by(done.out_of_range, "did", "collection", "table"):
+            for did, collection, table, reason, records in count_by(done.filtered, *done.filtered.columns):
                 books.add(
                     records,
                     did=did,
                     collection=collection,
                     table=table,
                     fate=Fate.FILTERED,
-                    reason=FilterReason.OUT_OF_RANGE.value,
+                    reason=reason,
                 )
 
-    kept = {name: pl.concat([_EMPTY[name], *frames]) for name, frames in tables.items()}
+    kept = {name: mark_firsts(pl.concat([_EMPTY[name], *frames]), name) for name, frames in tables.items()}
     for name, frame in kept.items():
-        for did, records in count_by(frame, "did"):
-            collection = TABLE_BY_NAME[name].collection
+        for did, collection, records in _count_kept(frame, TABLE_BY_NAME[name].collection):
             books.add(records, did=did, collection=collection, table=name, fate=Fate.KEPT, reason=None)
     all_rejected = pl.concat(rejected)
     if all_rejected.height:
@@ -99,7 +103,7 @@ def transform_records(
             records,
             did=did,
             collection=collection,
-            table=only_table(collection),
+            table=only_table(collection, settings),
             fate=Fate.REJECTED,
             reason=reason,
         )
@@ -107,14 +111,27 @@ def transform_records(
     return TransformedRecords(kept, list_rejects(all_rejected), books.frame())
 
 
+def _count_kept(rows: pl.DataFrame, collection: str | None) -> list[tuple[str, str, int]]:
+    """Count a table's rows by account and collection, which is the one given if the table has but one."""
+    if collection is None:
+        return [(did, kind, records) for did, kind, records in count_by(rows, "did", "collection")]
+    return [(did, collection, records) for did, records in count_by(rows, "did")]
+
+
 def _settled_by_key(blocks: pl.DataFrame, accounts: pl.DataFrame, settings: RecordSettings) -> pl.DataFrame:
     """Give every record its account's columns, its place in the input as `row`, and `reason` and `detail`.
 
-    These two say what becomes of a record where that shows without decoding it, and are null elsewhere. A collection
-    that the study does not want is filtered, whatever else may be wrong with the record.
+    These two say what becomes of a record where that shows without decoding it, and are null elsewhere. What the study
+    does not want, by its collection or because it is not on an allow-list, is filtered, whatever else may be wrong with
+    the record.
     """
     known = accounts.select(
-        "did", "pds", "repo_rev", pl.col("fetched_at").cast(pl.Datetime("us", "UTC")), is_known=True
+        "did",
+        "pds",
+        "repo_rev",
+        "obtained",
+        pl.col("fetched_at").cast(pl.Datetime("us", "UTC")),
+        is_known=True,
     )
     if known["did"].is_duplicated().any():
         raise ReconciliationError("the accounts of a batch of records name a DID twice")
@@ -123,8 +140,10 @@ def _settled_by_key(blocks: pl.DataFrame, accounts: pl.DataFrame, settings: Reco
     reason = (
         pl.when(~is_collection(collection))
         .then(pl.lit(RejectReason.BAD_KEY.value))
-        .when(~collection.is_in(sorted(settings.record_types)))
+        .when(~collection.is_in(sorted(settings.collections)))
         .then(pl.lit(FilterReason.UNWANTED_TYPE.value))
+        .when(is_off_the_list(settings.filters, record_uri()))
+        .then(pl.lit(FilterReason.NOT_IN_URIS.value))
         .when(~is_record_key(pl.col("rkey")))
         .then(pl.lit(RejectReason.BAD_KEY.value))
         .when(has_length & cid.bin.starts_with(RAW_PREFIX))

@@ -30,6 +30,8 @@ INDEX_SCHEMA = pl.Schema(
         "content": pl.UInt64(),
     }
 )
+# Rows of a converted file that are read or passed over together.
+ROWS_IN_GROUP = 2**14
 # What the index of a converted file is made of.
 INDEXED_COLUMNS = ("did", "created_at", "date_quality")
 

@@ -14,7 +14,7 @@ import polars as pl
 from backfill_dagster.records.date_quality import is_undated
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import TimeRange
+    from backfill_dagster.config.time_range import TimeRange
 
 # Stands for a window's key where rows are that belong to none.
 UNDATED = "undated"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import date, datetime
 
-    from backfill_dagster.config import TimeRange
+    from backfill_dagster.config.time_range import TimeRange
 
 DAYS_OF_WEEK = 7
 

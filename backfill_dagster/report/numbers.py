@@ -17,7 +17,7 @@ from backfill_dagster.report.days import DaySpan, observed_days
 from backfill_dagster.report.hosts import summarise_hosts
 from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.packs import read_ledger
-from backfill_dagster.repos.snapshots import PENDING, TOMBSTONED, UNRESOLVED
+from backfill_dagster.repos.snapshots import NOTHING_ASKED, PENDING, TOMBSTONED, UNRESOLVED
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.accounts import reason_totals
 
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 # What a state says of an account: a handful of kinds that a reader can keep apart.
-COMPLETE, FAILED, BY_SERVER, BY_DIRECTORY, NOT_TRIED = (
+COMPLETE, FAILED, BY_SERVER, BY_DIRECTORY, NOT_TRIED, NOT_ASKED = (
     "complete",
     "failed, to be tried again",
     "not active or not found, as its server says",
     "not resolved, as the directory says",
     "not fetched yet",
+    "without a record that is asked for",
 )
 _KIND_OF_STATE = {
     Outcome.COMPLETE.value: COMPLETE,
@@ -41,6 +42,7 @@ _KIND_OF_STATE = {
     UNRESOLVED: BY_DIRECTORY,
     TOMBSTONED: BY_DIRECTORY,
     PENDING: NOT_TRIED,
+    NOTHING_ASKED: NOT_ASKED,
 }
 
 

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from backfill_dagster.records.tables import TABLES_OF_COLLECTION
+from backfill_dagster.records.tables import OTHER_RECORDS, TABLES_OF_COLLECTION
 from backfill_dagster.report.figures.figure import NumbersTable
-from backfill_dagster.report.numbers import BY_DIRECTORY, BY_SERVER, COMPLETE, FAILED, NOT_TRIED
+from backfill_dagster.report.numbers import BY_DIRECTORY, BY_SERVER, COMPLETE, FAILED, NOT_ASKED, NOT_TRIED
 from backfill_dagster.report.wording import instant, percent, plain_text, spaced_name
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import Study, TimeRange
+    from backfill_dagster.config.study import Study
+    from backfill_dagster.config.time_range import TimeRange
     from backfill_dagster.report.numbers import ReportNumbers
 
-_KINDS = (COMPLETE, FAILED, BY_SERVER, BY_DIRECTORY, NOT_TRIED)
+_KINDS = (COMPLETE, FAILED, BY_SERVER, BY_DIRECTORY, NOT_TRIED, NOT_ASKED)
 _SIGNED_BY = {
     "current": "signed by the account's current key",
     "previous": "signed by an earlier key of the account",
@@ -30,6 +31,8 @@ def facts(study: Study, numbers: ReportNumbers) -> list[tuple[str, str]]:
         for kind in study.record_types
         for tables in [TABLES_OF_COLLECTION[kind]]
     )
+    if study.other_record_types:
+        types += f"; as JSON ({OTHER_RECORDS}): {', '.join(study.other_record_types)}"
     collected = (
         "nothing yet"
         if numbers.last_fetch is None
@@ -39,8 +42,23 @@ def facts(study: Study, numbers: ReportNumbers) -> list[tuple[str, str]]:
         ("Version", study.version),
         ("Study period", _period(study.time_range)),
         ("Record types", types),
+        *_filters(study),
         ("Collected", collected),
     ]
+
+
+def _filters(study: Study) -> list[tuple[str, str]]:
+    """Say of each record type that is filtered which of its records are kept; no source is named."""
+    said = []
+    for kind, wanted in study.filters.items():
+        asked = [
+            *(["on a list of URIs"] if wanted.uris is not None else []),
+            *(["about subjects on a list"] if wanted.subjects is not None else []),
+            *([f"in {' or '.join(wanted.languages)}"] if wanted.languages is not None else []),
+            *([f"with a text that matches {plain_text(wanted.text)}"] if wanted.text is not None else []),
+        ]
+        said.append(f"{kind}: only those {', and '.join(asked)}")
+    return [("Filters", "; ".join(said))] if said else []
 
 
 def accounts_table(numbers: ReportNumbers) -> NumbersTable:

@@ -13,7 +13,7 @@ from backfill_dagster.storage import StudyStorage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
     from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
     from backfill_dagster.report.numbers import ReportNumbers
 

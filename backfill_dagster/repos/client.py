@@ -1,4 +1,4 @@
-"""One question to one PDS: an account's repository, or what has become of the account.
+"""One question to one PDS: an account's repository, a part of it, or what has become of the account.
 
 A server's answers are told apart here: a state of the account (it is settled) or a failure (it may pass).
 """
@@ -14,6 +14,7 @@ from backfill_dagster.network.limits import HostParkedError
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from backfill_dagster.network.limits import HostGate
@@ -58,7 +59,7 @@ _MAX_DETAIL = 300
 
 @dataclass(frozen=True, slots=True)
 class RepoAnswer:
-    """What `getRepo` came to: a file on disk if `outcome` is complete (and not yet proven), else why not."""
+    """What a request came to: a file on disk if `outcome` is complete (and not yet proven), else why not."""
 
     outcome: Outcome
     reason: FailureReason | None = None
@@ -86,15 +87,30 @@ async def get_repo(
     bounds: DownloadBounds,
     patience: Patience,
 ) -> RepoAnswer:
-    """Download `com.atproto.sync.getRepo` to a file, in the host's turn; raises RunOverError.
+    """Download `com.atproto.sync.getRepo` to a file; else like `download`."""
+    return await download(
+        turns, gate, f"{origin}/xrpc/com.atproto.sync.getRepo", {"did": did}, to, bounds, patience
+    )
+
+
+async def download(
+    turns: Turns,
+    gate: HostGate,
+    url: str,
+    params: Mapping[str, str],
+    to: Path,
+    bounds: DownloadBounds,
+    patience: Patience,
+) -> RepoAnswer:
+    """Download what a method answers about an account to a file, in the host's turn; raises RunOverError.
 
     An answer that is `rate_limited` comes of pauses that last for longer than the patience with them.
     """
     try:
-        download = await turns.download(
+        done = await turns.download(
             gate,
-            f"{origin}/xrpc/com.atproto.sync.getRepo",
-            params={"did": did},
+            url,
+            params=params,
             to=to,
             max_bytes=bounds.max_bytes,
             total_timeout=bounds.seconds,
@@ -106,22 +122,22 @@ async def get_repo(
         return RepoAnswer(
             Outcome.FAILED, _FAILURES_BY_FAULT[error.kind], detail=str(error.detail)[:_MAX_DETAIL]
         )
-    if download.status == 200:
+    if done.status == 200:
         return RepoAnswer(
             Outcome.COMPLETE,
             http_status=200,
-            bytes_received=download.bytes_received,
-            seconds=download.seconds,
+            bytes_received=done.bytes_received,
+            seconds=done.seconds,
         )
-    answer = classify_error(download.status, download.error_body)
+    answer = classify_error(done.status, done.error_body)
     return RepoAnswer(
         answer.outcome,
         answer.reason,
         answer.detail,
-        download.status,
+        done.status,
         answer.server_error,
-        download.bytes_received,
-        download.seconds,
+        done.bytes_received,
+        done.seconds,
     )
 
 

@@ -22,8 +22,9 @@ from backfill_dagster.directory.documents import DirectoryState, LookupFailedErr
 from backfill_dagster.network.backoff import full_jitter
 from backfill_dagster.network.leases import hold_host
 from backfill_dagster.network.patience import Patience, RunOverError
-from backfill_dagster.repos.client import DownloadBounds, RepoAnswer, get_account_state, get_repo
+from backfill_dagster.repos.client import DownloadBounds, RepoAnswer, get_account_state
 from backfill_dagster.repos.faults import RepoFault
+from backfill_dagster.repos.fetching import AskedHost, FetchesRepos
 from backfill_dagster.repos.keys import SigningKey, SigningKeyError
 from backfill_dagster.repos.outcomes import HOST_FAILURES, FailureReason, Outcome, failure_of
 from backfill_dagster.repos.packs import Attempt
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from backfill_dagster.network.limits import HostGate, HostGates
     from backfill_dagster.network.patience import RunTime
     from backfill_dagster.network.turns import Turns
+    from backfill_dagster.repos.fetching import AccountFetch, Fetching
 
 logger = logging.getLogger(__name__)
 
@@ -163,15 +165,30 @@ class Progress:
 
 @dataclass(slots=True)
 class _Work:
-    """One account on its way: tries made, and what was learned of it meanwhile."""
+    """One account on its way: tries made, and what was learned of it meanwhile.
+
+    Of the tries, `spent` are those that count against it: an account of many requests may fail over some of them, as
+    long as each try brings it further. `arrived` says that nothing more is to be asked for, `rejections` how often what
+    had arrived did not hold.
+    """
 
     account: Account
     attempts: int = 0
+    spent: int = 0
+    rejections: int = 0
     refreshed: bool = False
     previous_keys: tuple[str, ...] = ()
-    car: Path | None = None
+    fetch: AccountFetch | None = None
+    arrived: bool = False
     answer: RepoAnswer | None = None
     fetched_at: datetime | None = None
+
+    def discard(self) -> None:
+        """Delete what has arrived; the next try begins anew."""
+        if self.fetch is not None:
+            self.fetch.discard()
+        self.fetch = None
+        self.arrived = False
 
 
 class Crawl:
@@ -190,6 +207,7 @@ class Crawl:
         workers: Executor,
         worker_count: int,
         settings: CrawlSettings,
+        fetching: Fetching | None = None,
     ) -> None:
         self.root = root
         self.scratch = scratch
@@ -199,6 +217,7 @@ class Crawl:
         self.resolver = resolver
         self.run_time = run_time
         self.settings = settings
+        self.fetching = fetching or FetchesRepos()
         self._workers = workers
         self._active_hosts = asyncio.Semaphore(settings.max_concurrent_pds)
         # Two packs per worker keep it busy while bounding what waits on disk.
@@ -273,6 +292,10 @@ class Crawl:
                 self._workers, prove_and_pack, self.root, pds_host, tuple(deliveries), self.settings.proof
             )
 
+    def count_bytes(self, received: int) -> None:
+        """Count bytes that have arrived."""
+        self.progress.bytes_received += received
+
     def scratch_file(self) -> Path:
         """Return a fresh name in scratch; never made from anything that a server said. Raises StorageError."""
         StudyStorage(self.root).ensure_headroom()
@@ -322,14 +345,14 @@ class HostCrawl:
         return self._report
 
     async def _work(self) -> None:
-        number = 0
         await self._pass_over_unchanged()
         while self._queue and not self._crawl.run_time.is_over:
-            if number:
+            # Accounts that a try brought further do not wait longer each time.
+            failures = max(work.spent for work in self._queue)
+            if failures:
                 await self._wait(
-                    partial(full_jitter, number, self._settings.retry_base_seconds, random.random)
+                    partial(full_jitter, failures, self._settings.retry_base_seconds, random.random)
                 )
-            number += 1
             self._unreachable_in_a_row = 0
             loops = min(self._settings.requests_in_flight, len(self._queue))
             async with asyncio.TaskGroup() as tasks:
@@ -363,16 +386,18 @@ class HostCrawl:
     async def _fetch_until_empty(self) -> None:
         while self._queue and not self._crawl.run_time.is_over:
             work = self._queue.popleft()
-            if work.car is not None:
+            if work.arrived:
                 # Only its keys were looked up again; the file is here already.
                 await self._deliver(work)
             elif self._given_up is not None:
                 work.attempts += 1
+                work.spent += 1
                 work.answer = self._given_up
                 await self._failed(work, FailureReason.RATE_LIMITED)
             elif self._unreachable_in_a_row >= 2 * self._settings.requests_in_flight:
                 # The host is down: the rest of the round need not wait for a time-out each.
                 work.attempts += 1
+                work.spent += 1
                 work.answer = RepoAnswer(
                     Outcome.FAILED, FailureReason.UNREACHABLE, "the host did not answer others"
                 )
@@ -384,17 +409,9 @@ class HostCrawl:
                     self._queue.append(work)
 
     async def _fetch(self, work: _Work) -> None:
-        account = work.account
-        car = self._crawl.scratch_file()
-        answer = await get_repo(
-            self._crawl.turns,
-            self._gate,
-            account.pds,
-            account.did,
-            car,
-            self._settings.bounds,
-            self._patience,
-        )
+        fetch = work.fetch or self._crawl.fetching.begin(work.account.did, self._crawl.scratch_file())
+        work.fetch, before = fetch, fetch.answered
+        answer = await fetch.go_on(self._asked_host(work.account))
         # A redirect can lead to another host, whose pauses are not those of this one.
         if (
             answer.reason is FailureReason.RATE_LIMITED
@@ -404,21 +421,35 @@ class HostCrawl:
         work.fetched_at = datetime.now(UTC) - timedelta(seconds=answer.seconds)
         work.answer = answer
         work.attempts += 1
-        self._crawl.progress.bytes_received += answer.bytes_received
+        work.spent += 1
+        if fetch.answered > before:
+            self._unreachable_in_a_row = 0
         if answer.outcome is Outcome.COMPLETE:
             self._unreachable_in_a_row = 0
-            work.car = car
+            work.arrived = True
             await self._deliver(work)
             return
-        car.unlink(missing_ok=True)
         if answer.outcome is not Outcome.FAILED:
             self._unreachable_in_a_row = 0
+            work.discard()
             await self._account_state(work)
             return
+        if fetch.answered > before:
+            work.spent = work.rejections + 1
         reason = answer.reason or FailureReason.UNEXPECTED_ANSWER
         unreachable = reason in (FailureReason.UNREACHABLE, FailureReason.TIMED_OUT)
         self._unreachable_in_a_row = self._unreachable_in_a_row + 1 if unreachable else 0
         await self._failed(work, reason)
+
+    def _asked_host(self, account: Account) -> AskedHost:
+        return AskedHost(
+            self._crawl.turns,
+            self._gate,
+            account.pds,
+            self._settings.bounds,
+            self._patience,
+            on_bytes=self._crawl.count_bytes,
+        )
 
     async def _account_state(self, work: _Work) -> None:
         """Record what the server says of the account, unless the account lives elsewhere by now.
@@ -449,18 +480,19 @@ class HostCrawl:
     async def _deliver(self, work: _Work) -> None:
         account = work.account
         if account.key is None and self._settings.proof.check_signature:
-            if work.car is not None:
-                work.car.unlink(missing_ok=True)
+            work.discard()
             await self._add(work, Delivery(self._attempt(work, failure=FailureReason.NO_SIGNING_KEY)))
             return
         keys = () if account.key is None else (account.key,)
-        await self._add(work, Delivery(self._attempt(work), work.car, keys, work.previous_keys))
+        car, parts = (None, ()) if work.fetch is None else (work.fetch.file, tuple(work.fetch.parts))
+        await self._add(work, Delivery(self._attempt(work), car, keys, work.previous_keys, parts))
 
     async def _failed(self, work: _Work, reason: FailureReason, detail: str | None = None) -> None:
         """Put the account off to the next round, or record the failure when its tries are used up."""
-        if work.attempts <= self._settings.max_retries and reason not in _LASTING:
+        if work.spent <= self._settings.max_retries and reason not in _LASTING:
             self._again.append(work)
             return
+        work.discard()
         await self._add(work, Delivery(self._attempt(work, failure=reason, detail=detail)))
 
     async def _add(self, work: _Work, delivery: Delivery) -> None:
@@ -518,9 +550,8 @@ class HostCrawl:
             work.previous_keys = await _earlier_keys(self._crawl.resolver, account.did)
             self._again.append(work)
             return
-        if work.car is not None:
-            work.car.unlink(missing_ok=True)
-            work.car = None
+        work.discard()
+        work.rejections += 1
         self._report.changed_during_export += fault is RepoFault.MISSING_BLOCK
         await self._failed(work, failure_of(fault), detail)
 
@@ -528,10 +559,14 @@ class HostCrawl:
         self, work: _Work, failure: FailureReason | None = None, detail: str | None = None
     ) -> Attempt:
         answer = work.answer or RepoAnswer(Outcome.FAILED)
+        asks, did = self._crawl.fetching.asks, work.account.did
+        rev = work.fetch.repo_rev if work.fetch is not None and failure is None else None
         return Attempt(
-            did=work.account.did,
+            did=did,
             pds=work.account.pds,
             outcome=answer.outcome if failure is None else Outcome.FAILED,
+            obtained=asks.obtained,
+            asked=asks.of(did),
             reason=failure,
             detail=detail or answer.detail,
             fetched_at=work.fetched_at or datetime.now(UTC),
@@ -539,7 +574,7 @@ class HostCrawl:
             http_status=answer.http_status,
             server_error=answer.server_error,
             bytes_received=answer.bytes_received,
-            repo_rev=work.account.known_rev if answer.outcome is Outcome.UNCHANGED else None,
+            repo_rev=work.account.known_rev if answer.outcome is Outcome.UNCHANGED else rev,
             seconds=answer.seconds,
         )
 

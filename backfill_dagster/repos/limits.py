@@ -25,3 +25,7 @@ class RepoLimits:
     # Sums over the records, each of which can refer to the same block, or share all but a byte of its path.
     max_records_bytes: int = 4 * 2**30
     max_paths_bytes: int = 2**30
+
+
+RECORD_PROOF_LIMITS = RepoLimits(max_car_bytes=8 * 2**20, max_blocks=1024)
+"""Of the proof of a single record: the commit, a node for each layer of the tree, and the record."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from backfill_dagster.repos.mst_nodes import Flags, Nodes, Numbers
 
 _HASH_BITS = 256
-_MAX_LAYER = _HASH_BITS // 2 - 1
+MAX_LAYER = _HASH_BITS // 2 - 1
 # Nodes that are looked at together, in number and bytes; they are Python's objects for that while.
 _NODES_AT_ONCE = 4096
 _BYTES_AT_ONCE = 4 * 2**20
@@ -176,7 +176,7 @@ class _Walk:
             if key is None and left is not None:
                 raise _bad_tree("the top node has no keys, only a subtree")
             layer = 0 if key is None else key_layer(key)
-            if layer > min(self._limits.max_depth, _MAX_LAYER):
+            if layer > min(self._limits.max_depth, MAX_LAYER):
                 raise _too_large(f"the tree has {layer} layers of at most {self._limits.max_depth}")
             self._tops[tree] = layer
 

@@ -5,10 +5,33 @@ from enum import StrEnum
 from backfill_dagster.repos.faults import RepoFault
 
 
+class Obtained(StrEnum):
+    """How an account's records were obtained."""
+
+    REPO = "repo"  # with the whole repository, which proves them all, and that there are no others
+    RECORD_PROOF = "record_proof"  # some of them, each with its own proof
+    LIST_RECORDS = "list_records"  # from a listing, which proves nothing
+
+
+class LeftOut(StrEnum):
+    """Why something that was asked for, or that a host listed, is not among an account's records."""
+
+    ABSENT = "absent"  # the account's tree proves that it has no such record
+    NOT_FOUND = "not_found"  # the host says so, and proves nothing
+    CID_MISMATCH = "cid_mismatch"  # what was listed does not have the CID that it was listed with
+    OTHER_URI = "other_uri"  # what was listed is another account's or another collection's
+    REPEATED = "repeated"  # the same URI was listed before, with another CID
+    MALFORMED = "malformed"  # what was listed has no URI, CID and value, or a value that is no DAG-CBOR
+
+
+# Of these the host has told that there is no record; of the others, that there is one.
+NOT_THERE = frozenset({LeftOut.ABSENT, LeftOut.NOT_FOUND})
+
+
 class Outcome(StrEnum):
     """How one attempt ended. All but `failed` are settled: a retry in the same run would change nothing."""
 
-    COMPLETE = "complete"  # the whole repository arrived and was proven
+    COMPLETE = "complete"  # all that was asked for arrived; and was proven, unless it was a listing
     UNCHANGED = "unchanged"  # the repository is at the revision that is stored; the account is complete
     DEACTIVATED = "deactivated"  # by its owner, for a time
     TAKENDOWN = "takendown"  # by the operator of its PDS

@@ -11,12 +11,12 @@ import hashlib
 import logging
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from backfill_dagster.repos.blocks_file import write_blocks_file
-from backfill_dagster.repos.outcomes import FailureReason, Outcome
+from backfill_dagster.repos.outcomes import FailureReason, LeftOut, Obtained, Outcome
 from backfill_dagster.storage import (
     StoredFile,
     StudyStorage,
@@ -30,18 +30,32 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backfill_dagster.repos.blocks_file import Records
+    from backfill_dagster.repos.spans import NotTaken
 
 logger = logging.getLogger(__name__)
 
-# A blocks file is full with so many bytes of blocks, or so many records.
-BLOCKS_FILE_BYTES = 64 * 2**20
-BLOCKS_FILE_ROWS = 2**20
+# A blocks file is full with so many bytes of blocks, or so many records. What is made of one is held in memory whole,
+# in the stages after this one as well.
+BLOCKS_FILE_BYTES = 32 * 2**20
+BLOCKS_FILE_ROWS = 2**16
+# The share from which on it is closed where an account ends, so that only those of large ones are in several files.
+_NEARLY_FULL = 0.75
+# Packs whose attempts are read at once.
+_PACKS_AT_ONCE = 64
 
 # Every column of a pack, one row per account attempted, with its type and its meaning.
 PACK_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
     "did": (pl.String(), "The account's DID: the key within a pack."),
     "pds": (pl.String(), "Origin of the PDS that was asked."),
     "outcome": (pl.String(), f"How the attempt ended: {', '.join(Outcome)}."),
+    "obtained": (
+        pl.String(),
+        f"What was asked for: {', '.join(Obtained)}; null in packs of older versions, which is repo.",
+    ),
+    "asked": (
+        pl.String(),
+        "Digest of what was asked for; null for the whole repository. Another list of records has another one.",
+    ),
     "reason": (pl.String(), f"Why it failed; null if it did not: {', '.join(FailureReason)}."),
     "detail": (pl.String(), "What the server or the check said, in its words."),
     "http_status": (pl.Int32(), "HTTP status of the last answer; null if there was none."),
@@ -50,12 +64,28 @@ PACK_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
     "bytes_received": (pl.Int64(), "Bytes of the last answer's body on the wire."),
     "seconds": (pl.Float64(), "Duration of the last answer."),
     "fetched_at": (pl.Datetime("us", "UTC"), "When the last answer was asked for."),
-    "repo_rev": (pl.String(), "Revision (TID) in the repository's commit."),
+    "repo_rev": (
+        pl.String(),
+        "Revision (TID) in the repository's commit: of several the oldest; of a listing what the host named, unproven.",
+    ),
     "commit_cid": (pl.String(), "CID of the commit, the root of the repository."),
     "commit_block": (pl.Binary(), "The signed commit's exact bytes."),
     "signed_by": (pl.String(), "Which key signed the commit: current, previous, or null if unchecked."),
     "signing_key": (pl.String(), "That key, as did:key."),
-    "records": (pl.Int64(), "Records in the repository's tree, counted by walking it."),
+    "records": (
+        pl.Int64(),
+        "Records in the repository's tree, counted by walking it; or those that were asked for and are there.",
+    ),
+    "absent": (pl.Int64(), "Records that were asked for and are not there; null for older packs."),
+    "not_taken": (
+        pl.List(
+            pl.Struct(
+                {"collection": pl.String(), "rkey": pl.String(), "cid": pl.String(), "reason": pl.String()}
+            )
+        ),
+        "Those, and what was listed and could not be taken, which counts among the records; with the reason: "
+        f"{', '.join(LeftOut)}.",
+    ),
     "purged": (pl.Int64(), "Of these, those that are not stored because the study has purged them."),
     "blocks_files": (
         pl.List(
@@ -75,6 +105,8 @@ LEDGER_SCHEMA = pl.Schema(
                 "did",
                 "pds",
                 "outcome",
+                "obtained",
+                "asked",
                 "reason",
                 "detail",
                 "http_status",
@@ -85,6 +117,7 @@ LEDGER_SCHEMA = pl.Schema(
                 "repo_rev",
                 "signed_by",
                 "records",
+                "absent",
             )
         },
         "pds_host": pl.String(),
@@ -99,14 +132,16 @@ _PACK_NAME = re.compile(r"(?P<pack>[0-9a-f]{20})\.parquet")
 class Attempt:
     """How the latest attempt on one account ended; one row of a pack.
 
-    `seconds` are of the download. Of the `records` of its tree, `purged` are not stored, because the study has
-    purged them.
+    `seconds` are of the download. Of the `records` of its tree, or of those asked for, `purged` are not stored, because
+    the study has purged them, nor are those `not_taken` that are there.
     """
 
     did: str
     pds: str
     outcome: Outcome
     fetched_at: datetime
+    obtained: Obtained = Obtained.REPO
+    asked: str | None = None
     attempts: int = 1
     reason: FailureReason | None = None
     detail: str | None = None
@@ -120,6 +155,8 @@ class Attempt:
     signed_by: str | None = None
     signing_key: str | None = None
     records: int = 0
+    absent: int = 0
+    not_taken: tuple[NotTaken, ...] = ()
     purged: int = 0
 
 
@@ -138,10 +175,12 @@ class PackWriter:
 
     def add_records(self, records: Records) -> None:
         """Add records; those of an account and a collection must come in the order of their keys."""
+        if self._pending and records.did != self._pending[-1].did and self._is_full(_NEARLY_FULL):
+            self._write_blocks()
         self._pending.append(records)
         self._pending_bytes += sum(map(len, records.blocks))
         self._pending_rows += len(records.blocks)
-        if self._pending_bytes >= BLOCKS_FILE_BYTES or self._pending_rows >= BLOCKS_FILE_ROWS:
+        if self._is_full(1):
             self._write_blocks()
 
     def add_attempt(self, attempt: Attempt) -> None:
@@ -163,6 +202,11 @@ class PackWriter:
             ]
             self._storage.write(f"{self._folder}/{pack}.parquet", _pack_frame(self._attempts, stored))
         return pack
+
+    def _is_full(self, share: float) -> bool:
+        return (
+            self._pending_bytes >= share * BLOCKS_FILE_BYTES or self._pending_rows >= share * BLOCKS_FILE_ROWS
+        )
 
     def _write_blocks(self) -> None:
         if not self._pending_rows:
@@ -201,24 +245,35 @@ def read_ledger(storage: StudyStorage, pds_hosts: Iterable[str] | None = None) -
     A repository whose blocks are missing, or not of the size that its pack tells, counts as never fetched.
     """
     packs = pack_keys(storage, pds_hosts)
-    columns = [*(name for name in LEDGER_SCHEMA if name in PACK_SCHEMA), "blocks_files"]
-    frames = [storage.scan([key], PACK_SCHEMA).select(columns) for _, _, key in packs]
-    ledger = [LEDGER_SCHEMA.to_frame()]
-    for (host, pack, key), frame in zip(
-        packs, storage.collect(frames, [key for _, _, key in packs]), strict=True
-    ):
-        rows = frame.drop("blocks_files").with_columns(pds_host=pl.lit(host), pack=pl.lit(pack))
-        if not _blocks_are_there(storage, key, frame):
-            logger.warning("%s has lost blocks; its accounts are to be fetched again", storage.path(key))
-            rows = rows.filter(pl.col("outcome") != Outcome.COMPLETE.value)
-        ledger.append(rows.select(LEDGER_SCHEMA.names()))
-    return pl.concat(ledger).sort("did", "fetched_at", "pack")
+    attempts = [
+        _read_attempts(storage, packs[first : first + _PACKS_AT_ONCE])
+        for first in range(0, len(packs), _PACKS_AT_ONCE)
+    ]
+    return pl.concat([LEDGER_SCHEMA.to_frame(), *attempts]).sort("did", "fetched_at", "pack")
 
 
-def _blocks_are_there(storage: StudyStorage, key: str, pack: pl.DataFrame) -> bool:
-    # Every row of a pack names the same files.
-    [named] = pack["blocks_files"].head(1).to_list() or [None]
-    files = named or []
+def _read_attempts(storage: StudyStorage, packs: Sequence[tuple[str, str, str]]) -> pl.DataFrame:
+    """Return the attempts of these packs (LEDGER_SCHEMA), given as (PDS host, pack, key)."""
+    hosts, names, keys = zip(*packs, strict=True)
+    stored = storage.scan_named({key: key for key in keys}, PACK_SCHEMA, "key")
+    origin = pl.LazyFrame({"key": keys, "pds_host": hosts, "pack": names})
+    rows, files = storage.collect(
+        [
+            stored.join(origin, on="key").select(*LEDGER_SCHEMA, "key"),
+            # Every row of a pack names the same files.
+            stored.group_by("key").agg(pl.col("blocks_files").first()),
+        ],
+        keys,
+    )
+    blocks = dict(files.iter_rows())
+    lost = [key for key in keys if not _blocks_are_there(storage, key, blocks.get(key) or ())]
+    for key in lost:
+        logger.warning("%s has lost blocks; its accounts are to be fetched again", storage.path(key))
+    sound = ~pl.col("key").is_in(lost) | (pl.col("outcome") != Outcome.COMPLETE.value)
+    return rows.filter(sound).drop("key")
+
+
+def _blocks_are_there(storage: StudyStorage, key: str, files: Iterable[Mapping[str, Any]]) -> bool:
     return all(
         storage.exists(name) and storage.size(name) == file["bytes"]
         for file in files
@@ -265,6 +320,10 @@ def _pack_frame(attempts: Sequence[Attempt], files: Sequence[StoredFile]) -> pl.
         }
         for stored in files
     ]
-    own = [name for name in PACK_SCHEMA if name != "blocks_files"]
-    columns = {name: [getattr(attempt, name) for attempt in attempts] for name in own}
-    return pl.DataFrame({**columns, "blocks_files": [named] * len(attempts)}, schema=PACK_SCHEMA)
+    own = [name for name in PACK_SCHEMA if name not in ("blocks_files", "not_taken")]
+    columns: dict[str, list[object]] = {
+        name: [getattr(attempt, name) for attempt in attempts] for name in own
+    }
+    columns["not_taken"] = [[left._asdict() for left in attempt.not_taken] for attempt in attempts]
+    columns["blocks_files"] = [named] * len(attempts)
+    return pl.DataFrame({name: columns[name] for name in PACK_SCHEMA}, schema=PACK_SCHEMA)

@@ -12,7 +12,7 @@ from backfill_dagster.errors import StorageError
 from backfill_dagster.repos.outcomes import Outcome
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import Processing
+    from backfill_dagster.config.processing import Processing
     from backfill_dagster.storage import StudyStorage
 
 logger = logging.getLogger(__name__)

@@ -17,13 +17,17 @@ from backfill_dagster.repos.car_bytes import open_car, sections_of
 from backfill_dagster.repos.cid import CID_BYTES, cid_text
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey
+from backfill_dagster.repos.outcomes import Obtained
 from backfill_dagster.repos.packs import Attempt, PackWriter
+from backfill_dagster.repos.parts import add_parts
 from backfill_dagster.repos.verify import Claim, RepoLimits, VerifiedRepos, prove, prove_together
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from backfill_dagster.repos.fetching import Part
 
 # What is handed to the pack at once, in records and in bytes: any number of records can share one large block.
 _SLICE_RECORDS = 4096
@@ -36,13 +40,15 @@ _GROUP_BYTES = 4 * 2**20
 class Delivery:
     """What one account's attempt brought: a downloaded file to be proven, or none and a settled outcome.
 
-    `keys` and `previous_keys` are in the form `did:key:...`.
+    `keys` and `previous_keys` are in the form `did:key:...`. The file is a repository or, if the attempt was for less,
+    consists of `parts`.
     """
 
     attempt: Attempt
     car: Path | None = None
     keys: tuple[str, ...] = ()
     previous_keys: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +82,64 @@ def prove_and_pack(
     rejected: dict[str, tuple[RepoFault, str]] = {}
     with storage.scratch() as scratch:
         writer = PackWriter(storage, pds_host, scratch)
-        for group in _groups(deliveries):
-            for delivery, outcome in _prove(group, writer, settings, tombstones):
-                if isinstance(outcome, RepoRejectedError):
-                    rejected[delivery.attempt.did] = (outcome.fault, outcome.detail)
-                    continue
-                attempt = replace(
-                    outcome,
-                    detail=tombstones.mask(outcome.detail),
-                    server_error=tombstones.mask(outcome.server_error),
-                )
-                writer.add_attempt(attempt)
-                written.append(attempt)
+        for delivery, outcome in _prove_all(deliveries, writer, settings, tombstones, scratch):
+            if isinstance(outcome, RepoRejectedError):
+                rejected[delivery.attempt.did] = (outcome.fault, outcome.detail)
+                continue
+            attempt = replace(
+                outcome,
+                detail=tombstones.mask(outcome.detail),
+                server_error=tombstones.mask(outcome.server_error),
+            )
+            writer.add_attempt(attempt)
+            written.append(replace(attempt, commit_block=None, not_taken=()))
         pack = writer.commit()
     for delivery in deliveries:
         if delivery.car is not None and delivery.attempt.did not in rejected:
             delivery.car.unlink(missing_ok=True)
-    return PackReport(pack, tuple(replace(attempt, commit_block=None) for attempt in written), rejected)
+    return PackReport(pack, tuple(written), rejected)
+
+
+def _prove_all(
+    deliveries: Sequence[Delivery],
+    writer: PackWriter,
+    settings: ProofSettings,
+    tombstones: Tombstones,
+    scratch: Path,
+) -> Iterator[tuple[Delivery, Attempt | RepoRejectedError]]:
+    """Add the records of those that hold to the pack; yield how each of all ended."""
+    whole = []
+    for delivery in deliveries:
+        if delivery.car is None or delivery.attempt.obtained is Obtained.REPO:
+            whole.append(delivery)
+        else:
+            yield delivery, _prove_parts(delivery, delivery.car, writer, settings, tombstones, scratch)
+    for group in _groups(whole):
+        yield from _prove(group, writer, settings, tombstones)
+
+
+def _prove_parts(
+    delivery: Delivery,
+    file: Path,
+    writer: PackWriter,
+    settings: ProofSettings,
+    tombstones: Tombstones,
+    scratch: Path,
+) -> Attempt | RepoRejectedError:
+    with _reading(file):
+        try:
+            return add_parts(
+                file,
+                delivery.parts,
+                delivery.attempt,
+                _claim(delivery),
+                writer,
+                tombstones,
+                check_signature=settings.check_signature,
+                scratch=scratch,
+            )
+        except RepoRejectedError as error:
+            return error
 
 
 def _groups(deliveries: Iterable[Delivery]) -> Iterator[list[Delivery]]:

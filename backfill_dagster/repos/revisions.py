@@ -7,14 +7,17 @@ many of our accounts as there were pages; the accounts left over are asked for o
 
 from __future__ import annotations
 
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
+from backfill_dagster.network.answers import BadAnswerError
 from backfill_dagster.network.http import RequestFailedError
 from backfill_dagster.network.limits import HostParkedError
 from backfill_dagster.network.patience import RunOverError
+from backfill_dagster.repos.repo_list import MAX_PAGE_BYTES, RepoPage, read_page, repo_pages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,10 +26,7 @@ if TYPE_CHECKING:
     from backfill_dagster.network.patience import Patience
     from backfill_dagster.network.turns import Turns
 
-_PAGE = 1000
-_MAX_PAGE_BYTES = 4 * 2**20
 _MAX_COMMIT_BYTES = 64 * 2**10
-_MAX_CURSOR = 1000
 # Requests in a row that bring no answer, after which the host is not asked for any more.
 _SILENT_AFTER = 4
 
@@ -69,39 +69,40 @@ async def unchanged_accounts(source: RevisionSource, known_revs: Mapping[str, st
 
 async def _read_list(source: RevisionSource, wanted: Mapping[str, str], told: dict[str, str | None]) -> None:
     """Put into `told` what pages of `listRepos` tell of wanted accounts' revisions; None for one not active."""
-    cursor: str | None = None
-    pages = 0
     # One account is asked for by one request either way.
-    while len(wanted) - len(told) > 1 and pages <= len(told):
-        params = {"limit": str(_PAGE), **({} if cursor is None else {"cursor": cursor})}
-        page = await _ask(source, "com.atproto.sync.listRepos", params, _MAX_PAGE_BYTES)
-        pages += 1
-        repos = page.get("repos")
-        for repo in repos if isinstance(repos, list) else ():
-            if isinstance(repo, dict) and repo.get("did") in wanted:
-                # `active` may be left out, and then means that it is.
-                told[repo["did"]] = repo.get("rev") if repo.get("active") is not False else None
-        following = page.get("cursor")
-        if (
-            not isinstance(following, str)
-            or not following
-            or following == cursor
-            or len(following) > _MAX_CURSOR
-        ):
-            break
-        cursor = following
+    if len(wanted) <= 1:
+        return
+
+    async def ask(params: Mapping[str, str]) -> RepoPage:
+        return read_page(await _ask(source, "com.atproto.sync.listRepos", params, MAX_PAGE_BYTES))
+
+    pages = 0
+    # A list that goes wrong somewhere has told what it told.
+    with suppress(BadAnswerError):
+        async with aclosing(repo_pages(ask)) as listed:
+            async for repos in listed:
+                pages += 1
+                for repo in repos:
+                    did = repo.get("did") if isinstance(repo, dict) else None
+                    if isinstance(did, str) and did in wanted:
+                        # `active` may be left out, and then means that it is.
+                        told[did] = repo.get("rev") if repo.get("active") is not False else None
+                if len(wanted) - len(told) <= 1 or pages > len(told):
+                    return
 
 
 async def _latest_rev(source: RevisionSource, did: str) -> str | None:
-    commit = await _ask(source, "com.atproto.sync.getLatestCommit", {"did": did}, _MAX_COMMIT_BYTES)
-    rev = commit.get("rev")
+    body = await _ask(source, "com.atproto.sync.getLatestCommit", {"did": did}, _MAX_COMMIT_BYTES)
+    try:
+        commit = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    rev = commit.get("rev") if isinstance(commit, dict) else None
     return rev if isinstance(rev, str) else None
 
 
-async def _ask(
-    source: RevisionSource, method: str, params: Mapping[str, str], max_bytes: int
-) -> dict[str, Any]:
-    """Return what a method answers with status 200 and a JSON object; an empty one for any other answer."""
+async def _ask(source: RevisionSource, method: str, params: Mapping[str, str], max_bytes: int) -> bytes:
+    """Return the body of what a method answers with status 200; an empty one for any other answer."""
     try:
         answer = await source.turns.get(
             source.gate,
@@ -112,8 +113,4 @@ async def _ask(
         )
     except (RequestFailedError, HostParkedError, RunOverError) as error:
         raise _NoAnswerError from error
-    try:
-        value = orjson.loads(answer.body) if answer.status == 200 else {}
-    except orjson.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    return answer.body if answer.status == 200 else b""

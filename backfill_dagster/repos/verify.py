@@ -133,7 +133,7 @@ def prove(
 ) -> VerifiedRepos:
     """Do what `verify_repo` does, for a result of the same form as `prove_together` has."""
     index = index_car(car, max_bytes=limits.max_car_bytes, max_blocks=limits.max_blocks)
-    header, tree = _read_commit(car, index.span(index.root), index.root, claim, check_signature, limits)
+    header, tree = read_commit(car, index.span(index.root), index.root, claim, check_signature, limits)
     forest = walk_trees(car, index, [tree], np.zeros(1, np.int32), limits, index.find)
     starts, ends = index.starts, index.ends
     # Of a large repository the index is most of the memory, and the tree much of the rest.
@@ -165,7 +165,7 @@ def prove_together(
         spans = zip(index.starts[commits].tolist(), index.ends[commits].tolist(), strict=True)
         for number, root, span in zip(index.numbers.tolist(), index.roots, spans, strict=True):
             with suppress(RepoRejectedError):
-                header, tree = _read_commit(content, span, root, claims[number], check_signature, limits)
+                header, tree = read_commit(content, span, root, claims[number], check_signature, limits)
                 numbers.append(number)
                 headers.append(header)
                 trees.append(tree)
@@ -177,7 +177,7 @@ def prove_together(
         return None
 
 
-def _read_commit(
+def read_commit(
     car: CarBytes,
     span: tuple[int, int],
     root: bytes,
@@ -185,7 +185,10 @@ def _read_commit(
     check_signature: bool,
     limits: RepoLimits,
 ) -> tuple[Header, bytes]:
-    """Check a commit; return it, and the CID of its tree."""
+    """Check the commit at `root`, which lies there in the CAR; return it, and the CID of its tree.
+
+    Raises RepoRejectedError: too_large, bad_commit, wrong_did, bad_signature.
+    """
     start, end = span
     if end - start > limits.max_commit_bytes:
         raise RepoRejectedError(

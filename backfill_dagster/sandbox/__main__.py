@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox.network import SandboxNetwork
 
 

@@ -50,6 +50,12 @@ class Accounts:
         """Go through all accounts, in the order of the population."""
         return (self[account.did] for account in self.population.accounts)
 
+    def with_handle(self, handle: str) -> AccountState | None:
+        """Return how the account of a handle stands; None if the handle is nobody's."""
+        first = self.population.by_handle.get(handle)
+        candidates = [*self._edited.values(), *([] if first is None else [self[first.did]])]
+        return next((state for state in candidates if state.identity.handle == handle), None)
+
     def on_host(self, host: str, first: int, most: int) -> list[tuple[AccountState, Status]]:
         """List accounts that a host has the repository of, from an index of the population on."""
         indexes = self._by_host[host]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from backfill_dagster.sandbox.account_state import AccountState
 
+# Of the ordinary accounts, those whose first operation is in the form that the directory took at first.
+_LEGACY_EVERY = 4
 _ROBBED = frozenset({Role.MIGRATED, Role.PREVIOUS_KEY})
 
 
@@ -84,7 +86,7 @@ def audit_log(state: AccountState) -> list[dict[str, Any]]:
 def export_lines(states: Iterable[AccountState]) -> list[dict[str, Any]]:
     """List the operations of many accounts in the order of time, as the directory's `/export` does."""
     entries = [entry for state in states for entry in audit_log(state)]
-    return sorted(entries, key=lambda entry: (entry["createdAt"], entry["did"]))
+    return sorted(entries, key=lambda entry: (entry["createdAt"], entry["cid"]))
 
 
 def is_in_plc(account: Account) -> bool:
@@ -95,6 +97,17 @@ def is_in_plc(account: Account) -> bool:
 def _operation(state: AccountState, identity: Identity, prev: str | None) -> dict[str, Any]:
     account = state.account
     rotation = derive_key(account.curve, f"{account.seed} rotation")
+    signature = _signature(f"{state.did} {identity.pds}")
+    if prev is None and account.role is Role.NORMAL and account.index % _LEGACY_EVERY == 0:
+        return {
+            "type": "create",
+            "signingKey": did_key(state.key(identity.key)),
+            "recoveryKey": did_key(rotation),
+            "handle": identity.handle,
+            "service": identity.pds,
+            "prev": None,
+            "sig": signature,
+        }
     operation: dict[str, Any] = {
         "type": "plc_operation",
         "verificationMethods": {"atproto": did_key(state.key(identity.key))},
@@ -105,7 +118,7 @@ def _operation(state: AccountState, identity: Identity, prev: str | None) -> dic
     }
     if account.role is Role.DOCUMENT_WITHOUT_PDS:
         operation["services"] = {}
-    return {**operation, "sig": _signature(f"{state.did} {identity.pds}")}
+    return {**operation, "sig": signature}
 
 
 def _entry(

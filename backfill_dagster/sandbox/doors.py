@@ -82,7 +82,7 @@ class Door:
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         host = (request.headers.get("Host") or "").lower()
-        host = host.removesuffix(":80")
+        asked = host = host.removesuffix(":80")
         if host not in self._sites:
             host = self._host
         path, parameters = request.path, request.query
@@ -90,7 +90,7 @@ class Door:
         agent = request.headers.get("User-Agent", "")
         entry = self._log.begin(host=host, method=request.method, path=path, did=did, user_agent=agent)
         try:
-            meant = await self._sites[host].answer(Query(request.method, path, parameters))
+            meant = await self._sites[host].answer(Query(request.method, path, parameters, asked))
             answer = self._faults.change(meant, host=host, path=path, did=did)
             entry.status, entry.body_bytes = answer.status, len(answer.body)
             return await _send(request, answer)
@@ -110,7 +110,7 @@ def _did_of(host: str, path: str, parameters: Mapping[str, str]) -> str | None:
     if path == WEB_DOCUMENT:
         return f"did:web:{host}"
     named = _DID_IN_PATH.match(path)
-    return named[1] if named else parameters.get("did")
+    return named[1] if named else parameters.get("did", parameters.get("repo"))
 
 
 async def _send(request: web.BaseRequest, answer: Answer) -> web.StreamResponse:

@@ -20,10 +20,16 @@ from backfill_dagster.sandbox.tid import tid
 from backfill_dagster.sandbox.written import Written, iso_milliseconds, microseconds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from backfill_dagster.sandbox.accounts import Accounts
     from backfill_dagster.sandbox.repo import Repos
+
+GRAPH = "app.bsky.graph"
+LIST = f"{GRAPH}.list"
+LIST_ITEM = f"{GRAPH}.listitem"
+STARTER_PACK = f"{GRAPH}.starterpack"
 
 _CLOCK = 44
 
@@ -69,6 +75,19 @@ class Editor:
                 raise ValueError(f"{did} has a record {collection}/{rkey} already")
             self.write(did, _written(collection, rkey, fields, created, next_time))
             return rkey
+
+    def create_list(self, did: str, name: str, members: Iterable[str]) -> str:
+        """Make a list of these members; returns its URI."""
+        rkey = self.create(did, LIST, {"purpose": f"{GRAPH}.defs#curatelist", "name": name})
+        uri = f"at://{did}/{LIST}/{rkey}"
+        for member in members:
+            self.create(did, LIST_ITEM, {"subject": member, "list": uri})
+        return uri
+
+    def create_starter_pack(self, did: str, name: str, list_uri: str) -> str:
+        """Make a starter pack of the members of a list; returns its URI."""
+        rkey = self.create(did, STARTER_PACK, {"name": name, "list": list_uri})
+        return f"at://{did}/{STARTER_PACK}/{rkey}"
 
     def update(
         self,

@@ -13,13 +13,14 @@ from backfill_dagster.sandbox.doors import Door
 from backfill_dagster.sandbox.editing import Editor
 from backfill_dagster.sandbox.exports import Exports
 from backfill_dagster.sandbox.faults import Faults
-from backfill_dagster.sandbox.population import PLC_HOST, Population
+from backfill_dagster.sandbox.population import PLC_HOST, RELAY_HOST, Population
 from backfill_dagster.sandbox.repo import Repos
 from backfill_dagster.sandbox.request_log import RequestLog
 from backfill_dagster.sandbox.servers import (
     PersonalDataServer,
     PlcDirectory,
     RateLimit,
+    Relay,
     Site,
     WebHost,
 )
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from types import TracebackType
 
-    from backfill_dagster.config import SandboxSettings
+    from backfill_dagster.config.network import SandboxSettings
 
 _PATIENCE_SECONDS = 10
 
 
 class SandboxNetwork:
-    """A PLC directory and PDSs on loopback, from `start` to `stop`; may be started again, on other ports.
+    """A PLC directory, PDSs and a relay on loopback, from `start` to `stop`; may be started again, on other ports.
 
     `requests` logs what was asked. At any time `faults` may be switched, and accounts changed with `edit`;
     `truth` says what must be found.
@@ -62,6 +63,11 @@ class SandboxNetwork:
         return f"http://{PLC_HOST}"
 
     @property
+    def relay_url(self) -> str:
+        """The URL of the relay."""
+        return f"http://{RELAY_HOST}"
+
+    @property
     def dids(self) -> list[str]:
         """All accounts, in a stable order."""
         return [account.did for account in self.population.accounts]
@@ -77,6 +83,14 @@ class SandboxNetwork:
         if self._servers is None:
             raise RuntimeError("the sandbox does not run: call start() first")
         return dict(self._servers.addresses)
+
+    @property
+    def handle_addresses(self) -> dict[str, str]:
+        """Where the host of each handle is, which is the account's PDS; as `connect_to` has it."""
+        addresses = self.connect_to
+        return {
+            f"{state.identity.handle}:80": addresses[f"{state.host}:80"] for state in self._accounts.all()
+        }
 
     def start(self) -> Self:
         """Open all ports but those of hosts that are down; returns when they answer."""
@@ -107,7 +121,10 @@ class SandboxNetwork:
 
     def _sites(self, exports: Exports) -> dict[str, Site]:
         accounts, faults = self._accounts, self.faults
-        sites: dict[str, Site] = {PLC_HOST: PlcDirectory(accounts, faults)}
+        sites: dict[str, Site] = {
+            PLC_HOST: PlcDirectory(accounts, faults),
+            RELAY_HOST: Relay(accounts, exports),
+        }
         for host in self.population.hosts:
             sites[host] = PersonalDataServer(host, accounts, exports, faults, self._rate_limit)
         for account in self.population.accounts:

@@ -12,6 +12,7 @@ from backfill_dagster.sandbox.written import (
     FOLLOW,
     LIKE,
     POST,
+    PROFILE,
     Defect,
     Written,
     iso_milliseconds,
@@ -227,6 +228,8 @@ def _wrong_field_types() -> list[Written]:
     book.add(LIKE)
     for wrong_subject in (7, None, {"did": "did:web:example.com"}, "not a did", _SUBJECT):
         book.add(FOLLOW, subject=wrong_subject)
+    book.add(PROFILE, "second", displayName=7, description=None, labels="!no-unauthenticated", avatar="x")
+    book.add(PROFILE, "third", banner={}, pinnedPost=_SUBJECT["uri"], joinedViaStarterPack={"uri": 7})
     return book.records
 
 
@@ -262,6 +265,11 @@ def _shared_blocks() -> list[Written]:
 
 def _duplicate_likes() -> list[Written]:
     book = _Notebook()
+    # Its key is the first of all, its date the last.
+    late = {"$type": LIKE, "subject": _SUBJECT, "createdAt": iso_milliseconds(_NOON + 9 * _MINUTE)}
+    book.records.append(Written(LIKE, tid(_NOON - 1, _CLOCK), late, _NOON + 9 * _MINUTE))
+    undated = {"$type": LIKE, "subject": _SUBJECT, "createdAt": "1970-01-01T00:00:00.000Z"}
+    book.records.append(Written(LIKE, tid(_NOON - 2, _CLOCK), undated, 0))
     for _ in range(3):
         book.add(LIKE, subject=_SUBJECT)
     for _ in range(2):

@@ -82,7 +82,7 @@ class OrdinaryRecords:
         if account.role is Role.EMPTY or not account.has_repo:
             return
         yield from _anchors(account)
-        yield _profile(account)
+        yield _profile(account, self._anchor_references(account))
         rng = Random(f"sandbox records {account.seed} {account.did}")
         times = _times(rng, account.size - 1 - _anchor_count(account))
         peers = self._peers(account, rng)
@@ -143,7 +143,7 @@ def _anchors(account: Account) -> Iterator[Written]:
         yield Written(POST, tid(created, _ANCHOR_CLOCK), value, _precise(created, value))
 
 
-def _profile(account: Account) -> Written:
+def _profile(account: Account, anchors: tuple[Reference, ...]) -> Written:
     rng = Random(f"sandbox profile {account.seed} {account.did}")
     created = _FIRST + int(rng.random() * (WINDOW_START - _FIRST))
     name = rng.choice(NAMES)
@@ -156,6 +156,19 @@ def _profile(account: Account) -> Written:
     }
     if rng.random() < 0.1:
         value["labels"] = _self_labels("!no-unauthenticated")
+    if rng.random() < 0.5:
+        value["banner"] = _blob(rng, "image/jpeg")
+    if anchors and rng.random() < 0.3:
+        value["pinnedPost"] = rng.choice(anchors).strong()
+    if rng.random() < 0.2:
+        value |= {"pronouns": "they/them", "website": f"https://{rng.choice(SITES)}/"}
+    if rng.random() < 0.2:
+        uri = f"at://{_outsider_did(rng.randrange(_OUTSIDERS))}/app.bsky.graph.starterpack/{tid(created, 0)}"
+        value["joinedViaStarterPack"] = Reference(uri, cid_text(cid_of(uri.encode()))).strong()
+    if account.role is Role.ODD_DATES:
+        # As all profiles are that were made before clients began to date them.
+        del value["createdAt"]
+        return Written(PROFILE, "self", value, None)
     return Written(PROFILE, "self", value, created // 1000 * 1000)
 
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from backfill_dagster.sandbox.keys import Curve, SigningKey, derive_key
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import SandboxSettings
+    from backfill_dagster.config.network import SandboxSettings
 
 PLC_HOST = "plc.sandbox.test"
+RELAY_HOST = "relay.sandbox.test"
 
 
 class Role(StrEnum):
@@ -133,6 +134,7 @@ class Population:
         self.hosts = tuple(f"pds{number}.sandbox.test" for number in range(1, settings.hosts + 1))
         self.accounts = tuple(self._accounts())
         self.by_did = {account.did: account for account in self.accounts}
+        self.by_handle = {account.handle: account for account in self.accounts}
 
     def _accounts(self) -> list[Account]:
         total, seed = self.settings.accounts, self.settings.seed

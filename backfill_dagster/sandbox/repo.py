@@ -91,13 +91,17 @@ class Repos:
 
     def build(self, state: AccountState, distortions: Sequence[Distortion] = ()) -> Repo:
         """Write an account's repository; equal states give equal bytes."""
+        file = self.build_file(state, distortions)
+        return Repo(state.did, state.rev, file.commit.cid, file.write())
+
+    def build_file(self, state: AccountState, distortions: Sequence[Distortion] = ()) -> RepoFile:
+        """Write it, and leave its parts apart."""
         records: dict[bytes, Block] = {}
         for record in self.records(state):
             records[f"{record.collection}/{record.rkey}".encode()] = record_block(record)
         writes = state.writes
         draft = Draft(state.account, state.rev, state.rev_of(writes - 1), state.key(state.repo_key), records)
-        file = write_repo(draft, distortions)
-        return Repo(state.did, state.rev, file.commit.cid, file.write())
+        return write_repo(draft, distortions)
 
     def _first_records(self, account: Account) -> Iterator[Written]:
         yield from self._ordinary.of(account)

@@ -1,4 +1,4 @@
-"""What the sandbox's servers answer: the PLC directory, the did:web hosts and the PDSs.
+"""What the sandbox's servers answer: the PLC directory, the did:web hosts, the PDSs and a relay.
 
 Statuses, bodies and headers are those of the official software (PDS 0.5.35; the directory as it runs today),
 without its entity tags. How answers are sent, and what goes wrong on the way, is no concern of this module.
@@ -10,6 +10,7 @@ import json
 import math
 import re
 import time
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,7 @@ from backfill_dagster.sandbox.answer import HTML, JSON, RATE_LIMIT_BODY, Answer
 from backfill_dagster.sandbox.documents import audit_log, did_document, export_lines, is_in_plc
 from backfill_dagster.sandbox.faults.pretences import View
 from backfill_dagster.sandbox.population import PLC_HOST, Role
+from backfill_dagster.sandbox.record_proof import prove_record
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _DID = re.compile(r"did:[a-z]+:[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]")
 WEB_DOCUMENT = "/.well-known/did.json"
+HANDLE_DID = "/.well-known/atproto-did"
 
 _CAR = ("Content-Type", "application/vnd.ipld.car")
 _DID_DOCUMENT = ("Content-Type", "application/did+ld+json; charset=utf-8")
@@ -44,14 +47,23 @@ _ERRORS = {
 }
 _OTHER_ERROR = ("RepoDeactivated", "Repo has been deactivated")
 
+_LIST_RECORDS = "com.atproto.repo.listRecords"
+# Parameters that a method must have; `did`, if it is not said here.
+_REQUIRED = {
+    "com.atproto.sync.getRecord": ("did", "collection", "rkey"),
+    "com.atproto.sync.listRepos": (),
+    _LIST_RECORDS: ("repo", "collection"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A request as far as servers care: its method, its decoded path and its parameters."""
+    """A request as far as servers care: its method, its decoded path, its parameters and the host it is for."""
 
     method: str
     path: str
     parameters: Mapping[str, str]
+    host: str = ""
 
 
 class Site(Protocol):
@@ -102,21 +114,24 @@ class PlcDirectory:
 
     def _export(self, parameters: Mapping[str, str]) -> Answer:
         """List operations as JSON lines; `after` is a time, or the `seq` of the last operation seen."""
-        count, after = parameters.get("count", "10"), parameters.get("after", "")
-        if not count.isascii() or not count.isdigit() or not 1 <= int(count) <= 1000:
+        count, after = parameters.get("count", "1000"), parameters.get("after", "")
+        if not count.isascii() or not count.isdigit() or int(count) < 1:
             return _json(400, {"message": "Invalid count parameter"}, _EXPRESS)
+        most = min(int(count), 1000)
         version = self._accounts.directory_version
         if version != self._exported_version:
             listed = (state for state in self._accounts.all() if is_in_plc(state.account))
             self._exported, self._exported_version = export_lines(listed), version
         if after.isascii() and after.isdigit():
             first = int(after)
+            # With numbers, it is not said what was nullified.
             lines: list[dict[str, Any]] = [
-                {"seq": first + number, "type": "sequenced_op", **entry}
-                for number, entry in enumerate(self._exported[first : first + int(count)], start=1)
+                {"seq": first + number, "type": "sequenced_op", **_without(entry, "nullified")}
+                for number, entry in enumerate(self._exported[first : first + most], start=1)
             ]
         else:
-            lines = [entry for entry in self._exported if entry["createdAt"] > after][: int(count)]
+            first = bisect_right(self._exported, after, key=lambda entry: entry["createdAt"])
+            lines = self._exported[first : first + most]
         body = b"\n".join(_dump(line) for line in lines)
         return Answer(200, (*_EXPRESS, ("Content-Type", "application/jsonlines")), body)
 
@@ -153,13 +168,17 @@ class PersonalDataServer:
             "com.atproto.sync.getRepo": self._get_repo,
             "com.atproto.sync.getRepoStatus": self._get_repo_status,
             "com.atproto.sync.getLatestCommit": self._get_latest_commit,
+            "com.atproto.sync.getRecord": self._get_record,
             "com.atproto.sync.listRepos": self._list_repos,
+            _LIST_RECORDS: self._list_records,
         }
 
     async def answer(self, query: Query) -> Answer:
-        """Answer `/xrpc/<method>` and `/xrpc/_health`."""
+        """Answer `/xrpc/<method>`, `/xrpc/_health` and, to those who ask a handle, `/.well-known/atproto-did`."""
         if query.path == "/xrpc/_health":
             return _json(200, {"version": "0.5.35"}, (*_EXPRESS, *_PUBLIC))
+        if query.path == HANDLE_DID:
+            return self._handle_did(query.host)
         method = query.path.removeprefix("/xrpc/")
         if method == query.path:
             return Answer(404, (*_EXPRESS, HTML), b"Cannot GET")
@@ -174,10 +193,11 @@ class PersonalDataServer:
         return replace(answer, headers=(*answer.headers, *headers))
 
     async def _checked(self, method: str, parameters: Mapping[str, str]) -> Answer:
-        if method != "com.atproto.sync.listRepos":
-            did = parameters.get("did")
-            if did is None:
-                return _invalid(f'Invalid {method} params: Missing required key "did"')
+        for name in _REQUIRED.get(method, ("did",)):
+            if name not in parameters:
+                return _invalid(f'Invalid {method} params: Missing required key "{name}"')
+        if "did" in parameters:
+            did = parameters["did"]
             if not _DID.fullmatch(did):
                 return _invalid(f'Invalid {method} params: Invalid DID (got "{did}")')
         return await self._methods[method](parameters)
@@ -191,6 +211,36 @@ class PersonalDataServer:
         # What came since an earlier revision is not told apart: all blocks are sent, as a server may.
         body = repo.car if parameters.get("since", "") < repo.rev else repo.header
         return Answer(200, (*_EXPRESS, *_PRIVATE, _CAR), body, streamed=True)
+
+    async def _get_record(self, parameters: Mapping[str, str]) -> Answer:
+        state = self._available(parameters["did"])
+        if isinstance(state, Answer):
+            return state
+        shown = self._faults.shown(state, View.REPO, self._host)
+        file = await self._exports.file(shown, self._faults.distortions(self._host, state.did))
+        body = prove_record(file, parameters["collection"], parameters["rkey"])
+        return Answer(200, (*_EXPRESS, *_PRIVATE, _CAR), body, streamed=True)
+
+    async def _list_records(self, parameters: Mapping[str, str]) -> Answer:
+        """List the records of a collection from the highest key down; the cursor is the last key listed."""
+        did = parameters["repo"]
+        state = self._accounts.get(did)
+        if state is None or state.copies.get(self._host) is not Status.ACTIVE:
+            return _json(
+                400,
+                {"error": "InvalidRequest", "message": f"Could not find repo: {did}"},
+                (*_EXPRESS, *_PUBLIC),
+            )
+        limit = parameters.get("limit", "50")
+        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 100:
+            detail = f"integer too big (maximum 100, got {limit})"
+            return _invalid(f"Invalid {_LIST_RECORDS} params: {detail}")
+        listing = await self._exports.listing(state, self._faults.distortions(self._host, did))
+        records = listing.page(parameters["collection"], int(limit), parameters.get("cursor"))
+        body: dict[str, Any] = {"records": records}
+        if records:
+            body["cursor"] = records[-1]["uri"].rpartition("/")[2]
+        return _json(200, body, (*_EXPRESS, *_PUBLIC))
 
     async def _get_latest_commit(self, parameters: Mapping[str, str]) -> Answer:
         state = self._available(parameters["did"])
@@ -236,6 +286,12 @@ class PersonalDataServer:
             body = {"cursor": f"{account.index + 1}::{account.did}", **body}
         return _json(200, body, (*_EXPRESS, *_PUBLIC))
 
+    def _handle_did(self, handle: str) -> Answer:
+        state = self._accounts.with_handle(handle)
+        if state is None or state.copies.get(self._host) is not Status.ACTIVE:
+            return Answer(404, (*_EXPRESS, HTML), b"User not found")
+        return Answer(200, (*_EXPRESS, ("Content-Type", "text/plain; charset=utf-8")), state.did.encode())
+
     def _available(self, did: str) -> AccountState | Answer:
         """Find an active account, or say why there is none."""
         state = self._accounts.get(did)
@@ -246,6 +302,43 @@ class PersonalDataServer:
             return state
         error, message = _ERRORS.get(status, _OTHER_ERROR)
         return _json(400, {"error": error, "message": f"{message}: {did}"}, (*_EXPRESS, *_PRIVATE))
+
+
+class Relay:
+    """A relay, as far as it lists who has records of a collection."""
+
+    def __init__(self, accounts: Accounts, exports: Exports) -> None:
+        self._accounts = accounts
+        self._exports = exports
+
+    async def answer(self, query: Query) -> Answer:
+        """Answer `/xrpc/com.atproto.sync.listReposByCollection` and `/xrpc/_health`."""
+        method = query.path.removeprefix("/xrpc/")
+        if method == "_health":
+            return _json(200, {"status": "ok"}, _EXPRESS)
+        if method != "com.atproto.sync.listReposByCollection":
+            return _json(404, {"error": "NotFound", "message": "Not Found"}, _EXPRESS)
+        collection = query.parameters.get("collection", "")
+        limit = query.parameters.get("limit", "500")
+        cursor = query.parameters.get("cursor", "")
+        if not collection or not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 2000:
+            return _invalid("collection and limit must be given, the latter from 1 to 2000")
+        # It knows the accounts that it has records of, by their DIDs; the cursor is the last one listed.
+        dids = sorted(state.did for state in self._accounts.all() if state.status is Status.ACTIVE)
+        listed: list[str] = []
+        for did in dids[bisect_right(dids, cursor) :]:
+            if collection in await self._exports.collections(self._accounts[did]):
+                listed.append(did)
+            if len(listed) == int(limit):
+                break
+        body: dict[str, Any] = {"repos": [{"did": did} for did in listed]}
+        if len(listed) == int(limit):
+            body["cursor"] = listed[-1]
+        return _json(200, body, _EXPRESS)
+
+
+def _without(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != name}
 
 
 def _activity(status: Status) -> dict[str, Any]:

@@ -6,6 +6,7 @@ All of it comes from the side that writes. Nothing here decodes a block.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,20 @@ from backfill_dagster.sandbox.account_state import Status, endpoint
 from backfill_dagster.sandbox.dag_cbor import as_json, cid_text
 from backfill_dagster.sandbox.population import Role
 from backfill_dagster.sandbox.repo import Repos, record_block
-from backfill_dagster.sandbox.written import BLOCK, FOLLOW, LIKE, POST, REPOST, Defect, Written, instant_of
+from backfill_dagster.sandbox.written import (
+    BLOCK,
+    FOLLOW,
+    LIKE,
+    POST,
+    PROFILE,
+    REPOST,
+    Defect,
+    Written,
+    instant_of,
+)
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import Collection, Iterable
 
     from backfill_dagster.sandbox.account_state import AccountState
     from backfill_dagster.sandbox.accounts import Accounts
@@ -28,6 +39,7 @@ _DIRECTORY_STATES = {
     Role.DOCUMENT_WITHOUT_PDS: "no_pds",
     Role.DOCUMENT_OF_ANOTHER: "bad_document",
 }
+_NETWORK_START = datetime(2022, 11, 1, tzinfo=UTC)
 _TABLES = {LIKE: "likes", REPOST: "reposts", FOLLOW: "follows", BLOCK: "blocks"}
 
 
@@ -96,12 +108,43 @@ class RecordTruth:
 
     @property
     def table(self) -> str | None:
-        """The table it belongs into; None for other lexicons and for records with a defect."""
+        """The usual table that it belongs into; None for other lexicons and for records with a defect."""
         if self.value is None:
             return None
         if self.collection == POST:
             return "replies" if "reply" in self.value else "posts"
         return _TABLES.get(self.collection)
+
+    def table_on_request(self, other_types: Collection[str]) -> str | None:
+        """Name the table that it belongs into where profiles are wanted, and these types besides."""
+        if self.value is None:
+            return None
+        if self.collection == PROFILE:
+            return "profiles"
+        return "other_records" if self.collection in other_types else self.table
+
+
+def first_for_subject(records: Iterable[RecordTruth], fetched_at: datetime) -> dict[str, bool]:
+    """Say by URI of each of these likes, reposts, follows and blocks whether it is its account's first of its subject.
+
+    Those without a usable subject are left out; so is what has no date, or one that cannot be, from the first place.
+    """
+
+    def order(record: RecordTruth) -> tuple[bool, datetime, str]:
+        created = record.created_at
+        believed = created is not None and _NETWORK_START <= created <= fetched_at
+        return (not believed, created if believed and created else _NETWORK_START, record.rkey)
+
+    found: set[tuple[str, str, str]] = set()
+    firsts = {}
+    for record in sorted(records, key=order):
+        target = (record.value or {}).get("subject")
+        if record.collection in (LIKE, REPOST):
+            target = target.get("uri") if isinstance(target, dict) else None
+        if isinstance(target, str) and target.startswith(("did:", "at://")):
+            firsts[record.uri] = (record.did, record.collection, target) not in found
+            found.add((record.did, record.collection, target))
+    return firsts
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from backfill_dagster.records.tables import TABLES
-from backfill_dagster.repos.outcomes import Outcome
+from backfill_dagster.records.tables import TABLES, USUAL_TABLES
+from backfill_dagster.repos.outcomes import Obtained, Outcome
 from backfill_dagster.repos.snapshots import (
+    NOTHING_ASKED,
     PENDING,
     TOMBSTONED,
     UNRESOLVED,
@@ -19,7 +20,7 @@ from backfill_dagster.repos.snapshots import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 # States of an account that its owner or an operator has withdrawn; a failure to reach it is none of these.
 INACTIVE_STATES = frozenset(
@@ -41,13 +42,13 @@ ACCOUNT_STATES = frozenset(
         TOMBSTONED,
         UNRESOLVED,
         PENDING,
+        NOTHING_ASKED,
     }
 )
 
 _REASON_COUNTS = pl.List(pl.Struct({"reason": pl.String(), "records": pl.Int64()}))
 
-# Every column of accounts.parquet, with its type and its meaning.
-ACCOUNT_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
+_COLUMNS_BEFORE: Mapping[str, tuple[pl.DataType, str]] = {
     "did": (pl.String(), "The account's DID: the key of this table."),
     "handle": (
         pl.String(),
@@ -60,7 +61,14 @@ ACCOUNT_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
     "detail": (pl.String(), "What the server or the check said, in its words."),
     "in_source": (pl.Boolean(), "Whether the study's source lists the account now."),
     "shown": (pl.Boolean(), "Whether the account's rows stand in the tables."),
-    "repo_rev": (pl.String(), "Revision (TID) of the snapshot; null if there is no snapshot."),
+    "obtained": (
+        pl.String(),
+        f"How the snapshot was obtained: {', '.join(Obtained)}; null if there is no snapshot.",
+    ),
+    "repo_rev": (
+        pl.String(),
+        "Revision (TID) of the snapshot; null if there is no snapshot, or its host did not name one.",
+    ),
     "snapshot_host": (pl.String(), "PDS that the snapshot came from."),
     "snapshot_fetched_at": (pl.Datetime("us", "UTC"), "When the snapshot was fetched."),
     "signed_by": (
@@ -70,13 +78,21 @@ ACCOUNT_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
     "attempts": (pl.Int32(), "Tries of the latest fetch."),
     "http_status": (pl.Int32(), "HTTP status of the latest answer."),
     "bytes_received": (pl.Int64(), "Bytes received for the latest fetch."),
-    "records_fetched": (pl.Int64(), "Records in the snapshot's tree, counted by walking it."),
+    "records_fetched": (
+        pl.Int64(),
+        "Records in the snapshot's tree, counted by walking it; or those that were asked for and are there.",
+    ),
+    "records_absent": (
+        pl.Int64(),
+        "Records that were asked for and are not there, which are not among those fetched.",
+    ),
     "records_kept": (pl.Int64(), "Records that stand in the tables, counted by reading the final files."),
     "records_filtered": (pl.Int64(), "Records left out by the study's own choice."),
     "records_rejected": (pl.Int64(), "Records that cannot be decoded or have no usable key."),
     "filtered": (_REASON_COUNTS, "Records left out, by reason."),
     "rejected": (_REASON_COUNTS, "Records rejected, by reason."),
-    **{table: (pl.Int64(), f"Rows in `{table}`, undated ones included.") for table in TABLES},
+}
+_COLUMNS_AFTER: Mapping[str, tuple[pl.DataType, str]] = {
     "undated": (pl.Int64(), "Of the records kept, those without a date that can be believed."),
     "with_issues": (
         pl.Int64(),
@@ -86,7 +102,27 @@ ACCOUNT_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
     "last_created_at": (pl.Datetime("us", "UTC"), "Latest believed creation time among the records kept."),
 }
 
-ACCOUNTS_SCHEMA = pl.Schema({name: kind for name, (kind, _) in ACCOUNT_COLUMNS.items()})
+
+def account_columns(tables: Iterable[str] = ()) -> dict[str, tuple[pl.DataType, str]]:
+    """Return every column of accounts.parquet, with its type and its meaning, in a study with these tables.
+
+    The usual tables are counted in every study, so that those of several can be read together; others where they are.
+    """
+    counted = dict.fromkeys([*USUAL_TABLES, *tables])
+    return {
+        **_COLUMNS_BEFORE,
+        **{table: (pl.Int64(), f"Rows in `{table}`, undated ones included.") for table in counted},
+        **_COLUMNS_AFTER,
+    }
+
+
+def accounts_schema(tables: Iterable[str] = ()) -> pl.Schema:
+    """Return the schema of accounts.parquet in a study with these tables."""
+    return pl.Schema({name: kind for name, (kind, _) in account_columns(tables).items()})
+
+
+# Of a study that has no tables but the usual ones.
+ACCOUNTS_SCHEMA = accounts_schema()
 
 HIDDEN_INACTIVE = "account_inactive"
 HIDDEN_LEFT_SOURCE = "account_left_source"
@@ -121,12 +157,14 @@ def summarise(
     kept: pl.DataFrame,
     *,
     hide_inactive: bool,
+    tables: Iterable[str] = (),
 ) -> pl.DataFrame:
-    """Return the table of accounts (ACCOUNTS_SCHEMA), sorted by DID.
+    """Return the table of accounts (`accounts_schema` of the study's tables), sorted by DID.
 
     `counts` is the conversions' account of the snapshots' packs; `kept` is what the final files really hold
     (KEPT_SCHEMA).
     """
+    schema = accounts_schema(tables)
     visible = visible_accounts(source, directory, ledger, hide_inactive=hide_inactive)
     snapshot = snapshots(directory, ledger)
     fates = _fates(counts.join(snapshot.select("did", "pack"), on=["did", "pack"], how="semi"), visible)
@@ -140,6 +178,8 @@ def summarise(
                 "did",
                 "repo_rev",
                 "signed_by",
+                obtained=pl.col("obtained").fill_null(Obtained.REPO.value),
+                records_absent="absent",
                 snapshot_host="pds_host",
                 snapshot_fetched_at="fetched_at",
                 records_fetched="records",
@@ -157,19 +197,15 @@ def summarise(
     )
     numbers = [
         "records_fetched",
+        "records_absent",
         "records_kept",
         "records_filtered",
         "records_rejected",
         "undated",
         "with_issues",
-        *TABLES,
+        *(table for table in TABLES if table in schema),
     ]
-    return (
-        frame.with_columns(pl.col(*numbers).fill_null(0))
-        .select(ACCOUNTS_SCHEMA.names())
-        .cast(ACCOUNTS_SCHEMA)
-        .sort("did")
-    )
+    return frame.with_columns(pl.col(*numbers).fill_null(0)).select(schema.names()).cast(schema).sort("did")
 
 
 def unreconciled(accounts: pl.DataFrame) -> pl.DataFrame:
@@ -194,8 +230,9 @@ def missigned(accounts: pl.DataFrame) -> pl.DataFrame:
 
 
 def unsigned(accounts: pl.DataFrame) -> pl.DataFrame:
-    """Return the accounts of the source whose snapshot's signature was not checked."""
-    return accounts.filter("in_source", pl.col("repo_rev").is_not_null() & pl.col("signed_by").is_null())
+    """Return the accounts of the source whose snapshot has a signature that was not checked."""
+    is_signed = pl.col("repo_rev").is_not_null() & (pl.col("obtained") != Obtained.LIST_RECORDS.value)
+    return accounts.filter("in_source", is_signed & pl.col("signed_by").is_null())
 
 
 def reason_totals(accounts: pl.DataFrame, fate: str) -> pl.DataFrame:

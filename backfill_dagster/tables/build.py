@@ -8,20 +8,21 @@ of nothing else, and is written again only if they change.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import os
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
 import polars as pl
 
 from backfill_dagster.records.conversion import records_key
-from backfill_dagster.records.tables import SCHEMA_VERSION
+from backfill_dagster.records.tables import SCHEMA_VERSION, TABLES
 from backfill_dagster.records.window_index import stable_number
 from backfill_dagster.records.windows import UNDATED
 from backfill_dagster.tables.contents import TableContents, WindowPart
 from backfill_dagster.tables.ledger import (
-    LEDGER_FOLDER,
     LEDGER_SCHEMA,
     ledger_key,
     note_built,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 # What is read by this process itself: less than worker processes are worth, and than they need memory.
 _SMALL_BYTES = 8 * 2**20
+# Parts that are handed to worker processes before they are done with the first of them: enough that none waits.
+_PARTS_AHEAD = 4 * (os.cpu_count() or 1)
 # Raised whenever the same records would make another file.
 LAYOUT_VERSION = 1
 # One row of the ledger: folder, name, digest, rows, bytes.
@@ -179,9 +182,9 @@ class WindowedTable:
                     file = WindowFile(found.window, folder, name, wanted.rows)
                     todo[wanted.parts, wanted.number].append(file)
         self._note(folders, entries)
-        parts = [self._part(files) for _, files in sorted(todo.items())]
-        for part, written in zip(parts, self._write(parts, workers), strict=True):
-            for file, stored in zip(part.files, written, strict=True):
+        groups = [files for _, files in sorted(todo.items())]
+        for files, written in zip(groups, self._write(groups, workers), strict=True):
+            for file, stored in zip(files, written, strict=True):
                 digest = _digest(self._expected[file.window][file.name])
                 entries.append((file.folder, file.name, digest, stored.rows, stored.bytes))
             # What is done stays done if the run ends here.
@@ -193,8 +196,9 @@ class WindowedTable:
             self._note(folders, [*entries, *((folder, None, 0, 0, 0) for folder in empty)])
 
     def _part(self, files: Sequence[WindowFile]) -> Part:
-        contents = [self._expected[file.window][file.name] for file in files]
-        sources = sorted({source for content in contents for source in content.files})
+        # They are the same part of their windows.
+        part = self._expected[files[0].window][files[0].name]
+        sources = self._contents.files_of(self._table, [file.window for file in files], part)
         packs = {pack for pack, _ in sources}
         return Part(
             self._table,
@@ -205,18 +209,25 @@ class WindowedTable:
                 for pack, number in sources
             ),
             self._contents.shown_of(packs),
-            sum(content.bytes for content in contents),
         )
 
-    def _write(self, parts: Sequence[Part], workers: Workers | None) -> Iterator[list[StoredFile]]:
-        """Write parts; yield the files of each, in order."""
-        if workers is None or sum(part.bytes for part in parts) <= _SMALL_BYTES:
-            yield from (write_part(self._storage.root, part) for part in parts)
+    def _write(
+        self, groups: Sequence[Sequence[WindowFile]], workers: Workers | None
+    ) -> Iterator[list[StoredFile]]:
+        """Write the files of one part after the other; yield them as they are stored, in order."""
+        root, parts = self._storage.root, map(self._part, groups)
+        if workers is None or self._bytes_of(groups) <= _SMALL_BYTES:
+            yield from (write_part(root, part) for part in parts)
             return
         with workers() as pool:
-            futures = [pool.submit(write_part, self._storage.root, part) for part in parts]
-            for future in futures:
-                yield future.result()
+            # A part names the accounts that it is made of, so that not all are held at once.
+            waiting = deque(pool.submit(write_part, root, part) for part in islice(parts, _PARTS_AHEAD))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(write_part, root, part) for part in islice(parts, 1))
+
+    def _bytes_of(self, groups: Iterable[Sequence[WindowFile]]) -> int:
+        return sum(self._expected[file.window][file.name].bytes for files in groups for file in files)
 
     def _note(self, folders: Sequence[str], entries: Sequence[_Entry]) -> None:
         told = pl.DataFrame(entries, schema=LEDGER_SCHEMA, orient="row")
@@ -240,8 +251,8 @@ def remove_other_tables(storage: StudyStorage, tables: Collection[str]) -> None:
             for key in storage.keys(f"{root}/{table}") if table not in tables else ():
                 storage.remove(key)
         storage.remove_empty_folders(root)
-    for key in set(storage.keys(LEDGER_FOLDER)) - {ledger_key(table) for table in tables}:
-        storage.remove(key)
+    for table in set(TABLES) - set(tables):
+        storage.remove(ledger_key(table))
 
 
 def table_keys(storage: StudyStorage, table: str) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,22 +11,22 @@ import polars as pl
 from backfill_dagster.records.window_index import INDEX_SCHEMA, index_key, stable_number
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator
 
     from backfill_dagster.storage import StudyStorage
 
 # Bytes of converted files that make one part of a window, at most, on average; in memory they take some six times
 # as much.
 PART_BYTES = 16 * 2**20
-# Indexes that are read at once: of a hundred accounts as a rule, with some hundred rows each.
-_INDEX_FILES = 256
+# Packs whose indexes are read at once: of a hundred accounts as a rule, with some hundred rows each.
+_PACKS_AT_ONCE = 64
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class WindowPart:
-    """One part of a window: its number of so many, the digest of its content, its rows, and where they come from.
+    """One part of a window: its number of so many, the digest of its content and its rows.
 
-    `files` are converted files, as pack and number, `bytes` the rows' share of those.
+    `bytes` are the rows' share of those of the converted files that they come from.
     """
 
     number: int
@@ -35,7 +34,6 @@ class WindowPart:
     digest: int = 0
     rows: int = 0
     bytes: int = 0
-    files: list[tuple[str, int]] = field(default_factory=list)
 
 
 class TableContents:
@@ -45,7 +43,7 @@ class TableContents:
     """
 
     def __init__(self, storage: StudyStorage, shown: pl.DataFrame, part_bytes: int | None = None) -> None:
-        self.shown = shown
+        self.shown = shown.select("did", "pds_host", "pack").sort("pack")
         self._storage = storage
         self._part_bytes = part_bytes or PART_BYTES
 
@@ -57,30 +55,31 @@ class TableContents:
         another, until the window has doubled.
         """
         entries = self._by_table.get((table,))
-        rows = [] if entries is None else list(entries.drop("table").iter_rows())
-        rows_of_file: Counter[tuple[str, int]] = Counter()
-        for _, pack, number, _, count, _ in rows:
-            rows_of_file[pack, number] += count
-        shares = [-(-size * count // rows_of_file[pack, number]) for _, pack, number, _, count, size in rows]
-        window_bytes: Counter[str] = Counter()
-        for (window, *_), share in zip(rows, shares, strict=True):
-            window_bytes[window] += share
-        dealt = {(pack, number): stable_number(f"{pack}-{number}") for pack, number in rows_of_file}
-        windows: dict[str, dict[int, WindowPart]] = {}
-        for (window, pack, number, digest, count, _), share in zip(rows, shares, strict=True):
-            parts = _part_count(window_bytes[window], self._part_bytes)
-            place = dealt[pack, number] % parts
-            part = windows.setdefault(window, {}).setdefault(place, WindowPart(place, parts))
-            part.digest ^= digest
-            part.rows += count
-            part.bytes += share
-            part.files.append((pack, number))
-        return {window: list(parts.values()) for window, parts in windows.items()}
+        windows: dict[str, list[WindowPart]] = {}
+        if entries is None:
+            return windows
+        parts = (
+            entries.group_by("window", "place", "parts")
+            .agg(pl.col("digest").bitwise_xor(), pl.col("rows").sum(), pl.col("share").sum())
+            .sort("window", "place")
+        )
+        for window, *part in parts.iter_rows():
+            windows.setdefault(window, []).append(WindowPart(*part))
+        return windows
+
+    def files_of(self, table: str, windows: Collection[str], part: WindowPart) -> list[tuple[str, int]]:
+        """Return the converted files, as pack and number, with rows in this part of any of these windows, sorted."""
+        entries = self._by_table.get((table,))
+        if entries is None:
+            return []
+        in_part = (pl.col("place") == part.number) & (pl.col("parts") == part.parts)
+        files = entries.filter(in_part & pl.col("window").is_in(list(windows))).select("pack", "number")
+        return [(self._packs[pack], number) for pack, number in files.unique().sort(pl.all()).iter_rows()]
 
     @cached_property
     def hosts(self) -> dict[str, str]:
         """The PDS host of each pack."""
-        return dict(self.shown.select("pack", "pds_host").unique().iter_rows())
+        return dict(self.shown.select("pack", "pds_host").unique(maintain_order=True).iter_rows())
 
     def shown_of(self, packs: Collection[str]) -> pl.DataFrame:
         """Return `did, pack` of the accounts whose snapshots these packs hold."""
@@ -89,26 +88,53 @@ class TableContents:
         return self.shown.filter(pl.col("pack").is_in(list(packs))).select("did", "pack")
 
     @cached_property
-    def _by_table(self) -> dict[tuple[object, ...], pl.DataFrame]:
-        packs = sorted((host, pack) for pack, host in self.hosts.items())
-        keys = [key for pack in packs if self._storage.exists(key := index_key(*pack))]
-        found = [
-            self._read(keys[first : first + _INDEX_FILES]) for first in range(0, len(keys), _INDEX_FILES)
-        ]
-        return pl.concat(found).partition_by("table", as_dict=True) if found else {}
+    def _packs(self) -> list[str]:
+        """The names of the packs, sorted. Their places stand for them wherever there are many."""
+        return list(self.hosts)
 
-    def _read(self, keys: Sequence[str]) -> pl.DataFrame:
-        rows = (
-            self._storage.scan(keys, INDEX_SCHEMA)
-            .join(self.shown.lazy().select("did", "pack"), on=["did", "pack"], how="semi")
-            .group_by("table", "window", "pack", "number")
-            .agg(
-                digest=pl.col("content").bitwise_xor(),
-                rows=pl.col("rows").sum(),
-                bytes=pl.col("bytes").first(),
-            )
+    @cached_property
+    def _by_table(self) -> dict[tuple[object, ...], pl.DataFrame]:
+        """The rows of each converted file in each window, by table, and which part they belong to.
+
+        As `window, pack, number, digest, rows, share, place, parts`, where `share` is of the file's bytes.
+        """
+        entries = pl.concat(list(self._read())).with_columns(
+            # Rounded up.
+            share=-(-pl.col("bytes") * pl.col("rows") // pl.col("rows").sum().over("table", "pack", "number"))
         )
-        return self._storage.collect([rows], keys)[0]
+        windows = entries.group_by("table", "window").agg(pl.col("share").sum())
+        parts = [_part_count(size, self._part_bytes) for size in windows["share"]]
+        files = entries.select("pack", "number").unique()
+        names = [stable_number(f"{self._packs[pack]}-{number}") for pack, number in files.iter_rows()]
+        return (
+            entries.drop("bytes")
+            .join(files.with_columns(place=pl.Series(names, dtype=pl.UInt64)), on=["pack", "number"])
+            .join(
+                windows.select("table", "window", parts=pl.Series(parts, dtype=pl.UInt64)),
+                on=["table", "window"],
+            )
+            .with_columns(pl.col("place") % pl.col("parts"))
+            .partition_by("table", as_dict=True, include_key=False)
+        )
+
+    def _read(self) -> Iterator[pl.DataFrame]:
+        """Yield `table, window, pack, number, digest, rows, bytes` of some packs after the other."""
+        shown = self.shown.select("did", "pack", place=pl.col("pack").rle_id())
+        for first in range(0, max(1, len(self._packs)), _PACKS_AT_ONCE):
+            packs = self._packs[first : first + _PACKS_AT_ONCE]
+            keys = [key for pack in packs if self._storage.exists(key := index_key(self.hosts[pack], pack))]
+            own = shown.filter(pl.col("place").is_between(first, first + len(packs), closed="left"))
+            rows = (
+                self._storage.scan(keys, INDEX_SCHEMA)
+                .join(own.lazy(), on=["did", "pack"])
+                .group_by("table", "window", pl.col("place").alias("pack"), "number")
+                .agg(
+                    digest=pl.col("content").bitwise_xor(),
+                    rows=pl.col("rows").sum(),
+                    bytes=pl.col("bytes").first(),
+                )
+            )
+            yield from self._storage.collect([rows], keys)
 
 
 def _part_count(size: int, part_bytes: int) -> int:

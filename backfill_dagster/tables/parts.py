@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Rows of windows that are read together, unless a single window has more.
 ROWS_AT_ONCE = 50_000
+# Converted files that are read together: of a hundred accounts each, as a rule.
+FILES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Part:
     """One part of a table: the windows' files to write, oldest first, and what they are made of.
 
     `sources` are converted files and the packs that they are of, `shown` the accounts (`did, pack`) of these packs
-    whose rows belong in the table, `bytes` roughly what is read.
+    whose rows belong in the table.
     """
 
     table: str
@@ -53,7 +55,6 @@ class Part:
     files: tuple[WindowFile, ...]
     sources: tuple[tuple[str, str], ...]
     shown: pl.DataFrame
-    bytes: int
 
 
 def write_part(root: Path, part: Part) -> list[StoredFile]:
@@ -91,21 +92,37 @@ def _write(storage: StudyStorage, part: Part, files: Sequence[WindowFile]) -> li
 
 def _read(storage: StudyStorage, part: Part, windows: Sequence[str]) -> dict[str, pl.DataFrame]:
     """Read rows by URI and by window."""
-    stored = {key: pack for key, pack in part.sources if storage.exists(key)}
+    stored = [(key, pack) for key, pack in part.sources if storage.exists(key)]
     if not stored:
         return {}
-    schema, granularity = TABLE_BY_NAME[part.table].schema, part.granularity
-    rows = (
-        pl.concat(
-            storage.scan([key], schema).with_columns(_pack=pl.lit(pack)) for key, pack in stored.items()
-        )
-        .filter(_in_windows(granularity, [granularity.start(window) for window in windows]))
-        .join(part.shown.lazy(), left_on=["did", "_pack"], right_on=["did", "pack"], how="semi")
-        .select(*schema.names(), _start=granularity.start_of_row())
+    granularity = part.granularity
+    wanted = _in_windows(granularity, [granularity.start(window) for window in windows])
+    frame = pl.concat(
+        _read_files(storage, part, stored[first : first + FILES_AT_ONCE], wanted)
+        for first in range(0, len(stored), FILES_AT_ONCE)
     )
-    frame = storage.collect([rows], stored)[0].sort("uri")
-    by_start = frame.partition_by("_start", as_dict=True, include_key=False)
+    # Those of a single large account are in order as they come, and to put them in order takes their memory again.
+    if not frame["uri"].is_sorted():
+        frame = frame.sort("uri")
+    if len(windows) == 1:
+        return {windows[0]: frame}
+    starts = frame.with_columns(_start=granularity.start_of_row())
+    by_start = starts.partition_by("_start", as_dict=True, include_key=False)
     return {granularity.key(start): rows for (start,), rows in by_start.items()}
+
+
+def _read_files(
+    storage: StudyStorage, part: Part, files: Sequence[tuple[str, str]], wanted: pl.Expr
+) -> pl.DataFrame:
+    """Read the wanted rows of accounts that are shown from these files, given with the packs that they are of."""
+    schema = TABLE_BY_NAME[part.table].schema
+    rows = (
+        storage.scan_named(dict(files), schema, "_pack")
+        .filter(wanted)
+        .join(part.shown.lazy(), left_on=["did", "_pack"], right_on=["did", "pack"], how="semi")
+        .select(schema.names())
+    )
+    return storage.collect([rows], [key for key, _ in files])[0]
 
 
 def _in_windows(granularity: Granularity, starts: Sequence[datetime | None]) -> pl.Expr:

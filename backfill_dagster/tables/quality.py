@@ -16,7 +16,7 @@ from backfill_dagster.repos.outcomes import FailureReason, Outcome
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from backfill_dagster.config import Quality
+    from backfill_dagster.config.operation import Quality
 
 # A share of fewer accounts, or records, says nothing: one of them would be too many.
 MIN_ACCOUNTS = 20

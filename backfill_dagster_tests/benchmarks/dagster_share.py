@@ -23,7 +23,7 @@ from unittest import mock
 
 import yaml
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox import population
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster_tests.benchmarks.measure import Goal, Options, Report
@@ -179,7 +179,7 @@ def _stages(path: Path) -> None:
     """Do what the study's job does, without Dagster, and without what it shows of it."""
     # Imported here: the other side of the comparison loads this module as well, and must not pay for it.
     from backfill_dagster import pipeline
-    from backfill_dagster.config import load_study
+    from backfill_dagster.config.loading import load_study
     from backfill_dagster.records.windows import study_windows
     from backfill_dagster.report.page import build_report
 

@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox import ordinary_records
 from backfill_dagster.sandbox.dag_cbor import Link, cid_of, encode
 from backfill_dagster.sandbox.keys import SigningKey, did_key

@@ -22,7 +22,7 @@ from typing import TypeAlias
 import aiohttp
 import httpx
 
-from backfill_dagster.config import Network
+from backfill_dagster.config.network import Network
 from backfill_dagster.connections import rare_collections
 from backfill_dagster.network.http import HttpClient
 from backfill_dagster.network.limits import HostGates

@@ -23,13 +23,14 @@ import cbrrr
 import httpx
 import polars as pl
 
-from backfill_dagster.config import Network
+from backfill_dagster.config.network import Network
+from backfill_dagster.config.study import RECORD_TYPES
 from backfill_dagster.connections import rare_collections
 from backfill_dagster.network.http import HttpClient
 from backfill_dagster.network.limits import HostGates
 from backfill_dagster.network.patience import Patience
 from backfill_dagster.network.turns import Turns
-from backfill_dagster.records.tables import COLLECTIONS, TABLES
+from backfill_dagster.records.tables import USUAL_TABLES
 from backfill_dagster.repos.cid import cid_text
 from backfill_dagster.repos.client import DownloadBounds, get_repo
 from backfill_dagster.repos.outcomes import Outcome
@@ -180,7 +181,7 @@ def _break_even(compared: Sequence[_Compared]) -> list[str]:
         "nothing, neither that they are whole nor whose they are.",
         f"Break-even in CPU: pages cost less where the records from the period's start to the present are fewer than "
         f"{share:.1%} of the account's ({share * RECORDS:,.0f} of {RECORDS:,}); in bytes, fewer than {traffic:.0%}; in "
-        f"requests, at {len(COLLECTIONS)} collections, never.",
+        f"requests, at {len(RECORD_TYPES)} collections, never.",
     ]
 
 
@@ -251,7 +252,7 @@ class _Export:
         return Counter(
             {
                 table: pl.scan_parquet(files).select(pl.len()).collect().item()
-                for table in TABLES
+                for table in USUAL_TABLES
                 if (files := sorted((root / "tables" / table).rglob("*.parquet")))
             }
         )
@@ -297,7 +298,7 @@ class _Listing:
         self._begin()
         rows: _Rows = {}
         with httpx.Client(timeout=60) as client:
-            for collection in COLLECTIONS:
+            for collection in RECORD_TYPES:
                 for page in self._pages(client, collection):
                     self._add_rows(page, rows)
         self._write(rows)
@@ -441,7 +442,7 @@ def _media(embed: dict[str, Any]) -> list[tuple[dict[str, Any], str | None]]:
 def _render_pages(repo: SignedRepo) -> Mapping[str, bytes]:
     """Render every page of the account's collections, newest key first, as the reference PDS does."""
     _, written = large_account(RECORDS, in_window=False)
-    records: dict[str, list[tuple[str, Page]]] = {collection: [] for collection in COLLECTIONS}
+    records: dict[str, list[tuple[str, Page]]] = {collection: [] for collection in RECORD_TYPES}
     for record in written:
         if record.collection in records:
             block = record_block(record)

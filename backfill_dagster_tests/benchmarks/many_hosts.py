@@ -23,7 +23,7 @@ from unittest import mock
 import dagster as dg
 import yaml
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox import population
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster_tests.conftest import ROOT

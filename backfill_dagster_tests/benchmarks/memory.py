@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.workers import worker_pool
 from backfill_dagster_tests.benchmarks.generated_repos import large_repo, small_repos
@@ -55,12 +54,12 @@ def run(options: Options) -> list[Report]:
 
 
 def _one_repo(folder: Path, repo: SignedRepo, limit: float) -> Report:
-    """Run the stages on one repository, each in a process of its own as its worker would be."""
+    """Run the stages on one repository, each in a worker of its own."""
     rows: list[list[Cell]] = []
     for stage in STAGES:
-        done = run_fresh(run_stage, folder / f"one-{repo.records}", repo, stage)
-        megabytes = [done.own.resident / _MB, done.own.anonymous / _MB]
-        rows.append([f"stage: {stage}", *megabytes, done.cpu, done.wall])
+        done = run_fresh(run_stage, folder / f"one-{repo.records}", repo, stage, polars_threads=None)
+        anonymous = max(peaks.anonymous for peaks in done.children)
+        rows.append([f"stage: {stage}", done.result / _MB, anonymous / _MB, done.cpu, done.wall])
     most = max(peak for _, peak, *_ in rows if isinstance(peak, float))
     size = repo.car.stat().st_size / _MB
     goal = Goal(f"MB in a worker, {repo.records:,} records in {size:,.0f} MB", limit, False, most)
@@ -74,10 +73,11 @@ _NOTES = (
 )
 
 
-def run_stage(folder: Path, repo: SignedRepo, stage: Literal["pack", "records", "tables"]) -> None:
-    """Run one stage of a repository's study, which those before it have left behind."""
-    gc.disable()
-    getattr(Stages.of(folder, [repo], keep=stage != "pack"), stage)()
+def run_stage(folder: Path, repo: SignedRepo, stage: Literal["pack", "records", "tables"]) -> int:
+    """Run one stage of a repository's study, which those before it have left behind; returns the worker's peak."""
+    with worker_pool(1) as pool:
+        getattr(Stages.of(folder, [repo], pool, keep=stage != "pack"), stage)()
+        return pool.submit(peak_resident).result()
 
 
 def _crowds(folder: Path) -> list[Report]:
@@ -87,18 +87,23 @@ def _crowds(folder: Path) -> list[Report]:
     files: list[list[Cell]] = []
     workers: list[float] = []
     for accounts in CROWDS:
-        done = run_fresh(run_crowd, folder / f"crowd-{accounts}", repos[:accounts], polars_threads=None)
+        own = folder / f"crowd-{accounts}"
+        packed = run_fresh(pack_crowd, own, repos[:accounts], polars_threads=None)
+        # Without what the benchmark alone holds of all repositories.
+        done = run_fresh(run_crowd, own, repos[0], polars_threads=None)
         records = sum(repo.records for repo in repos[:accounts])
-        workers.append(max(peaks.resident for peaks in done.children) / _MB)
+        children = [*packed.children, *done.children]
+        workers.append(max(peaks.resident for peaks in children) / _MB)
         parent = [peak / _MB for peak in done.result.parent]
-        rows.append([accounts, records, workers[-1], *parent, done.cpu, done.wall])
+        cpu, wall = packed.cpu + done.cpu, packed.wall + done.wall
+        rows.append([accounts, records, workers[-1], *parent, cpu, wall])
         files.append([accounts, *(done.result.files[kind] for kind in _KINDS), done.result.files.total()])
     growth, parent_peak = workers[-1] / workers[0], max(parent)
     goals = [
         Goal(f"times the worker's memory, {CROWDS[-1]:,} accounts to {CROWDS[0]:,}", 1.2, False, growth),
         Goal(f"MB in the parent without Dagster, {CROWDS[-1]:,} accounts", 350, False, parent_peak),
     ]
-    after = (f"parent MB after {stage}" for stage in ("start", *STAGES, "accounts"))
+    after = (f"parent MB after {stage}" for stage in ("start", *_AFTER_PACK))
     columns = ("accounts", "records", "worker MB", *after, "CPU s", "wall s")
     return [
         Report("Memory, many small repositories, two workers", columns, rows, goals, _NOTES),
@@ -106,6 +111,7 @@ def _crowds(folder: Path) -> list[Report]:
     ]
 
 
+_AFTER_PACK = ("records", "tables", "accounts")
 # Of what a study stores, by folder.
 _KINDS = ("packs", "records", "tables", "undated", "other")
 
@@ -118,14 +124,20 @@ class Crowd:
     files: Counter[str]
 
 
-def run_crowd(folder: Path, repos: Sequence[SignedRepo]) -> Crowd:
-    """Run all stages with two workers."""
+def pack_crowd(folder: Path, repos: Sequence[SignedRepo]) -> None:
+    """Verify and pack repositories with two workers."""
     with worker_pool(2) as pool:
-        stages = Stages.of(folder, repos, pool, processing={"workers": 2})
-        parent = [peak_resident()]
-        for stage in (*STAGES, "accounts"):
+        Stages.of(folder, repos, pool).pack()
+
+
+def run_crowd(folder: Path, repo: SignedRepo) -> Crowd:
+    """Run the other stages with two workers each, on repositories that are packed; one of them begins the study."""
+    parent = [peak_resident()]
+    for stage in _AFTER_PACK:
+        with worker_pool(2) as pool:
+            stages = Stages.of(folder, [repo], pool, keep=True, processing={"workers": 2})
             getattr(stages, stage)()
-            parent.append(peak_resident())
+        parent.append(peak_resident())
     root = stages.study.root
     kinds = {"repos": "packs", "records": "records", "tables": "tables", "undated": "undated"}
     paths = (path.relative_to(root) for path in root.rglob("*.parquet"))

@@ -20,7 +20,8 @@ from unittest import mock
 import dagster as dg
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import SandboxSettings, Study
+from backfill_dagster.config.network import SandboxSettings
+from backfill_dagster.config.study import Study
 from backfill_dagster.orchestration import terminal
 from backfill_dagster.orchestration.progress import ProgressReporter, fetch_standing
 from backfill_dagster.repos.crawl import Progress

@@ -15,13 +15,15 @@ import polars as pl
 import pyarrow as pa
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import InlineSource, Storage, Study
+from backfill_dagster.config.processing import Storage
+from backfill_dagster.config.sources import InlineSource
+from backfill_dagster.config.study import Study
 from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA
 from backfill_dagster.records.transform import transform_records
 from backfill_dagster.repos.car_bytes import open_car, slices_of
 from backfill_dagster.repos.cid import CID_BYTES
 from backfill_dagster.repos.keys import SigningKey
-from backfill_dagster.repos.outcomes import Outcome
+from backfill_dagster.repos.outcomes import Obtained, Outcome
 from backfill_dagster.repos.packs import Attempt
 from backfill_dagster.repos.proof import Delivery, PackReport, ProofSettings, prove_and_pack
 from backfill_dagster.repos.verify import RepoLimits, VerifiedRepo, verify_repo
@@ -118,6 +120,7 @@ class Stages:
                     "did": [repo.did],
                     "pds": [HOST],
                     "repo_rev": [proven.rev],
+                    "obtained": [Obtained.REPO.value],
                     "fetched_at": [_FETCHED],
                 }
                 for first in range(0, len(proven.rkeys), _FRAME_RECORDS):

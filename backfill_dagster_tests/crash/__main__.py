@@ -3,7 +3,8 @@
     python -m backfill_dagster_tests.crash [--jobs N] [--random N] [--only TEXT] [--folder PATH]
 
 Every failpoint that an undisturbed run passes is one case: a run is killed there, the same command is run again, and
-what `runs` describes is checked; first for a collection, then for a purge. Each is tried the first time that a process
+what `runs` describes is checked; first for a collection, then for a purge, then for a
+collection that asks for less than repositories. Each is tried the first time that a process
 passes it, and a rename or removal once more in the middle. Besides, a worker alone is killed at each of its
 failpoints in a pack. Ends with a list of what did not hold, and a non-zero exit if there is anything on it.
 """
@@ -45,7 +46,7 @@ def main() -> int:
     collecting = CrashLab.collecting(folder)
     purging = CrashLab.purging(folder, collecting)
     results: Counter[str] = Counter()
-    for lab in (collecting, purging):
+    for lab in (collecting, purging, CrashLab.in_parts(folder)):
         cases = {
             name: case
             for name, case in _cases(lab, options.random, options.seed).items()

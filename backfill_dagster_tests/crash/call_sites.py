@@ -19,6 +19,7 @@ CHANGING = frozenset(
         *("write_parquet", "write_table", "ParquetWriter", "RowGroupWriter", "write_bytes", "write_text"),
         *("replace", "rename", "unlink", "rmtree", "rmdir", "mkdir", "mkdtemp"),
         *("fsync", "ftruncate", "truncate", "pwrite", "sink_parquet", "write_csv", "dump", "touch"),
+        *("download_file", "TemporaryDirectory"),
     }
 )
 # What has such a name and changes no file itself, by what the call has in it.
@@ -26,7 +27,9 @@ OTHERWISE = (
     *("self._waiting.remove(", "self._watchers.remove(", "remove()", "texts.replace(", ".rename({"),
     *("dt.truncate(", "pl.col('outcome').replace("),
     # Of a lease and of the storage: what they call in turn is a place of its own.
-    *("held.write(", "self.write(", "self.scratch()", "self.publish("),
+    *("held.write(", "self._copy.write(", "self.write(", "self.scratch()", "self.publish("),
+    # An object of S3, into lent scratch and under no name that anything looks for: what is left of it is swept.
+    *("client.download_file(", "TemporaryDirectory(dir=access.scratch)"),
     # What finds out why a scratch file could not be written, and writes nothing that anybody reads.
     *("scratch.open('ab')", "file.write(bytes(_PROBE_BYTES))"),
     # What a job does at its beginning; a collection and a purge do the same at theirs.

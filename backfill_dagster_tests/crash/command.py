@@ -1,6 +1,6 @@
 """The program that crash tests kill: what one of a study's jobs does, in a fresh process and without Dagster.
 
-    python -m backfill_dagster_tests.crash.command FOLDER (collect|purge) [--lock]
+    python -m backfill_dagster_tests.crash.command FOLDER (collect|purge|parts) [--lock]
 
 FOLDER holds `study.yaml`. At the end, `requests.json` beside it lists the DIDs whose repositories were asked for. With
 `--lock`, the study is taken first as a job takes it, which costs the import of Dagster.
@@ -18,10 +18,10 @@ GET_REPO = "com.atproto.sync.getRepo"
 def main(folder: Path, task: str, *, lock: bool) -> None:
     # Imported here, because every worker process imports this module.
     from backfill_dagster import pipeline
-    from backfill_dagster.config import load_study
+    from backfill_dagster.config.loading import load_study
     from backfill_dagster.report.page import build_report
     from backfill_dagster.sandbox.network import process_sandbox
-    from backfill_dagster_tests.crash.scenario import set_faults, to_purge
+    from backfill_dagster_tests.crash.scenario import in_parts, set_faults, to_purge
 
     study = load_study(folder / f"{STUDY}.yaml")
     assert study.network.sandbox is not None
@@ -37,6 +37,13 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
     if task == "purge":
         dids, uris = to_purge(network)
         pipeline.purge(study, dids=dids, uris=uris)
+    elif task == "parts":
+        for part in in_parts(study):
+            pipeline.collect_source(part)
+            pipeline.resolve_accounts(part)
+            pipeline.fetch_repos(part)
+            pipeline.convert_records(part)
+            pipeline.build_tables(part)
     else:
         set_faults(network)
         pipeline.collect_source(study)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.repos.packs import pack_keys
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster_tests.conftest import ROOT
@@ -19,7 +19,7 @@ from backfill_dagster_tests.crash.scenario import PERIOD
 from backfill_dagster_tests.studies import sandbox_study
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 DAGSTER = str(Path(sys.executable).with_name("dagster"))
 PATIENCE_SECONDS = 90

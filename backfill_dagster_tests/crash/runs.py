@@ -35,7 +35,7 @@ from backfill_dagster_tests.purge.stored_bytes import files_with
 from backfill_dagster_tests.studies import sandbox
 
 if TYPE_CHECKING:
-    from backfill_dagster.config import Study
+    from backfill_dagster.config.study import Study
 
 PATIENCE_SECONDS = 120
 FAILPOINTS = Path(__file__).parent / "failpoints"
@@ -43,9 +43,9 @@ FAILPOINTS = Path(__file__).parent / "failpoints"
 CLOCK_COLUMNS = ["snapshot_fetched_at", "resolved_at", "state_since"]
 # Of a study's own files, those that an undisturbed run may leave, and those that it must.
 MUST_STAY = {"source_dids", "source_rejects", "directory", "accounts"}
-MAY_STAY = {*MUST_STAY, "purged"}
+MAY_STAY = {*MUST_STAY, "purged", "engaged_accounts", "engaged_posts"}
 
-Task = Literal["collect", "purge"]
+Task = Literal["collect", "purge", "parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,13 @@ class CrashLab:
         shutil.copytree(collected.reference.storage.path, before)
         leave_scratch(before / STUDY)
         return cls(folder / "purge", "purge", before)
+
+    @classmethod
+    def in_parts(cls, folder: Path) -> CrashLab:
+        """Make the lab of a collection that asks for less than repositories, and begins with nothing."""
+        nothing = folder / "nothing"
+        nothing.mkdir(parents=True)
+        return cls(folder / "parts", "parts", nothing)
 
     def new_run(self, name: str) -> CrashRun:
         """Return a run that begins with a copy of the common data."""
@@ -194,13 +201,14 @@ class CrashRun:
         assert table_files(self.study) == table_files(reference)
         for table in TABLES:
             assert_frame_equal(read_rows(self.study, table), read_rows(reference, table))
+        assert derived_rows(self.study) == derived_rows(reference)
         for key in (pipeline.SOURCE_KEY, pipeline.DIRECTORY_KEY, pipeline.ACCOUNTS_KEY):
             found, expected = (
                 StudyStorage(study.root).read(key).drop(CLOCK_COLUMNS, strict=False)
                 for study in (self.study, reference)
             )
             assert_frame_equal(found, expected)
-        assert self.task == "purge" or self._storage.exists(REPORT_KEY)
+        assert self.task != "collect" or self._storage.exists(REPORT_KEY)
         assert unreconciled(self._storage.read(pipeline.ACCOUNTS_KEY)).is_empty()
         if self.task == "purge":
             [purged], _ = to_purge(sandbox(SETTINGS))
@@ -234,6 +242,15 @@ def read_rows(study: Study, table: str) -> pl.DataFrame:
     rows = pl.concat([storage.read(key) for key in keys])
     assert not rows["uri"].is_duplicated().any()
     return rows.sort("uri")
+
+
+def derived_rows(study: Study) -> dict[str, list[tuple[object, ...]]]:
+    """Return the rows of all files that are made of the tables."""
+    found = [*(study.root / "derived").rglob("*.parquet"), *study.root.glob("engaged_*.parquet")]
+    return {
+        str(path.relative_to(study.root)): pl.read_parquet(path, hive_partitioning=False).rows()
+        for path in found
+    }
 
 
 def table_files(study: Study) -> list[str]:

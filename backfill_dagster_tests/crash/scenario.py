@@ -3,8 +3,11 @@
 `collect` is the second run of a study whose first had other settings: half of the accounts, other types, an earlier
 period. So it fetches what is new, converts again what is stored, adds and removes months and tables. What a run
 killed earlier can have left lies about: dead scratch, blocks files that no pack names, an unfinished directory. Two
-downloads break off once, and one account has no key, so that it fails for good.
+downloads break off once, and one account has no key, so that it fails for good. Each of the two runs has a filter with
+a list, and not the same, and derived tables, of which the second has others than the first. Accounts are looked up in a
+copy of the directory's export, as far as that goes.
 `purge` takes an account and a record out of what `collect` made.
+`parts` collects posts anew in the ways that ask for less than repositories: from listings, and then single ones.
 """
 
 import shutil
@@ -15,7 +18,12 @@ from typing import Any
 import polars as pl
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import SandboxSettings, Study
+from backfill_dagster.config.derived import Derived
+from backfill_dagster.config.filters import RecordFilter
+from backfill_dagster.config.network import SandboxSettings
+from backfill_dagster.config.sources import InlineSource
+from backfill_dagster.config.study import Study
+from backfill_dagster.derived.feed_use import SHOWN_FOLDER, SHOWN_SCHEMA
 from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA
 from backfill_dagster.repos.packs import blocks_file_name, pack_keys
 from backfill_dagster.sandbox.faults import ResetMidBody, Truncate
@@ -36,14 +44,36 @@ EARLIER_TYPES = ["app.bsky.feed.post", "app.bsky.feed.repost"]
 
 def crash_study(folder: Path) -> Study:
     """Write the study's YAML into a folder, for data beside it."""
-    return _study(folder, PERIOD, TYPES)
+    dids = list(sandbox(SETTINGS).dids)
+    filters = {"app.bsky.graph.follow": {"subjects": {"type": "inline", "dids": dids}}}
+    derived = {
+        "posts_used_in_feeds": {"feeds": _feeds(folder)},
+        "study_user_activity": True,
+        "engagement": True,
+    }
+    return _study(
+        folder,
+        PERIOD,
+        TYPES,
+        filters=filters,
+        network={"plc_export": {"use": "always"}},
+        discovery={},
+        derived=derived,
+    )
 
 
 def earlier_run(folder: Path) -> Path:
     """Do the first run of the study in a folder, and leave what killed runs leave; returns its data."""
     dids = sandbox(SETTINGS).dids
+    records = [record for did in dids for record in sandbox(SETTINGS).truth.records(did)]
+    reposts = [record.uri for record in records if record.table == "reposts"]
     study = _study(
-        folder, EARLIER_PERIOD, EARLIER_TYPES, source={"type": "inline", "dids": dids[: len(dids) // 2]}
+        folder,
+        EARLIER_PERIOD,
+        EARLIER_TYPES,
+        source={"type": "inline", "dids": dids[: len(dids) // 2]},
+        filters={"app.bsky.feed.repost": {"uris": {"type": "inline", "uris": reposts[::2]}}},
+        derived={"study_user_activity": True, "threads": True},
     )
     pipeline.collect_source(study)
     pipeline.resolve_accounts(study)
@@ -66,6 +96,30 @@ def to_purge(network: SandboxNetwork) -> tuple[list[str], list[str]]:
     return [uris[0].split("/")[2]], [uris[-1]]
 
 
+def in_parts(study: Study) -> list[Study]:
+    """Return the study as one that lists posts, and as one that asks for some of them by name.
+
+    The first proof of one account breaks off, once.
+    """
+    network = sandbox(SETTINGS)
+    posts = [
+        record.uri for did in network.dids for record in network.truth.records(did) if record.table == "posts"
+    ]
+    # One that there is not, so that something is told beside the blocks.
+    absent = f"{posts[0].rpartition('/')[0]}/3kaaaaaaaaa22"
+    network.faults.set_account(
+        posts[0].split("/")[2], Truncate(-40), times=1, paths=["/xrpc/com.atproto.sync.getRecord"]
+    )
+    plain: dict[str, Any] = {"derived": Derived(), "discovery": None, "record_types": ("app.bsky.feed.post",)}
+    listed = InlineSource(type="inline", uris=(*posts[::3], absent))
+    return [
+        study.model_copy(update={**plain, "fetch": "list_records", "filters": {}}),
+        study.model_copy(
+            update={**plain, "fetch": "records", "filters": {"app.bsky.feed.post": RecordFilter(uris=listed)}}
+        ),
+    ]
+
+
 def set_faults(network: SandboxNetwork) -> None:
     """Give two accounts that the second run fetches a body that breaks off, once, in either way."""
     first, second = [account.did for account in _new_accounts(network)[:2]]
@@ -83,6 +137,17 @@ def _study(folder: Path, period: dict[str, str], types: list[str], **parts: Any)
         record_types=types,
         **parts,
     )
+
+
+def _feeds(folder: Path) -> dict[str, str]:
+    """Write a table of feeds that showed every post on one day, and return it as a source."""
+    network = sandbox(SETTINGS)
+    posts = [
+        record for did in network.dids for record in network.truth.records(did) if record.table == "posts"
+    ]
+    path = folder / "feeds.csv"
+    path.write_text("".join(["date,uri\n", *(f"2024-10-20,{post.uri}\n" for post in posts)]))
+    return {"type": "csv", "path": str(path)}
 
 
 def leave_scratch(root: Path) -> None:
@@ -105,6 +170,10 @@ def _leave_what_is_left(study: Study) -> None:
     storage.write(pipeline.UNFINISHED_DIRECTORY_KEY, _unfinished_directory())
     part = storage.path("tables/posts/month=2024-10/part-00000.parquet")
     shutil.copy(part, part.with_name("part-00001.parquet"))
+    part = storage.path("derived/study_user_activity/month=2024-10/part-00000.parquet")
+    shutil.copy(part, part.with_name("part-00001.parquet"))
+    shown = pl.DataFrame(schema=SHOWN_SCHEMA)
+    storage.write(f"{SHOWN_FOLDER}/part-00009.parquet", shown)
 
 
 def _unfinished_directory() -> pl.DataFrame:

@@ -14,6 +14,7 @@ from backfill_dagster_tests.crash.runs import CrashLab, Failpoint
 
 # By parts of a failpoint's name, which has lines of the source in it besides.
 ON_THE_WAY = [
+    (" parent replace ", "directory/export_copy.py:write", "after"),
     (" parent replace ", "pipeline.py:keep", "after"),
     (" parent unlink ", "pipeline.py:resolve_accounts", "before"),
     (" parent file.close ", "network/http.py", "before"),
@@ -23,7 +24,15 @@ ON_THE_WAY = [
     (" parent replace ", "tables/parts.py:_write", "after"),
     (" parent replace ", "tables/ledger.py:note_built", "before"),
     (" parent unlink ", "tables/build.py:remove_other_tables", "after"),
+    (" parent replace ", "derived/feed_use.py:store_shown", "after"),
+    (" parent replace ", "derived/build.py:_rebuild", "before"),
+    (" parent replace ", "derivation.py:discover_engaged", "after"),
     (" parent replace ", "pipeline.py:build_accounts", "before"),
+]
+PARTS_ON_THE_WAY = [
+    ("parent", "repos/listings.py:_keep", "before"),
+    ("worker", "repos/listed_records.py:gather_listed", "before"),
+    ("parent", "repos/single_records.py:_keep", "after"),
 ]
 PURGE_ON_THE_WAY = [(" parent unlink ", "purge/rewrite.py:purge_pack", "after")]
 
@@ -38,21 +47,28 @@ def purging(collecting: CrashLab, tmp_path_factory: pytest.TempPathFactory) -> C
     return CrashLab.purging(tmp_path_factory.mktemp("purge"), collecting)
 
 
+@pytest.fixture(scope="module")
+def in_parts(tmp_path_factory: pytest.TempPathFactory) -> CrashLab:
+    return CrashLab.in_parts(tmp_path_factory.mktemp("parts"))
+
+
 def chosen(lab: CrashLab, parts: list[tuple[str, str, str]]) -> list[Failpoint]:
     points = [lab.failpoints(*of_one)[:1] for of_one in parts]
     assert all(points), "a failpoint of the list is none any more"
     return [point for [point] in points]
 
 
-def test_every_place_that_writes_is_a_failpoint(collecting: CrashLab, purging: CrashLab) -> None:
-    names = [*collecting.passed, *purging.passed]
+def test_every_place_that_writes_is_a_failpoint(
+    collecting: CrashLab, purging: CrashLab, in_parts: CrashLab
+) -> None:
+    names = list({**collecting.passed, **purging.passed, **in_parts.passed})
     places = [
         (file, int(line)) for name in names for file, line in re.findall(r"(\S+\.py):[^: ]+:(\d+)", name)
     ]
     sites = changing_calls()
     assert len(sites) > 40
     missed = [str(site) for site in sites if not site.is_among(places)]
-    assert missed == []
+    assert not missed, "\n".join(missed)
     for name in names:
         assert name.endswith((" before", " after"))
         assert name.rpartition(" ")[0] + " before" in names
@@ -80,6 +96,15 @@ def test_a_purge_killed_half_way(purging: CrashLab) -> None:
         run.check_after_kill()
     run.run()
     run.check_after_next_run(run.settled(), purging.reference)
+
+
+def test_a_collection_in_parts_killed_half_way(in_parts: CrashLab) -> None:
+    run = in_parts.new_run("killed")
+    for point in chosen(in_parts, PARTS_ON_THE_WAY):
+        assert run.run(point), f"{point} was not reached"
+        run.check_after_kill()
+    run.run()
+    run.check_after_next_run(run.settled(), in_parts.reference)
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_a_clear_message(collecting: CrashLab) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import Study
+from backfill_dagster.config.study import Study
 from backfill_dagster.errors import StorageError
 from backfill_dagster.repos.blocks_file import BLOCKS_SCHEMA
 from backfill_dagster.storage import HEADROOM_BYTES, RowGroupWriter, StudyStorage

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.orchestration.tags import PARENT_TAG
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.sandbox.population import Role

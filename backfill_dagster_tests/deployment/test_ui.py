@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster_tests.deployment.dagster_dev import Deployment, dagster_dev
 

@@ -16,7 +16,8 @@ import polars as pl
 import pytest
 from aiohttp import web
 
-from backfill_dagster.config import Network, Processing
+from backfill_dagster.config.network import Network
+from backfill_dagster.config.processing import Processing
 from backfill_dagster.directory.documents import DirectoryState, LookupFailedError
 from backfill_dagster.directory.resolve import (
     DIRECTORY_COLUMNS,

@@ -15,7 +15,8 @@ import httpx
 import pytest
 from aiohttp import web
 
-from backfill_dagster.config import Network, Processing, SandboxSettings
+from backfill_dagster.config.network import Network, SandboxSettings
+from backfill_dagster.config.processing import Processing
 from backfill_dagster.directory.documents import parse_document
 from backfill_dagster.directory.resolver import Resolver
 from backfill_dagster.network.addresses import AddressPolicy
@@ -436,7 +437,7 @@ FETCH = """
 import sys
 from pathlib import Path
 from backfill_dagster import pipeline
-from backfill_dagster.config import load_study
+from backfill_dagster.config.loading import load_study
 
 if __name__ == "__main__":
     study = load_study(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import Study
+from backfill_dagster.config.study import Study
 from backfill_dagster.orchestration.checks import (
     accounts_check_results,
     accounts_checks,

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -107,3 +108,121 @@ def test_every_asset_has_its_owners_and_freshness_comes_with_a_schedule(tmp_path
         assert node.metadata["dagster/code_references"]
     promised = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).freshness_policy}
     assert promised == {"one/source_dids", "one/directory", "one/accounts", "one/report"}
+
+
+def upstream_keys(defs: dg.Definitions, study: str, asset: str = "source_dids") -> set[str]:
+    node = defs.resolve_asset_graph().get(dg.AssetKey([study, asset]))
+    return {key.to_user_string() for key in node.parent_keys}
+
+
+def complaint(defs: dg.Definitions, job: str) -> str:
+    """Return what a job that stands for a broken YAML fails with."""
+    with dg.instance_for_test() as instance:
+        result = (
+            defs.get_repository_def().get_job(job).execute_in_process(instance=instance, raise_on_error=False)
+        )
+    assert not result.success
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    return str(failure.step_failure_data.error)
+
+
+def asset_source(backfill: str, **options: object) -> dict[str, object]:
+    return {"type": "asset", "backfill": backfill, **options}
+
+
+def test_what_another_backfill_found_is_upstream_of_the_source(tmp_path: Path) -> None:
+    sandbox_study(tmp_path, "users")
+    sandbox_study(
+        tmp_path,
+        "others",
+        source={
+            "type": "except",
+            "source": asset_source("users", asset="accounts"),
+            "without": asset_source("users", asset="source_dids"),
+        },
+        exclude=asset_source("users", asset="posts"),
+        filters={"app.bsky.feed.post": {"uris": asset_source("users", asset="replies")}},
+    )
+    defs = build_defs(tmp_path)
+    dg.Definitions.validate_loadable(defs)
+
+    names = ("accounts", "source_dids", "posts")
+    assert upstream_keys(defs, "others") == {f"users/{name}" for name in names}
+    assert upstream_keys(defs, "others", "records") == {"others/repos", "users/replies"}
+    assert upstream_keys(defs, "users") == set()
+
+
+UNKNOWN = asset_source("nobody", asset="accounts")
+
+
+@pytest.mark.parametrize(
+    ("part", "body", "where"),
+    [
+        ("source", UNKNOWN, "source"),
+        ("exclude", UNKNOWN, "exclude"),
+        ("source", {"type": "union", "sources": [UNKNOWN]}, "source.sources.0"),
+        ("filters", {"app.bsky.feed.post": {"uris": UNKNOWN}}, "filters.app.bsky.feed.post.uris"),
+        (
+            "derived",
+            {"posts_used_in_feeds": {"feeds": UNKNOWN}},
+            "derived.posts_used_in_feeds.feeds",
+        ),
+    ],
+)
+def test_an_unknown_backfill_breaks_its_own_yaml_alone(
+    tmp_path: Path, part: str, body: object, where: str
+) -> None:
+    sandbox_study(tmp_path, "good")
+    parts: dict[str, Any] = {part: body}
+    sandbox_study(tmp_path, "lost", **parts)
+    defs = build_defs(tmp_path)
+    dg.Definitions.validate_loadable(defs)
+
+    assert asset_names(defs, "lost") == set()
+    assert asset_names(defs, "good")
+    message = complaint(defs, "lost")
+    assert f"lost.yaml: backfill.{where}.backfill = 'nobody': is none of the backfills here" in message
+    assert "storage" in message
+
+
+def test_a_backfill_that_is_stored_elsewhere_need_not_be_here(tmp_path: Path) -> None:
+    sandbox_study(tmp_path, "lost", source=asset_source("nobody", storage=str(tmp_path)))
+    defs = build_defs(tmp_path)
+
+    assert asset_names(defs, "lost")
+    assert upstream_keys(defs, "lost") == set()
+
+
+def test_an_unknown_asset_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    sandbox_study(tmp_path, "users")
+    sandbox_study(tmp_path, "lost", source=asset_source("users", asset="acounts"))
+
+    message = complaint(build_defs(tmp_path), "lost")
+    assert (
+        "backfill.source.asset = 'acounts': backfill 'users' has no such asset; it has accounts, " in message
+    )
+
+
+def test_what_comes_from_a_broken_yaml_is_broken_too(tmp_path: Path) -> None:
+    sandbox_study(tmp_path, "first", source=asset_source("nobody"))
+    sandbox_study(tmp_path, "second", source=asset_source("first", asset="accounts"))
+    sandbox_study(tmp_path, "third", source=asset_source("second", asset="accounts"))
+    defs = build_defs(tmp_path)
+    dg.Definitions.validate_loadable(defs)
+
+    assert {"first", "second", "third"} <= job_names(defs)
+    assert "backfill.source.backfill = 'second'" in complaint(defs, "third")
+
+
+def test_backfills_that_come_from_each_other_break_and_others_do_not(tmp_path: Path) -> None:
+    sandbox_study(tmp_path, "good")
+    sandbox_study(tmp_path, "one", source=asset_source("two", asset="accounts"))
+    sandbox_study(tmp_path, "two", exclude=asset_source("one", asset="accounts"))
+    sandbox_study(tmp_path, "own", source=asset_source("own", asset="accounts"))
+    defs = build_defs(tmp_path)
+    dg.Definitions.validate_loadable(defs)
+
+    assert asset_names(defs, "good")
+    assert [asset_names(defs, name) for name in ("one", "two", "own")] == [set()] * 3
+    assert "two.yaml: backfill.exclude.backfill = 'one': depends on two in its turn" in complaint(defs, "two")
+    assert "backfill.source.backfill = 'own': is the backfill itself" in complaint(defs, "own")

@@ -4,7 +4,7 @@ from itertools import pairwise
 import dagster as dg
 import pytest
 
-from backfill_dagster.config import TimeRange
+from backfill_dagster.config.time_range import TimeRange
 from backfill_dagster.orchestration.partitions import covering_range, time_partitions
 from backfill_dagster.records.windows import study_windows
 

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import SandboxSettings, Study
+from backfill_dagster.config.network import SandboxSettings
+from backfill_dagster.config.study import Study
 from backfill_dagster.errors import StorageError
 from backfill_dagster_tests.orchestration.running import execute
 from backfill_dagster_tests.purge.stored_bytes import files_with

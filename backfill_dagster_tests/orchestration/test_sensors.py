@@ -10,12 +10,13 @@ import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import Study
+from backfill_dagster.config.study import Study
 from backfill_dagster.definitions import build_defs
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.tags import PARENT_TAG, STUDY_TAG
 from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
+from backfill_dagster.storage import StudyStorage
 from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
 
 DROP = {"start_date": "2024-09-27", "end_date": "2024-12-02", "outside": "drop"}
@@ -273,6 +274,66 @@ def test_a_source_that_was_only_touched_starts_nothing(daemon: Daemon, study: St
     result = daemon.tick("study_new_dids")
     assert not result.run_requests
     assert result.skip_message == "nothing to do"
+
+
+def test_what_is_excluded_is_followed_like_the_source(
+    daemon: Daemon, study: Study, dids: Path, network: SandboxNetwork, tmp_path: Path
+) -> None:
+    withdrawn = tmp_path / "withdrawn.txt"
+    withdrawn.write_text("# nobody yet\n")
+    sandbox_study(
+        tmp_path / "configs",
+        source={"type": "text", "path": str(dids)},
+        exclude={"type": "text", "path": str(withdrawn)},
+        storage={"path": str(tmp_path / "data")},
+    )
+    daemon = Daemon(tmp_path / "configs", daemon.instance)
+    assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
+
+    withdrawn.write_text(network.dids[0])
+    assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
+    assert network.dids[0] not in set(pipeline.source_dids(study))
+
+
+def test_a_list_that_servers_give_is_for_a_person_to_read_again(
+    daemon: Daemon, study: Study, dids: Path, tmp_path: Path
+) -> None:
+    handles = {"type": "handles", "handles": ["alice000.sandbox.test"]}
+    text = {"type": "text", "path": str(dids)}
+    for parts in (
+        {"source": handles},
+        {"source": {"type": "union", "sources": [text, handles]}},
+        {"source": text, "exclude": handles},
+    ):
+        sandbox_study(tmp_path / "configs", storage={"path": str(tmp_path / "data")}, **parts)
+        result = Daemon(tmp_path / "configs", daemon.instance).tick("study_new_dids")
+
+        assert not result.run_requests
+        assert "nothing tells whether it has changed" in str(result.skip_message)
+        assert "study_stage_discover" in str(result.skip_message)
+
+
+def test_what_another_backfill_finds_is_followed(
+    daemon: Daemon, study: Study, network: SandboxNetwork, tmp_path: Path
+) -> None:
+    sandbox_study(
+        tmp_path / "configs",
+        "others",
+        source={"type": "asset", "backfill": "study", "asset": "accounts", "column": "did"},
+        storage={"path": str(tmp_path / "data")},
+    )
+    daemon = Daemon(tmp_path / "configs", daemon.instance)
+    assert "materialize study/accounts first" in str(daemon.tick("others_new_dids").skip_message)
+
+    found = study.root / "accounts.parquet"
+    for dids in (network.dids[:3], network.dids[:5]):
+        StudyStorage(study.root).write(found.name, pl.DataFrame({"did": dids}))
+        [request] = daemon.tick("others_new_dids").run_requests or ()
+        daemon.repository.get_job(str(request.job_name)).execute_in_process(
+            instance=daemon.instance, run_config=request.run_config, tags=dict(request.tags)
+        )
+        stored = StudyStorage(study.root.parent / "others").read(pipeline.SOURCE_KEY)
+        assert stored["did"].to_list() == dids
 
 
 def test_failed_accounts_are_not_tried_over_and_over(

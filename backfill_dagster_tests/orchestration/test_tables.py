@@ -7,7 +7,8 @@ import dagster as dg
 import pytest
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import SandboxSettings, Study
+from backfill_dagster.config.network import SandboxSettings
+from backfill_dagster.config.study import Study
 from backfill_dagster.definitions import build_defs
 from backfill_dagster.orchestration.partitions import time_partitions
 from backfill_dagster_tests.studies import sandbox_study, table_hashes

@@ -1,7 +1,7 @@
 """Batches of record blocks for tests, as the stage before hands them on."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,6 +9,7 @@ import cbrrr
 import polars as pl
 import pyarrow as pa
 
+from backfill_dagster.records.filters import RecordFilter
 from backfill_dagster.records.settings import OutsidePeriod, RecordSettings, StudyPeriod
 from backfill_dagster.records.tables import COLLECTIONS, POST
 from backfill_dagster.records.transform import TransformedRecords, transform_records
@@ -68,11 +69,15 @@ def blocks(rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 def accounts(*dids: str, fetched_at: datetime = FETCHED_AT) -> pl.DataFrame:
     return pl.DataFrame(
-        [{"did": did, "pds": PDS, "repo_rev": REV, "fetched_at": fetched_at} for did in dids],
+        [
+            {"did": did, "pds": PDS, "repo_rev": REV, "obtained": "repo", "fetched_at": fetched_at}
+            for did in dids
+        ],
         schema={
             "did": pl.String,
             "pds": pl.String,
             "repo_rev": pl.String,
+            "obtained": pl.String,
             "fetched_at": pl.Datetime("us", "UTC"),
         },
     )
@@ -85,8 +90,17 @@ def settings(
     end: datetime | None = None,
     outside: OutsidePeriod = "normalize",
     keep_record_json: bool = True,
+    other_types: Sequence[str] = (),
+    filters: Mapping[str, RecordFilter] | None = None,
 ) -> RecordSettings:
-    return RecordSettings(frozenset(record_types), StudyPeriod(start, end), outside, keep_record_json)
+    return RecordSettings(
+        frozenset(record_types),
+        StudyPeriod(start, end),
+        outside,
+        keep_record_json,
+        frozenset(other_types),
+        filters or {},
+    )
 
 
 def transform(rows: Sequence[dict[str, Any]], wanted: RecordSettings | None = None) -> TransformedRecords:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
-from backfill_dagster.records import file_batches
+from backfill_dagster.records import conversion, file_batches
 from backfill_dagster.records.conversion import (
     ConversionReport,
     PackFiles,
@@ -37,6 +38,8 @@ from backfill_dagster_tests.records.batches import (
     settings,
 )
 
+# On both sides of the collections that have tables of their own.
+OTHERS = ["aaa.example.note", "com.example.note"]
 HOST = "pds.example.com"
 PACK = "0123456789abcdef0123"
 
@@ -46,7 +49,7 @@ def stored_rows() -> list[dict[str, Any]]:
     rng = random.Random(8)
     rows = []
     for number in range(60):
-        collection = rng.choice([POST] * 4 + [LIKE, "com.example.note", "no collection"])
+        collection = rng.choice([POST] * 4 + [LIKE, *OTHERS, "no collection"])
         value = {"$type": collection, "createdAt": CREATED, "text": f"number {number}"}
         rows.append(block_row(cbor(value), collection, f"k{number:02}", rng.choice([DID, OTHER_DID])))
     rows.append(block_row(b"\xff", FOLLOW, "k61"))
@@ -67,7 +70,7 @@ def store(root: Path, rows: list[dict[str, Any]]) -> PackFiles:
 
 
 def convert(root: Path, pack: PackFiles, wanted: RecordSettings) -> ConversionReport:
-    return convert_pack(root, pack, wanted, GRANULARITIES["monthly"], "fingerprint")
+    return convert_pack(root, pack, wanted, {}, GRANULARITIES["monthly"], "fingerprint")
 
 
 @pytest.mark.parametrize("types", [COLLECTIONS, [POST], [LIKE], [FOLLOW], [POST, LIKE]])
@@ -96,12 +99,13 @@ def test_files_hold_what_the_same_records_become_in_memory(tmp_path: Path, types
     assert not is_converted(storage, HOST, PACK, "another")
 
 
+@pytest.mark.parametrize("others", [[], OTHERS])
 @pytest.mark.parametrize("types", [COLLECTIONS, [POST, FOLLOW]])
 @pytest.mark.parametrize("records", [1, 30])
 def test_a_large_file_is_converted_in_batches_to_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, types: list[str], records: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, types: list[str], others: list[str], records: int
 ) -> None:
-    rows, wanted = stored_rows(), settings(record_types=types)
+    rows, wanted = stored_rows(), settings(record_types=types, other_types=others)
     roots = tmp_path / "whole", tmp_path / "batches"
     reports = [convert(roots[0], store(roots[0], rows), wanted)]
     monkeypatch.setattr(file_batches, "BATCH_RECORDS", records)
@@ -109,7 +113,7 @@ def test_a_large_file_is_converted_in_batches_to_the_same(
     batches = file_batches.file_batches(StudyStorage(roots[1]), pack.blocks[0][0], wanted)
     assert len(batches) > 1
     assert sum(number for batch in batches for *_, number in batch.unread) == sum(
-        row["collection"] not in (*types, "no collection") for row in rows
+        row["collection"] not in (*types, *others, "no collection") for row in rows
     )
     reports.append(convert(roots[1], pack, wanted))
 
@@ -126,6 +130,16 @@ def test_a_large_file_is_converted_in_batches_to_the_same(
         # Not the size of the files, which may be cut differently.
         assert frame.drop("bytes", strict=False).equals(parted[key].drop("bytes", strict=False)), key
     assert is_converted(StudyStorage(roots[1]), HOST, PACK, "fingerprint")
+
+
+def test_a_converted_file_is_read_in_small_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a reader of one time window does not hold all of a large repository."""
+    monkeypatch.setattr(conversion, "ROWS_IN_GROUP", 4)
+    convert(tmp_path, store(tmp_path, stored_rows()), settings())
+    metadata = pq.read_metadata(StudyStorage(tmp_path).path(records_key(HOST, "posts", PACK, 0)))
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    assert len(groups) > 3
+    assert max(groups) == 4
 
 
 def test_another_conversion_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def transform(name: str, outside: Any = "normalize", *, keep_record_json: bool =
     for key, cid, block in records:
         collection, rkey = key.split("/", 1)
         rows.append(block_row(block, collection, rkey, did, cid))
-    accounts = pl.DataFrame({"did": [did], "pds": [PDS], "repo_rev": [rev], "fetched_at": [FETCHED_AT]})
+    account = {"did": did, "pds": PDS, "repo_rev": rev, "obtained": "repo", "fetched_at": FETCHED_AT}
+    accounts = pl.DataFrame([account])
     wanted = settings(start=START, end=END, outside=outside, keep_record_json=keep_record_json)
     return transform_records(blocks(rows), accounts, wanted)
 

@@ -15,7 +15,9 @@ def test_a_plain_post_has_no_issues_and_null_where_it_says_nothing() -> None:
     assert row["record_type"] == "post"
     assert row["text"] == "hello"
     assert row["issues"] == []
-    said = {"did", "collection", "rkey", "uri", "cid", "repo_rev", "pds", "record_type", "text", "record"} | {
+    said = {"did", "collection", "rkey", "uri", "cid", "repo_rev", "pds", "obtained", "record_type"} | {
+        "text",
+        "record",
         "created_at_raw",
         "created_at",
         "sync_timestamp",

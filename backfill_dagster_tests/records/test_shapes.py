@@ -13,6 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from backfill_dagster.records import shapes
+from backfill_dagster.records.filters import RecordFilter
 from backfill_dagster.records.runs import Run, read_run
 from backfill_dagster.records.settings import RecordSettings
 from backfill_dagster.records.tables import BLOCK, FOLLOW, LIKE, REPOST
@@ -86,6 +87,29 @@ def test_usual_records_are_read_at_once_and_alike(collection: str) -> None:
     assert_same(rows, least=128)
     assert_same(rows, settings(start=datetime(2024, 9, 1, tzinfo=UTC), outside="drop"))
     assert_same(rows, settings(keep_record_json=False))
+
+
+@pytest.mark.parametrize("collection", SUBJECTS)
+def test_repeats_and_filters_see_no_difference(collection: str) -> None:
+    rng = random.Random(collection)
+    values = [usual(rng, collection) for _ in range(90)]
+    for value in values[1::2]:
+        value["subject"] = rng.choice(values[:20])["subject"]
+    subjects = [value["subject"] for value in values[:15]]
+    about = sorted(each["uri"] if isinstance(each, dict) else each for each in subjects)
+    rows = [block_row(cbor(value), collection, f"k{number}") for number, value in enumerate(values)]
+    own = [f"at://{DID}/{collection}/k{number}" for number in range(80)]
+    for wanted in (
+        RecordFilter(subjects=pl.Series(about)),
+        RecordFilter(uris=pl.Series(own)),
+        RecordFilter(uris=pl.Series(own), subjects=pl.Series(about)),
+    ):
+        filtered = settings(filters={collection: wanted})
+        assert_same(rows, filtered)
+        [table] = filtered.tables_of(collection)
+        kept = transform_both_ways(rows, filtered)[0].tables[table]
+        assert 10 < kept.height < len(rows)
+        assert kept["first_for_subject"].unique().sort().to_list() == [False, True]
 
 
 def test_few_records_are_read_one_by_one() -> None:

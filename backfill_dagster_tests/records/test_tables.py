@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import get_args
 
 import polars as pl
 import pytest
 
+from backfill_dagster.config.study import RECORD_TYPES, RecordType
 from backfill_dagster.records.tables import (
     COLLECTIONS,
     COUNTS,
@@ -11,6 +13,7 @@ from backfill_dagster.records.tables import (
     TABLE_BY_NAME,
     TABLES,
     TABLES_OF_COLLECTION,
+    USUAL_TABLES,
 )
 from backfill_dagster_tests.records.batches import block_row, cbor, transform
 
@@ -22,6 +25,7 @@ COMMON = [
     "cid",
     "repo_rev",
     "pds",
+    "obtained",
     "record_type",
     "created_at_raw",
     "created_at",
@@ -63,25 +67,43 @@ OF_LIKES = [
     "subject_did",
     "subject_collection",
     "via_uri",
+    "first_for_subject",
+]
+OF_FOLLOWS = ["subject_did", "first_for_subject"]
+OF_PROFILES = [
+    "display_name",
+    "description",
+    "pronouns",
+    "website",
+    "labels",
+    "avatar_cid",
+    "banner_cid",
+    "pinned_post_uri",
+    "joined_via_starter_pack",
 ]
 OWN = {
     "posts": OF_POSTS,
     "replies": OF_POSTS,
     "likes": OF_LIKES,
     "reposts": OF_LIKES,
-    "follows": ["subject_did"],
-    "blocks": ["subject_did"],
+    "follows": OF_FOLLOWS,
+    "blocks": OF_FOLLOWS,
+    "profiles": OF_PROFILES,
+    "other_records": [],
 }
 LISTS = {"issues", "langs", "tags", "labels", "media_types", "alt_texts", "blob_cids"} | {
     "facet_links",
     "facet_mentions",
     "facet_tags",
 }
+BOOLEANS = {"in_range", "first_for_subject"}
 INSTANTS = {"created_at", "sync_timestamp", "rkey_time"}
+USUAL = ("posts", "replies", "likes", "reposts", "follows", "blocks")
 
 
-def test_the_tables_are_the_six() -> None:
-    assert TABLES == ("posts", "replies", "likes", "reposts", "follows", "blocks")
+def test_the_tables_are_the_six_and_two_on_request() -> None:
+    assert USUAL_TABLES == USUAL
+    assert (*USUAL, "profiles", "other_records") == TABLES
     assert set(TABLE_BY_NAME) == set(TABLES)
     assert TABLES_OF_COLLECTION == {
         "app.bsky.feed.post": ("posts", "replies"),
@@ -89,8 +111,10 @@ def test_the_tables_are_the_six() -> None:
         "app.bsky.feed.repost": ("reposts",),
         "app.bsky.graph.follow": ("follows",),
         "app.bsky.graph.block": ("blocks",),
+        "app.bsky.actor.profile": ("profiles",),
     }
-    assert tuple(TABLES_OF_COLLECTION) == COLLECTIONS
+    assert tuple(TABLES_OF_COLLECTION) == COLLECTIONS == get_args(RecordType)
+    assert {table for kind in RECORD_TYPES for table in TABLES_OF_COLLECTION[kind]} == set(USUAL)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -103,7 +127,7 @@ def test_every_table_has_its_columns(name: str) -> None:
         elif column in INSTANTS:
             assert dtype == pl.Datetime("us", "UTC")
         else:
-            assert dtype == (pl.Boolean if column == "in_range" else pl.String)
+            assert dtype == (pl.Boolean if column in BOOLEANS else pl.String)
 
 
 def test_every_column_is_described_in_one_sentence() -> None:

@@ -21,6 +21,7 @@ from backfill_dagster.records.tables import (
     FOLLOW,
     LIKE,
     POST,
+    PROFILE,
     REPOST,
     TABLE_BY_NAME,
     TABLES,
@@ -47,6 +48,8 @@ from backfill_dagster_tests.records.batches import (
     settings,
     transform,
 )
+
+OTHER = "com.example.other"
 
 
 def post(text: str = "", **fields: Any) -> bytes:
@@ -263,7 +266,9 @@ def mixed_rows() -> list[dict[str, Any]]:
         REPOST: [{"subject": None} for _ in range(3)],
         FOLLOW: [{"subject": OTHER_DID} for _ in range(4)],
         BLOCK: [{"subject": 1} for _ in range(2)],
-        "com.example.other": [{}, {}],
+        PROFILE: [{"displayName": f"name {n}"} for n in range(4)],
+        OTHER: [{}, {}, {}],
+        "com.example.unwanted": [{}, {}],
     }
     rows = []
     for did in (OTHER_DID, DID):
@@ -276,7 +281,7 @@ def mixed_rows() -> list[dict[str, Any]]:
 
 def test_rows_stay_in_the_order_of_the_input() -> None:
     rows = mixed_rows()
-    result = transform(rows)
+    result = transform(rows, settings(other_types=[OTHER]))
     order = {
         (record["did"], record["collection"], record["rkey"]): place for place, record in enumerate(rows)
     }
@@ -287,12 +292,12 @@ def test_rows_stay_in_the_order_of_the_input() -> None:
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = mixed_rows()
-    whole = transform(rows)
+    rows, wanted = mixed_rows(), settings(other_types=[OTHER, "com.example.unwanted"])
+    whole = transform(rows, wanted)
     for name, bound in (("CHUNK_RECORDS", 1), ("CHUNK_RECORDS", 3), ("CHUNK_BYTES", 150), ("CHUNK_BYTES", 1)):
         with monkeypatch.context() as patch:
             patch.setattr(chunks_module, name, bound)
-            pieces = transform(rows)
+            pieces = transform(rows, wanted)
         assert {
             table: frame.equals(pieces.tables[table]) for table, frame in whole.tables.items()
         } == dict.fromkeys(TABLES, True)
@@ -393,7 +398,7 @@ mangled = st.tuples(records, st.integers(0, 255), st.integers(0, 2**16)).map(
 rows = st.builds(
     block_row,
     records | mangled | st.binary(max_size=20),
-    st.sampled_from([*COLLECTIONS, "com.example.other", "not an nsid"]),
+    st.sampled_from([*COLLECTIONS, OTHER, "not an nsid"]),
     st.sampled_from([TID, "self", "a b"]),
     st.sampled_from([DID, OTHER_DID]),
 )

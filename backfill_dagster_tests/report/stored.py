@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import Study
-from backfill_dagster.records.tables import TABLE_BY_NAME, TABLES
+from backfill_dagster.config.study import Study
+from backfill_dagster.records.tables import TABLE_BY_NAME, USUAL_TABLES
 from backfill_dagster.repos.packs import PACK_SCHEMA
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import ACCOUNTS_SCHEMA
@@ -37,7 +37,15 @@ def account(number: int, host: str | None, state: str = "complete", **columns: A
         "signed_by": "current" if complete else None,
         "snapshot_fetched_at": FETCHED_AT if complete else None,
         **dict.fromkeys(
-            ("records_fetched", "records_kept", "records_filtered", "records_rejected", "undated", *TABLES), 0
+            (
+                "records_fetched",
+                "records_kept",
+                "records_filtered",
+                "records_rejected",
+                "undated",
+                *USUAL_TABLES,
+            ),
+            0,
         ),
         "filtered": [],
         "rejected": [],

@@ -2,7 +2,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from backfill_dagster.config import TimeRange
+from backfill_dagster.config.time_range import TimeRange
 from backfill_dagster.report.days import DaySpan, observed_days
 
 FIRST = datetime(2023, 2, 3, 4, tzinfo=UTC)

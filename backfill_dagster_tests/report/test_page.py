@@ -11,10 +11,11 @@ import polars as pl
 import pytest
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import SandboxSettings, Study
+from backfill_dagster.config.network import SandboxSettings
+from backfill_dagster.config.study import Study
 from backfill_dagster.errors import StorageError
 from backfill_dagster.orchestration.summary import study_summary
-from backfill_dagster.records.tables import TABLES
+from backfill_dagster.records.tables import USUAL_TABLES
 from backfill_dagster.report.hosts import MIN_ACCOUNTS_TO_NAME
 from backfill_dagster.report.page import REPORT_KEY, Report, build_report
 from backfill_dagster.repos.packs import read_ledger
@@ -107,11 +108,11 @@ def test_states_equal_the_stored_ones(page: Page, accounts: pl.DataFrame) -> Non
 
 def test_records_by_day_equal_the_tables(study: Study, page: Page) -> None:
     head, *rows = page.tables["records-by-time"]
-    assert head == ("day", *TABLES)
-    shown = {row[0]: dict(zip(TABLES, (int(cell) for cell in row[1:]), strict=True)) for row in rows}
+    assert head == ("day", *USUAL_TABLES)
+    shown = {row[0]: dict(zip(USUAL_TABLES, (int(cell) for cell in row[1:]), strict=True)) for row in rows}
     assert min(shown) == "2024-09-27"
     assert max(shown) == "2024-12-02"
-    for table in TABLES:
+    for table in USUAL_TABLES:
         stored = pl.scan_parquet(study.root / f"tables/{table}/*/*.parquet").filter("in_range").collect()
         expected = dict(stored["created_at"].dt.strftime("%Y-%m-%d").value_counts().iter_rows())
         assert {day: counts[table] for day, counts in shown.items() if counts[table]} == expected
@@ -126,7 +127,7 @@ def test_weeks_equal_the_tables(study: Study, page: Page, accounts: pl.DataFrame
         pl.read_parquet(study.root / f"tables/{table}/*/*.parquet")
         .filter("in_range")
         .select("did", "created_at")
-        for table in TABLES
+        for table in USUAL_TABLES
     )
     start = pl.lit("2024-09-27").str.to_datetime(time_zone="UTC")
     weeks = stored.with_columns(week=(pl.col("created_at") - start).dt.total_days() // 7)
@@ -178,7 +179,7 @@ def test_the_same_data_give_the_same_bytes(study: Study, report: Report, html: s
     again = build_report(study)
     assert again == report
     script = (
-        "import sys; from pathlib import Path; from backfill_dagster.config import load_study\n"
+        "import sys; from pathlib import Path; from backfill_dagster.config.loading import load_study\n"
         "from backfill_dagster.report.page import build_report\n"
         "print(build_report(load_study(Path(sys.argv[1]))).sha256)"
     )

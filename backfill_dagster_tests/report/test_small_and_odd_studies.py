@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backfill_dagster.config import Study
+from backfill_dagster.config.study import Study
 from backfill_dagster.report.page import Report, build_report
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster_tests.report.reading import Page, read_page

@@ -12,7 +12,7 @@ from backfill_dagster.repos import blocks_file, packs
 from backfill_dagster.repos.blocks_file import Records
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
 from backfill_dagster.repos.packs import Attempt, PackWriter, pack_keys, read_ledger, sweep_uncommitted_blocks
-from backfill_dagster.storage import StudyStorage
+from backfill_dagster.storage import StudyStorage, partition_folder
 
 HOST = "pds.test:8080"
 WHEN = datetime(2026, 5, 1, tzinfo=UTC)
@@ -93,6 +93,52 @@ def test_files_and_row_groups_are_cut_by_bytes(
         metadata = pq.read_metadata(storage.path(key))
         groups = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
         assert max(groups) <= 10
+
+
+def test_a_file_has_so_many_rows_at_most_and_only_a_large_account_is_in_several(
+    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packs, "BLOCKS_FILE_ROWS", 20)
+    rows_of = {**{f"did:plc:{n:02d}": 3 for n in range(30)}, "did:plc:large": 58, "did:plc:last": 2}
+    with storage.scratch() as scratch:
+        writer = PackWriter(storage, HOST, scratch)
+        for did, rows in rows_of.items():
+            for start in range(0, rows, 4):
+                rkeys = [f"{n:05d}" for n in range(start, min(rows, start + 4))]
+                writer.add_records(records(did, ["c"] * len(rkeys), rkeys, [b"x"] * len(rkeys)))
+        writer.add_attempt(COMPLETE)
+        writer.commit()
+    files = [storage.read(key) for key in storage.keys("repos", "*.blocks-*.parquet")]
+    assert max(file.height for file in files) <= 20 + 3
+    every = pl.concat(files)
+    assert dict(every["did"].value_counts().iter_rows()) == rows_of
+    assert every.select("did", "rkey").is_unique().all()
+    in_several = [did for did in rows_of if sum(did in file["did"] for file in files) > 1]
+    assert in_several == ["did:plc:large"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 256])
+def test_the_ledger_tells_of_every_pack_however_many_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(packs, "_PACKS_AT_ONCE", at_once)
+    monkeypatch.chdir(tmp_path)
+    storage = StudyStorage(Path("data"))
+    names = {}
+    for did in ("did:plc:e", "did:plc:a", "did:plc:d", "did:plc:c", "did:plc:b"):
+        failed = replace(COMPLETE, did=f"{did}-failed", outcome=Outcome.FAILED)
+        names[did] = write(storage, [replace(COMPLETE, did=did), failed], [b"x", b"y"])
+    storage.remove(f"repos/{partition_folder(HOST)}/{names['did:plc:c']}.blocks-0.parquet")
+    ledger = read_ledger(storage)
+    assert ledger.schema == packs.LEDGER_SCHEMA
+    found = ledger.select("did", "outcome", "pds_host", "pack").rows()
+    expected = [
+        (did + suffix, outcome, HOST, pack)
+        for did, pack in sorted(names.items())
+        for suffix, outcome in (("", "complete"), ("-failed", "failed"))
+        if (did, suffix) != ("did:plc:c", "")
+    ]
+    assert found == expected
 
 
 def test_blocks_that_no_pack_names_are_swept_and_others_stay(storage: StudyStorage) -> None:

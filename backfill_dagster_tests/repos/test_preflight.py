@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from backfill_dagster import pipeline
-from backfill_dagster.config import Processing, SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
+from backfill_dagster.config.processing import Processing
 from backfill_dagster.errors import StorageError
 from backfill_dagster.repos import preflight
 from backfill_dagster.repos.packs import LEDGER_SCHEMA

@@ -110,6 +110,27 @@ def test_a_host_that_is_not_heard_is_not_asked_about_every_account() -> None:
     assert asked == {"listRepos": 1, "getLatestCommit": 3}
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [{"repos": [{"did": []}, {"did": {}}, 5, None, {}], "cursor": "1"}],
+        [{"repos": {"did": "x"}, "cursor": "1"}],
+        [{"repos": [], "cursor": 5}],
+        ["repos"],
+    ],
+)
+def test_a_list_that_makes_no_sense_leaves_its_accounts_to_be_asked_for(odd: Any) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.path.endswith("listRepos"):
+            return web.json_response(odd[0])
+        return await honest(request)
+
+    found, asked = asking(handler, lambda source: unchanged_accounts(source, KNOWN))
+
+    assert found == set(KNOWN)
+    assert asked == {"listRepos": 1, "getLatestCommit": len(KNOWN)}
+
+
 def test_the_gate_heeds_what_the_answers_say() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         answer = await honest(request)

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA
+from backfill_dagster.repos.asked import NOTHING
 from backfill_dagster.repos.packs import LEDGER_SCHEMA
 from backfill_dagster.repos.snapshots import (
     FetchMode,
@@ -166,3 +167,68 @@ def test_a_snapshot_whose_signature_nobody_checked_does_not_settle_a_study_that_
     assert accounts_to_fetch(directory(), made, FetchMode.UNSETTLED, signed=False).height == 0
     known = accounts_to_fetch(directory(), made, FetchMode.REFRESH, signed=True)["known_rev"].item()
     assert (known is None) == fetched
+
+
+def asks(asked: str | None, frame: pl.DataFrame | None = None) -> pl.DataFrame:
+    return (directory() if frame is None else frame).with_columns(asked=pl.lit(asked, pl.String))
+
+
+def to_fetch(frame: pl.DataFrame, attempts: pl.DataFrame, mode: FetchMode = FetchMode.UNSETTLED) -> int:
+    return accounts_to_fetch(frame, attempts, mode, signed=False).height
+
+
+def test_an_account_is_settled_only_by_an_attempt_for_what_is_asked_now() -> None:
+    attempts = ledger(complete(1, asked="one list"))
+    assert to_fetch(asks("one list"), attempts) == 0
+    assert to_fetch(asks("another list"), attempts) == 1
+    # The whole repository, which is also what a directory without the column asks for.
+    assert to_fetch(asks(None), attempts) == to_fetch(directory(), attempts) == 1
+    assert to_fetch(asks("one list"), ledger(complete(1))) == 1
+    assert to_fetch(asks("one list"), ledger({"outcome": "deactivated", "day": 1, "asked": "one list"})) == 0
+    assert to_fetch(asks("another list"), attempts, FetchMode.FAILED) == 0
+
+
+def test_an_account_that_was_asked_for_something_else_is_pending() -> None:
+    attempts = ledger(complete(1, asked="one list"))
+    assert state(asks("one list"), attempts) == ("complete", None)
+    assert state(asks("another list"), attempts) == ("pending", None)
+    unchanged = {"outcome": "unchanged", "day": 2, "asked": "one list"}
+    assert state(asks("one list"), ledger(complete(1, asked="one list"), unchanged)) == ("complete", None)
+    assert state(asks("another list"), ledger(complete(1, asked="one list"), unchanged)) == ("pending", None)
+    # What is the matter with it is known all the same.
+    assert state(asks("another list"), ledger(failed(1, asked="one list"))) == ("failed", "timed_out")
+
+
+def test_an_account_of_which_nothing_is_asked_is_not_fetched_and_says_so() -> None:
+    for attempts in (ledger(), ledger(complete(1)), ledger(failed(1))):
+        assert state(asks(NOTHING), attempts) == ("nothing_asked", None)
+        assert [to_fetch(asks(NOTHING), attempts, mode) for mode in FetchMode] == [0, 0, 0]
+    assert state(asks(NOTHING, directory("tombstoned", host=None)), ledger()) == ("tombstoned", "tombstoned")
+
+
+def test_what_was_asked_as_it_is_now_is_the_snapshot_whatever_its_revision() -> None:
+    attempts = ledger(complete(1, "r9", asked="one list"), complete(2, "r1", asked="another list"))
+    assert chosen(asks("another list"), attempts) == "pack1"
+    assert chosen(asks("one list"), attempts) == "pack0"
+    # Until what is asked now has come, what came before stands.
+    assert chosen(asks("a third list"), attempts) == "pack0"
+
+
+def test_a_listing_without_a_revision_gives_way_to_a_later_one() -> None:
+    attempts = ledger(complete(1, asked="x", repo_rev=None), complete(2, asked="x", repo_rev=None))
+    assert chosen(asks("x"), attempts) == "pack1"
+
+
+def test_a_refresh_knows_only_the_revision_of_what_is_asked_now() -> None:
+    attempts = ledger(complete(1, "r1", asked="one list"))
+    for asked, known in (("one list", "r1"), ("another list", None)):
+        found = accounts_to_fetch(asks(asked), attempts, FetchMode.REFRESH, signed=False)
+        assert found["known_rev"].item() == known
+
+
+def test_records_that_are_all_said_not_to_be_there_lack_no_signature() -> None:
+    denied = complete(1, asked="x", obtained="record_proof", repo_rev=None)
+    proven = complete(1, asked="x", obtained="record_proof")
+    for attempt, fetched in ((denied, 0), (proven, 1)):
+        found = accounts_to_fetch(asks("x"), ledger(attempt), FetchMode.UNSETTLED, signed=True)
+        assert found.height == fetched

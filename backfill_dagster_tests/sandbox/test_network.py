@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox.faults import GET_REPO
 from backfill_dagster.sandbox.network import SandboxNetwork, process_sandbox
 from backfill_dagster.sandbox.population import Role
@@ -22,12 +22,13 @@ HEALTH = "/xrpc/_health"
 
 
 def test_names_are_stable_and_ports_are_not_chosen(network: SandboxNetwork) -> None:
-    assert network.plc_url == "http://plc.sandbox.test"
+    assert (network.plc_url, network.relay_url) == ("http://plc.sandbox.test", "http://relay.sandbox.test")
     assert network.hosts == tuple(f"pds{number}.sandbox.test" for number in range(1, 6))
     assert len(network.dids) == len(set(network.dids)) == 60
     assert network.dids == SandboxNetwork(SMALL).dids
     web = {did.removeprefix("did:web:") for did in network.dids if did.startswith("did:web:")}
-    assert set(network.connect_to) == {f"{host}:80" for host in ("plc.sandbox.test", *network.hosts, *web)}
+    servers = ("plc.sandbox.test", "relay.sandbox.test")
+    assert set(network.connect_to) == {f"{host}:80" for host in (*servers, *network.hosts, *web)}
     assert all(address.startswith("127.0.0.1:") for address in network.connect_to.values())
     assert len(set(network.connect_to.values())) == len(network.connect_to)
 
@@ -114,7 +115,7 @@ def test_one_sandbox_per_process_and_settings() -> None:
 # Run as a program of its own: the test runner's process has threads that a fork would tear.
 FAMILY = """
 import http.client, multiprocessing, sys
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox.network import process_sandbox
 
 SETTINGS = SandboxSettings(accounts=30, hosts=2, records=10)
@@ -158,7 +159,7 @@ def test_child_processes_get_a_sandbox_of_their_own(tmp_path: Path, method: str)
 def test_the_interpreter_ends_promptly_whatever_is_under_way() -> None:
     script = (
         "import socket\n"
-        "from backfill_dagster.config import SandboxSettings\n"
+        "from backfill_dagster.config.network import SandboxSettings\n"
         "from backfill_dagster.sandbox.faults import Stall\n"
         "from backfill_dagster.sandbox.network import process_sandbox\n"
         "network = process_sandbox(SandboxSettings(accounts=30, records=20))\n"

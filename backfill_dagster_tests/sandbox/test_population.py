@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox.population import Population, Role
 from backfill_dagster_tests.conftest import ROOT
 

@@ -13,7 +13,7 @@ import pytest
 from atproto import CAR  # type: ignore[import-untyped]
 from atproto_crypto.verify import verify_signature  # type: ignore[import-untyped]
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox.account_state import first_state
 from backfill_dagster.sandbox.accounts import Accounts
 from backfill_dagster.sandbox.dag_cbor import cid_text
@@ -134,7 +134,7 @@ def test_truth_is_what_the_files_hold(repos: dict[str, Repo]) -> None:
 def test_another_process_writes_the_same_bytes(repos: dict[str, Repo]) -> None:
     script = (
         "import hashlib, sys\n"
-        "from backfill_dagster.config import SandboxSettings\n"
+        "from backfill_dagster.config.network import SandboxSettings\n"
         "from backfill_dagster.sandbox.account_state import first_state\n"
         "from backfill_dagster.sandbox.population import Population\n"
         "from backfill_dagster.sandbox.repo import Repos\n"

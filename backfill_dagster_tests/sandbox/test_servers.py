@@ -349,14 +349,42 @@ def test_the_directorys_export(ask: Ask, network: SandboxNetwork) -> None:
     numbered = [json.loads(line) for line in by_number]
     assert [entry.pop("seq") for entry in numbered] == list(range(1, len(everything) + 1))
     assert [entry.pop("type") for entry in numbered] == ["sequenced_op"] * len(numbered)
-    assert numbered == everything
+    assert numbered == [
+        {name: value for name, value in entry.items() if name != "nullified"} for entry in everything
+    ]
     rest = ask("plc.sandbox.test", f"/export?count=1000&after={len(everything) - 2}")
     assert [json.loads(line)["seq"] for line in rest.body.splitlines()] == [
         len(everything) - 1,
         len(everything),
     ]
-    assert ask("plc.sandbox.test", "/export?count=1001").status == 400
+    assert len(ask("plc.sandbox.test", "/export?count=1001").body.splitlines()) == len(everything)
+    assert ask("plc.sandbox.test", "/export?count=0").status == 400
     assert ask("plc.sandbox.test", "/_health").status == 200
+
+
+def test_the_relay_lists_who_has_records_of_a_collection(ask: Ask, network: SandboxNetwork) -> None:
+    method = "/xrpc/com.atproto.sync.listReposByCollection"
+    blocks = "app.bsky.graph.block"
+    listed: list[str] = []
+    cursor = ""
+    for _ in range(100):
+        page = ask("relay.sandbox.test", f"{method}?collection={blocks}&limit=7&cursor={quote(cursor)}").json
+        listed += [repo["did"] for repo in page["repos"]]
+        cursor = page.get("cursor", "")
+        if not cursor:
+            break
+    having = {
+        account.did
+        for account in network.truth.accounts()
+        if any(record.collection == blocks for record in network.truth.records(account.did))
+    }
+    # It also has accounts that the directory leads nobody to.
+    assert having <= set(listed)
+    assert len(listed) == len(set(listed)) > 7
+    assert ask("relay.sandbox.test", f"{method}?collection=org.example.none").json == {"repos": []}
+    assert ask("relay.sandbox.test", f"{method}?collection={blocks}&limit=2001").status == 400
+    assert ask("relay.sandbox.test", method).status == 400
+    assert ask("relay.sandbox.test", "/xrpc/com.atproto.sync.listRepos").status == 404
 
 
 def test_did_web_hosts(ask: Ask, by_role: ByRole) -> None:
@@ -387,3 +415,82 @@ def test_a_window_is_spent_as_on_the_official_server(exchanges: dict[tuple[str, 
         other = next(host for host in network.hosts if host != host_of(account))
         assert ask(other, f"{SYNC}.listRepos?limit=1").status == 200
         assert ask(host_of(account), "/xrpc/_health").status == 200
+
+
+LISTINGS = "com.atproto.repo.listRecords"
+LIST_RECORDS = "/xrpc/com.atproto.repo.listRecords"
+GET_RECORD = "/xrpc/com.atproto.sync.getRecord"
+POST = "app.bsky.feed.post"
+
+
+@pytest.mark.parametrize(
+    ("title", "role", "query"),
+    [
+        ("deactivated", Role.DEACTIVATED, f"collection={POST}&limit=1"),
+        ("taken down", Role.TAKENDOWN, f"collection={POST}&limit=1"),
+        ("deleted", Role.NOT_FOUND, f"collection={POST}&limit=1"),
+        ("collection without records", Role.NORMAL, "collection=com.example.none&limit=1"),
+        ("limit=500", Role.NORMAL, f"collection={POST}&limit=500"),
+    ],
+)
+def test_list_records_of_a_role(
+    exchanges: dict[tuple[str, str, str], Exchange],
+    ask: Ask,
+    by_role: ByRole,
+    title: str,
+    role: Role,
+    query: str,
+) -> None:
+    account = by_role(role)
+    reply = ask(host_of(account), f"{LIST_RECORDS}?repo={account.did}&{query}")
+    assert_alike(reply, exchanges["A", LISTINGS, title])
+
+
+def test_list_records_goes_through_a_collection_from_the_highest_key(
+    ask: Ask, by_role: ByRole, network: SandboxNetwork
+) -> None:
+    account = by_role(Role.NORMAL)
+    likes = [record for record in network.truth.records(account.did) if record.table == "likes"]
+    listed: list[dict[str, Any]] = []
+    cursor = ""
+    while True:
+        path = f"{LIST_RECORDS}?repo={account.did}&collection=app.bsky.feed.like&limit=3{cursor}"
+        body = ask(host_of(account), path).json
+        listed += body["records"]
+        assert len(body["records"]) <= 3
+        if "cursor" not in body:
+            break
+        cursor = f"&cursor={body['cursor']}"
+    assert listed == [
+        {"uri": record.uri, "cid": record.cid, "value": record.value} for record in reversed(likes)
+    ]
+    assert len(listed) > 3
+
+
+@pytest.mark.parametrize("role", [Role.DEACTIVATED, Role.TAKENDOWN, Role.NOT_FOUND])
+def test_get_record_says_of_accounts_what_get_repo_says(ask: Ask, by_role: ByRole, role: Role) -> None:
+    account = by_role(role)
+    host = host_of(account)
+    record = ask(host, f"{GET_RECORD}?did={account.did}&collection={POST}&rkey=a")
+    assert record.body == ask(host, f"{GET_REPO}?did={account.did}").body
+    assert record.status == 400
+
+
+def test_get_record_gives_a_part_of_the_repository(
+    ask: Ask, by_role: ByRole, network: SandboxNetwork
+) -> None:
+    account = by_role(Role.NORMAL)
+    host = host_of(account)
+    whole = ask(host, f"{GET_REPO}?did={account.did}")
+    header, blocks = libipld.decode_car(whole.body)
+    record = network.truth.records(account.did)[0]
+    path = f"{GET_RECORD}?did={account.did}&collection={record.collection}&rkey={record.rkey}"
+    part_header, part = libipld.decode_car(ask(host, path).body)
+    assert part_header == header
+    assert 3 <= len(part) < len(blocks)
+    assert {cid: blocks[cid] for cid in part} == part
+    assert libipld.decode_cid(record.cid)["hash"]["digest"] in {cid[4:] for cid in part}
+    for missing in ("did", "collection", "rkey"):
+        reply = ask(host, re.sub(rf"{missing}=[^&]*&?", "", path))
+        message = f'Invalid com.atproto.sync.getRecord params: Missing required key "{missing}"'
+        assert reply.json == {"error": "InvalidRequest", "message": message}

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from backfill_dagster.config import SandboxSettings
+from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox.accounts import Accounts
 from backfill_dagster.sandbox.population import Population, Role
 from backfill_dagster.sandbox.repo import Repos

@@ -1,7 +1,10 @@
 """The tables of a study that is written by hand, in parts as small as they get."""
 
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -11,6 +14,7 @@ from backfill_dagster.errors import StorageError
 from backfill_dagster.records.conversion import records_key
 from backfill_dagster.records.windows import GRANULARITIES, UNDATED
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster.tables import build, contents, parts
 from backfill_dagster.tables.build import WindowedTable, remove_other_tables
 from backfill_dagster.tables.contents import TableContents
 from backfill_dagster_tests.tables.converted import MONTHLY, SCHEMA, Record, write_pack
@@ -94,6 +98,71 @@ def test_building_in_fewer_parts_leaves_none_of_before(storage: StudyStorage) ->
     assert (report.parts, report.rows, report.rebuilt) == (1, 9, True)
     assert uris(storage, "tables/blocks/month=2024-10") == sorted(whole)
     assert len(whole) == 9
+
+
+def many_packs(storage: StudyStorage) -> pl.DataFrame:
+    """Nine packs of two accounts each; the second account's snapshot is in the pack after it, but for the last."""
+    for n in range(9):
+        records: list[Record] = [
+            (f"did:plc:{m}", "1", at(2024, month, n + 1), "consistent")
+            for m in (n, n - 1)
+            for month in (10, 11)
+        ]
+        write_pack(storage, "h", f"q{n}", records)
+    rows = {"did": [f"did:plc:{n}" for n in range(9)], "pds_host": "h", "pack": [f"q{n}" for n in range(9)]}
+    return pl.DataFrame(rows)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 64])
+def test_files_and_indexes_are_read_some_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(parts, "FILES_AT_ONCE", at_once)
+    monkeypatch.setattr(contents, "_PACKS_AT_ONCE", at_once)
+    monkeypatch.chdir(tmp_path)
+    storage = StudyStorage(Path("relative"))
+    shown = many_packs(storage)
+    read: list[int] = []
+    collect = StudyStorage.collect
+
+    def watched(self: StudyStorage, frames: list[pl.LazyFrame], keys: list[str]) -> list[pl.DataFrame]:
+        read.append(sum(key.startswith("records/") for key in keys))
+        return collect(self, frames, keys)
+
+    monkeypatch.setattr(StudyStorage, "collect", watched)
+    table(storage, shown).build(MONTHS)
+    assert max(read) == min(at_once, 9)
+    found = pl.read_parquet("relative/tables/blocks/*/*.parquet").sort("did", "created_at")
+    # Of each account only what its own pack says.
+    expected = [(f"did:plc:{n}", at(2024, month, n + 1)) for n in range(9) for month in (10, 11)]
+    assert found.select("did", "created_at").rows() == expected
+
+
+def test_parts_are_handed_to_workers_some_at_a_time(
+    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pool(Executor):
+        """Works when somebody waits for it."""
+
+        waiting = most = 0
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            Pool.waiting += 1
+            Pool.most = max(Pool.most, Pool.waiting)
+
+            class Lazy(Future[Any]):
+                def result(self, timeout: float | None = None) -> Any:
+                    Pool.waiting -= 1
+                    return fn(*args, **kwargs)
+
+            return Lazy()
+
+    monkeypatch.setattr(build, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(build, "_PARTS_AHEAD", 2)
+    reports = table(storage, many_packs(storage), part_bytes=1).build(MONTHS, workers=Pool)
+    assert [report.rows for report in reports] == [0, 9, 9]
+    assert reports[1].parts > 2
+    assert Pool.most == 2
 
 
 def test_dates_that_cannot_be_believed_stand_apart(storage: StudyStorage) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from backfill_dagster.config import Quality
+from backfill_dagster.config.operation import Quality
 from backfill_dagster.tables.accounts import ACCOUNTS_SCHEMA
 from backfill_dagster.tables.quality import Finding, findings
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from backfill_dagster.report.drawing import (
     BLUE,
     FAINT,
+    GREEN,
     ORANGE,
     PURPLE,
     SKY,
@@ -20,6 +21,7 @@ from backfill_dagster.report.numbers import (
     BY_SERVER,
     COMPLETE,
     FAILED,
+    NOT_ASKED,
     NOT_TRIED,
     state_label,
 )
@@ -38,6 +40,7 @@ _LOOK = {
     BY_SERVER: (SKY, r"\\\\"),
     BY_DIRECTORY: (ORANGE, "xxxx"),
     NOT_TRIED: (PURPLE, "----"),
+    NOT_ASKED: (GREEN, "...."),
 }
 _ALL_OTHERS = "all others"
 
@@ -67,7 +70,8 @@ def account_states(numbers: ReportNumbers) -> ReportFigure:
         caption=(
             "Every account of the source ends in exactly one state. Complete means that the account's whole "
             "repository arrived and was proven: every block has its hash, the tree has no gap, and the account's own "
-            "key signed it, where the study asks for signatures. Only failed accounts are tried again; what a server "
+            "key signed it, where the study asks for signatures; or, in a study that asks for less, that all it asks "
+            "for arrived. Only failed accounts are tried again; what a server "
             "or the directory says of an account is taken as said and looked at again by a refresh. "
             "The lower panel has a scale of its own, so that few failures can be seen beside many complete accounts; "
             "the percentages of both are of all accounts."

@@ -48,7 +48,8 @@ def left_out_records(numbers: ReportNumbers) -> ReportFigure:
         caption=(
             "Every record of a fetched repository is kept, filtered or rejected. Filtered are records that the study "
             "did not ask for: of other types (every other application of the network writes into the same "
-            "repositories), outside a period that is cut off, of accounts that are hidden, or purged on request. "
+            "repositories), not on a list that it keeps to, outside a period that is cut off, not about a subject or "
+            "in a language or words that it asks for, of accounts that are hidden, or purged on request. "
             "Rejected are records that nobody could use. A record whose single fields are wrong is neither: it is "
             "kept, the wrong field is empty, and its row says so. The panels have scales of their own; percentages "
             "are of all records fetched."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import libipld
 import polars as pl
 
-from backfill_dagster.records.tables import COLLECTIONS
+from backfill_dagster.config.study import RECORD_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ _Block = dict[str, Any]
 
 def write_blocks(cars: Iterable[Path], folder: Path) -> None:
     """Write what the blocks hold and no more: neither keys nor URIs, which stand in the tree alone, nor JSON."""
-    records: dict[str, list[_Block]] = {collection: [] for collection in COLLECTIONS}
+    records: dict[str, list[_Block]] = {collection: [] for collection in RECORD_TYPES}
     for car in cars:
         _, blocks = libipld.decode_car(car.read_bytes())
         for block in blocks.values():
@@ -32,7 +32,7 @@ def write_blocks(cars: Iterable[Path], folder: Path) -> None:
 
 def write_rows(cars: Iterable[Path], folder: Path) -> None:
     """Write what a table must hold as well: whose record it is, its key, URI and CID, its time, and its JSON."""
-    rows: dict[str, list[_Block]] = {collection: [] for collection in COLLECTIONS}
+    rows: dict[str, list[_Block]] = {collection: [] for collection in RECORD_TYPES}
     for car in cars:
         header, blocks = libipld.decode_car(car.read_bytes())
         commit = blocks[header["roots"][0]]

@@ -1,0 +1,189 @@
+"""Reads one `configs/<name>.yaml`, replaces `${NAME}` by environment variables and validates it.
+
+Every complaint names the file, the field, the value and what is allowed. Nothing here opens a source or the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from backfill_dagster.config.section import Section
+from backfill_dagster.config.sources import SOURCES
+from backfill_dagster.config.study import Study
+from backfill_dagster.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
+_MAX_SHOWN = 200
+# What pydantic says in terms of Python, in those of YAML.
+_MESSAGES = {
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "path_type": "must be a path",
+    "too_short": "must have at least one item",
+}
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def load_study(path: Path) -> Study:
+    """Read and validate one backfill YAML; the study's name is the file's stem.
+
+    Raises ConfigError naming the file, the field, the value and what is allowed.
+    """
+    document = _read_yaml(path)
+    if not isinstance(document, dict) or "backfill" not in document:
+        raise ConfigError(f"{path}: must hold one mapping named `backfill`")
+    unknown = sorted(map(str, set(document) - {"backfill"}))
+    if unknown:
+        raise ConfigError(f"{path}: {unknown[0]}: unknown key; only `backfill` stands at the top")
+    body = _fill_variables(document["backfill"], path, "backfill")
+    try:
+        study = Study.model_validate(body)
+    except ValidationError as error:
+        raise ConfigError(_describe(path, error)) from None
+    if study.name != path.stem:
+        raise ConfigError(
+            f"{path}: backfill.name = {study.name!r}: must be {path.stem!r}, the name of the file"
+        )
+    return study
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _fill_variables(value: Any, path: Path, field: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _fill_variables(item, path, f"{field}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill_variables(item, path, f"{field}.{number}") for number, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise ConfigError(f"{path}: {field} = {value!r}: the environment variable {name} is not set")
+        return os.environ[name]
+
+    return _VARIABLE.sub(lookup, value)
+
+
+def _describe(path: Path, error: ValidationError) -> str:
+    """Say each mistake once: pydantic also tells of what follows from one, and of every reading of a value."""
+    items = [dict(item) for item in error.errors(include_url=False)]
+    lines = [_describe_one(path, item) for item in items if not _follows_from_another(item, items)]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _follows_from_another(item: dict[str, Any], items: list[dict[str, Any]]) -> bool:
+    where, length = item["loc"], len(item["loc"])
+    if item["type"] == "too_short":
+        # What is wrong with its items has emptied the list.
+        return any(other["loc"][:length] == where and len(other["loc"]) > length for other in items)
+    if item["type"] == "missing":
+        # The key is there, misspelt.
+        beside = [other for other in items if other["type"] == "extra_forbidden"]
+        return any(
+            other["loc"][:-1] == where[:-1] and where[-1] in _close(str(other["loc"][-1]), [where[-1]])
+            for other in beside
+        )
+    return False
+
+
+def _describe_one(path: Path, item: dict[str, Any]) -> str:
+    names, allowed = _walk(item["loc"])
+    field = ".".join(["backfill", *names])
+    if item["type"] == "extra_forbidden":
+        return f"{path}: {field} = {_shown(item['input'])}: unknown key{_suggest(names[-1], allowed)}"
+    if item["type"] == "missing":
+        return f"{path}: {field}: is missing"
+    message = _MESSAGES.get(item["type"]) or _in_yaml_s_words(item["msg"])
+    if names[-1:] == ["alert_webhook_variable"]:
+        # Somebody may have put the secret itself there, which no message is to repeat.
+        return f"{path}: {field}: {message}"
+    return f"{path}: {field} = {_shown(item['input'])}: {message}"
+
+
+def _in_yaml_s_words(message: str) -> str:
+    return message.removeprefix("Value error, ").replace("Input should be", "must be", 1)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+def _walk(steps: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
+    """Return the path in the YAML that an error's location stands for, and the keys allowed beside its last one.
+
+    A location also names the member of a union that was tried: which source it is, or what a value is read as.
+    """
+    names: list[str] = []
+    kinds: list[type[Section]] = [Study]
+    allowed: list[str] = []
+    is_mapping = False
+    for step in steps:
+        if step == "[key]":
+            continue  # What is wrong is the name itself, which is in the path already.
+        if isinstance(step, int) or is_mapping:
+            names.append(str(step))
+            is_mapping = False
+        elif len(kinds) > 1 and step in SOURCES:
+            kinds = [SOURCES[step]]
+        elif kinds:
+            names.append(step)
+            allowed = list(kinds[0].model_fields)
+            field = kinds[0].model_fields.get(step)
+            annotation = None if field is None else field.annotation
+            kinds, is_mapping = _sections(annotation), get_origin(annotation) is dict
+    return names, allowed
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [kind for member in get_args(annotation) for kind in _sections(member)]
+
+
+def _suggest(name: str, allowed: list[str]) -> str:
+    if not allowed:
+        return ""
+    close = _close(name, allowed)
+    hint = f"; did you mean `{close[0]}`?" if close else ""
+    return f"{hint or ';'} allowed here: {', '.join(allowed)}"
+
+
+def _close(name: str, allowed: list[str]) -> list[str]:
+    return difflib.get_close_matches(name, allowed, n=1)

@@ -1,0 +1,161 @@
+"""One validated backfill: everything that its YAML decides."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from backfill_dagster.config.derived import Derived, Discovery
+from backfill_dagster.config.filters import RecordFilter
+from backfill_dagster.config.network import Network
+from backfill_dagster.config.operation import Automation, Monitoring, Quality
+from backfill_dagster.config.processing import Processing, Storage
+from backfill_dagster.config.section import Section
+from backfill_dagster.config.sources import DidSource, Nsid
+from backfill_dagster.config.time_range import TimeRange
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RecordType = Literal[
+    "app.bsky.feed.post",
+    "app.bsky.feed.like",
+    "app.bsky.feed.repost",
+    "app.bsky.graph.follow",
+    "app.bsky.graph.block",
+    "app.bsky.actor.profile",
+]
+RECORD_TYPES: tuple[RecordType, ...] = (
+    "app.bsky.feed.post",
+    "app.bsky.feed.like",
+    "app.bsky.feed.repost",
+    "app.bsky.graph.follow",
+    "app.bsky.graph.block",
+)
+
+_POST = "app.bsky.feed.post"
+_ABOUT_SUBJECTS = (
+    "app.bsky.feed.like",
+    "app.bsky.feed.repost",
+    "app.bsky.graph.follow",
+    "app.bsky.graph.block",
+)
+
+# A name becomes the name of jobs, assets and folders, so it may be none that Dagster or a sibling job uses.
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,40}")
+RESERVED_NAMES = frozenset(keyword.kwlist).union(
+    ("context", "conf", "config", "meta", "arg_dict", "dict", "input_arg_dict", "output_arg_dict"),
+    ("int", "str", "float", "bool", "input", "output", "type"),
+)
+RESERVED_SUFFIXES = ("_rebuild", "_retry_failed", "_refresh", "_purge", "_verify")
+
+
+def _owner(value: str) -> str:
+    # What Dagster takes for an owner.
+    if not re.fullmatch(r"team:[A-Za-z0-9_]+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}", value):
+        raise ValueError("must be team:<name>, or a plain e-mail address whose last part has 2 to 7 letters")
+    return value
+
+
+class Study(Section):
+    """One validated backfill: everything that its YAML decides."""
+
+    name: str
+    version: str = "1.0"
+    description: str | None = None
+    owners: tuple[Annotated[str, AfterValidator(_owner)], ...] = Field(
+        (), description="Who answers for the study: e-mail addresses or `team:<name>`."
+    )
+    source: DidSource
+    exclude: DidSource | None = Field(None, description="DIDs to leave out, whatever the source says.")
+    fetch: Literal["repos", "records", "list_records"] = Field(
+        "repos",
+        description="`repos` takes each account's whole repository; `records` only the records that the filters' "
+        "`uris` allow, each with its proof; `list_records` the slow way of `listRecords`, which proves nothing.",
+    )
+    record_types: tuple[RecordType, ...] = RECORD_TYPES
+    other_record_types: tuple[Nsid, ...] = Field(
+        (), description="Further collections, whose records go to the table `other_records` as JSON."
+    )
+    filters: dict[RecordType, RecordFilter] = Field(
+        default_factory=dict, description="By record type, which records to keep."
+    )
+    discovery: Discovery | None = None
+    derived: Derived = Derived()
+    time_range: TimeRange = Field(default_factory=lambda: TimeRange.model_validate({}))
+    inactive_accounts: Literal["hide", "keep", "purge"] = "hide"
+    purge_deleted_after_days: int | None = Field(
+        None,
+        ge=0,
+        description="Purge accounts for good that have been deleted for so long; never if left out. With "
+        "`inactive_accounts: purge` it is the time that accounts in any inactive state have to come back.",
+    )
+    processing: Processing = Processing()
+    storage: Storage = Storage()
+    monitoring: Monitoring = Monitoring()
+    quality: Quality = Quality()
+    automation: Automation = Automation()
+    network: Network = Network()
+
+    @field_validator("name")
+    @classmethod
+    def _usable_name(cls, value: str) -> str:
+        if not NAME_PATTERN.fullmatch(value):
+            raise ValueError("must begin with a letter and hold only a-z, 0-9 and _, at most 41 of them")
+        if value in RESERVED_NAMES:
+            raise ValueError("is a word that Dagster keeps for itself")
+        if "__" in value:
+            raise ValueError("must not contain `__`, which parts the names of a study's steps")
+        if "_stage_" in value:
+            raise ValueError("must not contain `_stage_`: it stands in the names of a study's jobs")
+        if value.endswith(RESERVED_SUFFIXES):
+            raise ValueError(
+                f"must not end in {' or '.join(RESERVED_SUFFIXES)}: those are names of a study's jobs"
+            )
+        return value
+
+    @field_validator("record_types")
+    @classmethod
+    def _distinct(cls, value: tuple[RecordType, ...]) -> tuple[RecordType, ...]:
+        repeated = sorted({kind for kind in value if value.count(kind) > 1})
+        if repeated:
+            raise ValueError(f"names {', '.join(repeated)} twice")
+        if not value:
+            raise ValueError("must name at least one record type")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        known = ", ".join(self.record_types)
+        for kind, wanted in self.filters.items():
+            if kind not in self.record_types:
+                raise ValueError(f"filters.{kind}: record_types has no such type; it has {known}")
+            if wanted.subjects is not None and kind not in _ABOUT_SUBJECTS:
+                raise ValueError(
+                    f"filters.{kind}.subjects: only {', '.join(_ABOUT_SUBJECTS)} are about a subject"
+                )
+            for field in ("languages", "text"):
+                if getattr(wanted, field) is not None and kind != _POST:
+                    raise ValueError(f"filters.{kind}.{field}: only {_POST} has any")
+        if self.fetch == "records":
+            unnamed = [
+                kind for kind in self.record_types if getattr(self.filters.get(kind), "uris", None) is None
+            ]
+            if unnamed or self.other_record_types:
+                lacking = (*unnamed, *self.other_record_types)[0]
+                raise ValueError(
+                    f"fetch = 'records' needs filters.{lacking}.uris, the list of records to fetch; or leave that type "
+                    "out"
+                )
+        repeated = set(self.other_record_types) & set(get_args(RecordType))
+        if repeated:
+            raise ValueError(f"other_record_types names {min(repeated)}, which belongs in record_types")
+        return self
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds all of this study's files."""
+        return self.storage.path / self.name

@@ -1,0 +1,217 @@
+"""The collected posts that feeds showed: `posts_used_in_feeds`, out of a table of what feeds showed when."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from backfill_dagster.derived.build import WINDOW, Derivation
+from backfill_dagster.derived.did_ranges import did_ranges
+from backfill_dagster.records.tables import INSTANT, TABLE_BY_NAME, TEXT, Column
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from backfill_dagster.derived.did_ranges import DidRange
+    from backfill_dagster.derived.stored_tables import StoredTables
+    from backfill_dagster.storage import StudyStorage
+
+SHOWN_FOLDER = "feeds"
+SHOWN_SCHEMA = pl.Schema(
+    {
+        "uri": TEXT,
+        "day": pl.Date(),  # in UTC
+        "first_shown_at": INSTANT,
+        "times": pl.Int64(),
+    }
+)
+_POST_URI = r"^at://did:[a-z]+:[a-zA-Z0-9._:%-]+/app\.bsky\.feed\.post/[a-zA-Z0-9._~:-]{1,512}$"
+_SOURCES = ("posts", "replies")
+# Rows of what feeds showed, and of posts, that are looked at once; of a post, some two kilobytes are held.
+_AT_ONCE = 500_000
+_SHOWN_AT_ONCE = 4_000_000
+_VERSION = 1
+_FIRST_KEY = f"{SHOWN_FOLDER}/part-00000.parquet"
+_STAMP, _COUNTS = "stamp", "counts"
+
+
+def shown_rows(batch: pl.DataFrame) -> pl.DataFrame:
+    """Return what a batch of a feeds' table says (`uri, time` as text), as `uri, shown_at, reason`.
+
+    `reason` is null, or says why a row says nothing: `no_post` for what is no AT-URI of a post, `no_time`.
+    """
+    time = pl.col("time").str.strip_chars()
+    instant = pl.coalesce(
+        time.str.to_datetime("%+", time_unit="us", time_zone="UTC", strict=False),
+        # Without a zone it is taken for UTC.
+        time.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False).dt.replace_time_zone(
+            "UTC"
+        ),
+        time.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False).dt.replace_time_zone(
+            "UTC"
+        ),
+        time.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
+    )
+    uri = pl.col("uri").str.strip_chars()
+    return batch.select(
+        uri=uri,
+        shown_at=instant,
+        reason=pl.when(~uri.str.contains(_POST_URI).fill_null(value=False))
+        .then(pl.lit("no_post"))
+        .when(instant.is_null())
+        .then(pl.lit("no_time")),
+    )
+
+
+def stored_shown(storage: StudyStorage) -> tuple[str, Counter[str]] | None:
+    """Return the stamp with which what feeds showed was stored, and its counts; None if nothing is."""
+    if not storage.exists(_FIRST_KEY):
+        return None
+    told = pl.read_parquet_metadata(storage.path(_FIRST_KEY))
+    return told[_STAMP], Counter(json.loads(told[_COUNTS]))
+
+
+def store_shown(storage: StudyStorage, batches: Iterable[pl.DataFrame], stamp: str) -> Counter[str]:
+    """Store what feeds showed, out of batches of `uri, time` as text, by post and day; replaces what is stored.
+
+    Returns how many rows there were (`rows`), and how many of them said nothing, by reason. `stamp` tells this table of
+    feeds from others.
+    """
+    counts: Counter[str] = Counter()
+    with storage.scratch() as scratch:
+        for number, batch in enumerate(batches):
+            rows = shown_rows(batch)
+            counts["rows"] += rows.height
+            counts.update(dict(rows.drop_nulls("reason").group_by("reason").len().iter_rows()))
+            kept = rows.filter(pl.col("reason").is_null()).drop("reason")
+            kept.write_parquet(scratch / f"{number:08d}.parquet")
+        read = pl.scan_parquet(sorted(scratch.glob("*.parquet")), glob=False) if counts["rows"] else None
+        ranges = did_ranges(counts["rows"], _SHOWN_AT_ONCE)
+        written = [f"{SHOWN_FOLDER}/part-{number:05d}.parquet" for number in range(len(ranges))]
+        # The first file, which has the stamp, is the commit.
+        storage.remove(_FIRST_KEY)
+        for key, authors in reversed(list(zip(written, ranges, strict=True))):
+            shown = SHOWN_SCHEMA.to_frame() if read is None else _by_day(read, authors)
+            storage.write(key, shown, {_STAMP: stamp, _COUNTS: json.dumps(counts)})
+    for key in set(storage.keys(SHOWN_FOLDER)) - set(written):
+        storage.remove(key)
+    return counts
+
+
+def _by_day(rows: pl.LazyFrame, authors: DidRange) -> pl.DataFrame:
+    return (
+        rows.filter(authors.holds("uri", "at://"))
+        .group_by("uri", day=pl.col("shown_at").dt.date())
+        .agg(first_shown_at=pl.col("shown_at").min(), times=pl.len().cast(pl.Int64))
+        .select(SHOWN_SCHEMA.names())
+        .collect(engine="streaming")
+        .sort("uri", "day")
+    )
+
+
+class PostsUsedInFeeds(Derivation):
+    """Joins what feeds showed with the posts and replies of all windows, and keeps each post's earliest day."""
+
+    name = "posts_used_in_feeds"
+    description = (
+        "Collected posts and replies that feeds showed, each once, on the earliest day (UTC) on which one did. A post "
+        "counts on a day if it was at most so old as the study's look-back allows; one without a believable date does "
+        "not."
+    )
+    columns = (
+        Column("used_on", pl.Date(), "Earliest day on which it was shown, not being too old."),
+        Column("first_shown_at", INSTANT, "When it was first shown on that day, as the table of feeds says."),
+        Column("days_shown", pl.Int64(), "Days on which it was shown, not being too old."),
+        Column("times_shown", pl.Int64(), "Rows of the table of feeds with it on those days."),
+        *TABLE_BY_NAME["posts"].columns,
+    )
+
+    key = ("uri",)
+
+    def __init__(self, tables: StoredTables, look_back_days: int) -> None:
+        self._tables = tables
+        self._look_back = pl.duration(days=look_back_days)
+        self._shown = tables.storage.keys(SHOWN_FOLDER)
+        self._ranges = did_ranges(tables.rows(_SOURCES), _AT_ONCE)
+        shown = [tables.storage.sha256(key) for key in self._shown]
+        self._identity = (
+            f"{_VERSION} {len(self._ranges)} {look_back_days} {shown} {tables.identity(_SOURCES)}"
+        )
+
+    def identity(self, window: str) -> str:  # noqa: ARG002  a post may be shown long after its window
+        """Return what is another whenever the feeds, posts or replies are."""
+        return self._identity
+
+    def lots(self, windows: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """Yield the used posts of ranges of authors, by URI."""
+        granularity = self._tables.granularity
+        starts = pl.DataFrame(
+            {"_start": [granularity.start(window) for window in windows], WINDOW: list(windows)},
+            schema={"_start": INSTANT, WINDOW: TEXT},
+        )
+        start = pl.col("used_on").cast(INSTANT).dt.truncate(granularity.every)
+        for authors in self._ranges:
+            shown = self._shown_posts(authors)
+            used = self._used(shown, authors).with_columns(_start=start).join(starts, on="_start")
+            yield used.sort("uri").select(*(column.name for column in self.columns), WINDOW)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many posts the feeds showed, and how many of them are not collected, undated, too old, or used."""
+        counts: Counter[str] = Counter()
+        for authors in self._ranges:
+            shown = self._shown_posts(authors)
+            posts = self._posts(shown, authors, ["uri", "created_at", "date_quality"])
+            used = _qualified(shown, posts, self._look_back).height
+            dated = posts.drop_nulls("created_at").height
+            every = shown["uri"].n_unique()
+            counts.update(
+                posts_shown=every,
+                not_collected=every - posts.height,
+                undated=posts.height - dated,
+                too_old=dated - used,
+                used=used,
+            )
+        return dict(counts)
+
+    def _shown_posts(self, authors: DidRange) -> pl.DataFrame:
+        rows = self._tables.storage.scan(self._shown, SHOWN_SCHEMA).filter(authors.holds("uri", "at://"))
+        return self._tables.storage.collect([rows], self._shown)[0]
+
+    def _used(self, shown: pl.DataFrame, authors: DidRange) -> pl.DataFrame:
+        posts = self._posts(shown, authors, TABLE_BY_NAME["posts"].schema.names())
+        return posts.join(_qualified(shown, posts, self._look_back), on="uri")
+
+    def _posts(self, shown: pl.DataFrame, authors: DidRange, columns: Sequence[str]) -> pl.DataFrame:
+        """Return these columns of the collected posts and replies that were shown; of the undated no created_at."""
+        wanted = shown.lazy().select("uri").unique()
+        frames, found = [], []
+        for table in _SOURCES:
+            dated = set(self._tables.keys(table)) - set(self._tables.undated_keys(table))
+            for keys, is_dated in ((sorted(dated), True), (self._tables.undated_keys(table), False)):
+                found += keys
+                rows = self._tables.scan(table, keys, TABLE_BY_NAME[table].schema.names())
+                rows = rows.filter(authors.holds("did")).join(wanted, on="uri", how="semi")
+                created_at = pl.col("created_at") if is_dated else pl.lit(None, INSTANT).alias("created_at")
+                frames.append(rows.with_columns(created_at).select(columns))
+        empty = TABLE_BY_NAME["posts"].schema.to_frame().select(columns)
+        return pl.concat([empty, *self._tables.storage.collect(frames, found, engine="streaming")])
+
+
+def _qualified(shown: pl.DataFrame, posts: pl.DataFrame, look_back: pl.Expr) -> pl.DataFrame:
+    """Return `uri, used_on, first_shown_at, days_shown, times_shown` of the posts that were young enough on a day."""
+    born = pl.col("created_at").dt.date()
+    return (
+        shown.join(posts.select("uri", "created_at").drop_nulls(), on="uri")
+        .filter(born + look_back >= pl.col("day"))
+        .sort("uri", "day")
+        .group_by("uri", maintain_order=True)
+        .agg(
+            used_on=pl.col("day").first(),
+            first_shown_at=pl.col("first_shown_at").first(),
+            days_shown=pl.len().cast(pl.Int64),
+            times_shown=pl.col("times").sum(),
+        )
+    )

@@ -1,0 +1,68 @@
+"""What stands in a list that a filter names, and whether it can keep any record."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+import polars as pl
+
+from backfill_dagster.dids.syntax import stripped
+from backfill_dagster.records import syntax
+from backfill_dagster.records.tables import BLOCK, FOLLOW
+
+# The fields of a filter that are lists.
+ListField: TypeAlias = Literal["uris", "subjects"]
+
+# Of these collections the subject is an account.
+_ABOUT_ACCOUNTS = (FOLLOW, BLOCK)
+
+
+class ListRejection(StrEnum):
+    """Why an entry of a list can keep no record."""
+
+    NOT_AN_AT_URI = "not_an_at_uri"
+    NOT_A_RECORD = "not_a_record"  # an AT-URI of an account or a collection
+    HANDLE = "handle"  # an AT-URI that names its account by a handle: those in tables never do
+    OTHER_COLLECTION = "other_collection"  # than the one that the filter is for
+    NOT_A_DID = "not_a_did"
+
+
+def judge_entries(entries: pl.DataFrame, collection: str, field: ListField) -> pl.DataFrame:
+    """Return `did, entry, reason` of what stands in a list (ENTRIES_SCHEMA).
+
+    The reason, which is null for what can keep records of the collection, is the source's own if it has one.
+    """
+    entry = pl.col("entry")
+    is_did = _matches(entry, syntax.DID, syntax.MAX_DID_BYTES)
+    is_uri = _matches(entry, syntax.AT_URI, syntax.MAX_AT_URI_BYTES)
+    # at: // authority / collection / rkey
+    parts = entry.str.splitn("/", 5).struct
+    names_account = parts.field("field_2").str.starts_with("did:")
+    is_record = parts.field("field_4").is_not_null()
+    of_records = (
+        pl.when(~is_uri)
+        .then(pl.lit(ListRejection.NOT_AN_AT_URI.value))
+        .when(~names_account)
+        .then(pl.lit(ListRejection.HANDLE.value))
+        .when(~is_record)
+        .then(pl.lit(ListRejection.NOT_A_RECORD.value))
+    )
+    reason: pl.Expr
+    did: pl.Expr
+    if field == "uris":
+        is_other = parts.field("field_3") != collection
+        other = pl.when(is_other).then(pl.lit(ListRejection.OTHER_COLLECTION.value))
+        reason, did = pl.coalesce(of_records, other), parts.field("field_2")
+    elif collection in _ABOUT_ACCOUNTS:
+        reason, did = pl.when(~is_did).then(pl.lit(ListRejection.NOT_A_DID.value)), entry
+    else:
+        reason = pl.when(~is_did).then(of_records)
+        did = pl.when(is_did).then(entry).otherwise(parts.field("field_2"))
+    given = entries.with_columns(entry=stripped(entry))
+    return given.select(did=did, entry=entry, reason=pl.coalesce("reason", reason))
+
+
+def _matches(text: pl.Expr, pattern: str, max_bytes: int) -> pl.Expr:
+    is_match = text.str.contains(syntax.whole(pattern)) & (text.str.len_bytes() <= max_bytes)
+    return is_match.fill_null(value=False)

@@ -1,0 +1,70 @@
+"""Pages of `com.atproto.sync.listRepos`, and of `listReposByCollection`, which has the same form.
+
+Source: their lexicons, of which `cursor` and `repos` are read here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from backfill_dagster.network.answers import BadAnswerError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+PAGE = 1000
+MAX_PAGE_BYTES = 4 * 2**20
+_MAX_CURSOR = 1000
+# A host that goes on for longer than this does not end: a hundred million accounts.
+_MAX_PAGES = 100_000
+# Pages in a row without an account. One who filters what it lists may give some.
+_MAX_EMPTY_PAGES = 100
+
+
+class RepoPage(NamedTuple):
+    """What a page lists, unchecked, and the cursor of the next one; None on the last."""
+
+    repos: list[Any]
+    cursor: str | None
+
+
+def read_page(body: bytes) -> RepoPage:
+    """Read a page; raises BadAnswerError for what is none."""
+    try:
+        page = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadAnswerError(f"a page is not JSON: {error}") from None
+    if not isinstance(page, dict) or not isinstance(page.get("repos"), list):
+        raise BadAnswerError("a page has no list of `repos`")
+    cursor = page.get("cursor")
+    if cursor is not None and not (isinstance(cursor, str) and len(cursor) <= _MAX_CURSOR):
+        raise BadAnswerError("a page has a cursor that is not text of a reasonable length")
+    return RepoPage(page["repos"], cursor or None)
+
+
+async def repo_pages(
+    ask: Callable[[dict[str, str]], Awaitable[RepoPage]],
+) -> AsyncGenerator[list[Any], None]:
+    """Yield what the pages list, one after the other; `ask` gets the parameters of each.
+
+    Raises BadAnswerError for a list that leads in a circle or nowhere, and whatever `ask` raises.
+    """
+    seen: set[int] = set()
+    empty = 0
+    params = {"limit": str(PAGE)}
+    for _ in range(_MAX_PAGES):
+        page = await ask(params)
+        yield page.repos
+        if page.cursor is None:
+            return
+        # Of a hundred thousand cursors the hashes alone; that two are equal by chance will not happen.
+        if hash(page.cursor) in seen:
+            raise BadAnswerError("the pages lead in a circle: a cursor came again")
+        seen.add(hash(page.cursor))
+        empty = 0 if page.repos else empty + 1
+        if empty == _MAX_EMPTY_PAGES:
+            raise BadAnswerError(f"{empty} pages in a row listed nobody, and there was to be another")
+        params = {"limit": str(PAGE), "cursor": page.cursor}
+    raise BadAnswerError(f"there are more than {_MAX_PAGES:,} pages")
