@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(f"--{marker}", action="store_true", help=f"run {tests}")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:  # noqa: ARG001  a hook of pytest-xdist
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Run one file more at once than there are cores: many tests wait for servers, timers or child processes."""
     return (os.cpu_count() or 1) + 1
 
