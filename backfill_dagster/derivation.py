@@ -21,12 +21,19 @@ from backfill_dagster.derived.engaged import (
     find_engaged,
 )
 from backfill_dagster.derived.engagement import Engagement
-from backfill_dagster.derived.feed_use import SHOWN_FOLDER, PostsUsedInFeeds, store_shown, stored_shown
+from backfill_dagster.derived.feed_use import (
+    SHOWN_FOLDER,
+    PostsUsedInFeeds,
+    store_shown,
+    stored_shown,
+    without_purged,
+)
 from backfill_dagster.derived.inspection import DerivedInspection, inspect_derived
 from backfill_dagster.derived.stored_tables import StoredTables
 from backfill_dagster.derived.threads import Threads
 from backfill_dagster.dids.entries import SourceAccess
 from backfill_dagster.dids.sources.by_type import entry_source, read_columns
+from backfill_dagster.errors import SourceError
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.records.windows import granularity_of, study_windows
 from backfill_dagster.storage import RowGroupWriter, StudyStorage
@@ -76,7 +83,9 @@ def derivations(study: Study, tables: Sequence[str]) -> dict[str, Derivation]:
     }
     use = study.derived.posts_used_in_feeds
     if use is not None:
-        make[PostsUsedInFeeds.name] = lambda: PostsUsedInFeeds(stored, use.look_back_days)
+        make[PostsUsedInFeeds.name] = lambda: PostsUsedInFeeds(
+            stored, use.look_back_days, study_windows(study.time_range)
+        )
     return {name: make[name]() for name in derived_names(study)}
 
 
@@ -89,14 +98,21 @@ def stale_derived(study: Study, tables: Sequence[str]) -> dict[str, list[str]]:
 def build_derived(
     study: Study, tables: Sequence[str], name: str, windows: Sequence[str], *, again: bool = False
 ) -> list[PartitionReport]:
-    """Bring these time windows of one derived table up to date, or build them all `again`; report each."""
+    """Bring these time windows of one derived table up to date, or build them all `again`; report each.
+
+    What the study does not derive any more is removed.
+    """
+    remove_other_derived(study)
     return _table(study, derivations(study, tables)[name]).build(windows, again=again)
 
 
 def inspect(study: Study, tables: Sequence[str], name: str, windows: Sequence[str]) -> DerivedInspection:
-    """Read the final files of these windows of a derived table again."""
+    """Read the final files of these windows again; what is not what it must be is stale from then on."""
     made = derivations(study, tables)[name]
-    return inspect_derived(_stored(study, tables), made, _table(study, made), windows)
+    table = _table(study, made)
+    found = inspect_derived(_stored(study, tables), made, table, windows)
+    table.forget(found.faulty)
+    return found
 
 
 def reconciles(name: str) -> bool:
@@ -108,6 +124,17 @@ def notes(study: Study, tables: Sequence[str], name: str) -> dict[str, int]:
     """Return what there is to say of a derived table as a whole, by name: of posts used in feeds, what was not."""
     made = derivations(study, tables)[name]
     return made.counts() if isinstance(made, PostsUsedInFeeds) else {}
+
+
+def settings_stamp(study: Study) -> str:
+    """Return what is another whenever other things are to be derived, or the table of feeds may have changed."""
+    use = study.derived.posts_used_in_feeds
+    try:
+        feeds = _feeds_stamp(study, use) if use is not None else None
+    except SourceError as error:
+        feeds = str(error)
+    parts = [part.model_dump(mode="json") for part in (study.derived, study.discovery) if part is not None]
+    return json.dumps([parts, feeds])
 
 
 def feeds_have_changed(study: Study) -> bool:
@@ -126,8 +153,12 @@ def read_feeds(study: Study) -> Counter[str]:
     """
     use = study.derived.posts_used_in_feeds
     assert use is not None  # noqa: S101  who asks for it has looked
-    storage, stamp = StudyStorage(study.root), _feeds_stamp(study, use)
-    told = stored_shown(storage)
+    storage = StudyStorage(study.root)
+    told, tombstones = stored_shown(storage), Tombstones.load(storage)
+    if told is not None and tombstones.unfinished:
+        # What is to be purged must not wait for a source that may be gone.
+        return told[1]
+    stamp = _feeds_stamp(study, use)
     if told is not None and told[0] == stamp:
         return told[1]
     columns = [use.uri_column, use.time_column]
@@ -135,22 +166,9 @@ def read_feeds(study: Study) -> Counter[str]:
         batches = read_columns(
             use.feeds, _FEEDS_FIELD, columns, SourceAccess(scratch), storage=study.storage.path
         )
-        named = (batch.select(uri=use.uri_column, time=use.time_column) for batch in batches)
-        tombstones = Tombstones.load(storage)
-        return store_shown(storage, (_without_purged(batch, tombstones) for batch in named), stamp)
-
-
-def _without_purged(batch: pl.DataFrame, tombstones: Tombstones) -> pl.DataFrame:
-    if not tombstones:
-        return batch
-    authors = batch.select(pl.col("uri").str.extract("^at://([^/]+)/"))["uri"]
-    purged = set(tombstones.held_among(authors))
-    records = {did for did in authors.unique().drop_nulls() if tombstones.holds_records_of(did)}
-    stays = [
-        author not in purged and not (author in records and tombstones.holds_uri(uri))
-        for author, uri in zip(authors, batch["uri"], strict=True)
-    ]
-    return batch.filter(pl.Series(stays, dtype=pl.Boolean))
+        uri = pl.col(use.uri_column).str.strip_chars()
+        named = (batch.select(uri=uri, time=use.time_column) for batch in batches)
+        return store_shown(storage, (without_purged(batch, tombstones) for batch in named), stamp)
 
 
 def _feeds_stamp(study: Study, use: FeedUse) -> str:
@@ -174,9 +192,9 @@ def remove_other_derived(study: Study) -> None:
 
 
 def remove_all(study: Study) -> None:
-    """Delete all that is derived, and what feeds showed."""
+    """Delete all that is derived; it is made anew of the tables."""
     storage = StudyStorage(study.root)
-    for key in (*storage.keys(FOLDER), *storage.keys(SHOWN_FOLDER), ENGAGED_ACCOUNTS_KEY, ENGAGED_POSTS_KEY):
+    for key in (*storage.keys(FOLDER), ENGAGED_ACCOUNTS_KEY, ENGAGED_POSTS_KEY):
         storage.remove(key)
 
 

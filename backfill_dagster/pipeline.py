@@ -26,6 +26,7 @@ import polars as pl
 from backfill_dagster import derivation, fetch_modes, filtering
 from backfill_dagster.config.sources import InlineSource
 from backfill_dagster.connections import Connections, open_connections
+from backfill_dagster.derived.feed_use import PostsUsedInFeeds, purge_shown
 from backfill_dagster.dids.collect import EXCLUDE_FIELD, SOURCE_FIELD, CollectedDids, collect_dids
 from backfill_dagster.dids.entries import SourceAccess
 from backfill_dagster.dids.sources.by_type import entry_source
@@ -454,7 +455,7 @@ def _summarise_lots(
     """Do so for some accounts at a time: the conversions' counts are many more than the accounts."""
     storage = StudyStorage(study.root)
     directory, ledger = _asked_directory(study, source["did"]), read_ledger(storage)
-    told = ledger.select("did", "pds_host", "pack", "outcome", "asked", "repo_rev", "fetched_at")
+    told = ledger.select("did", "pds_host", "pack", "outcome", "obtained", "asked", "repo_rev", "fetched_at")
     current = snapshots(directory, told).select("did", "pds_host", "pack")
     # By pack, so that each is looked into once or twice.
     everybody = (
@@ -511,20 +512,22 @@ def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
     What is up to date stays as it is, unless all is to be built `again`.
     """
     build_record_tables(study, again=again)
+    accounts = build_accounts(study).accounts
+    # Last: what it reads besides the tables may be gone.
     build_derived(study, again=again)
-    return build_accounts(study).accounts
+    return accounts
 
 
 def build_derived(study: Study, *, again: bool = False) -> None:
     """Stage 6: bring all that is made of the tables up to date, or make it `again`; what no longer belongs goes."""
     tables, windows = study_tables(study), study_windows(study.time_range)
     derivation.remove_other_derived(study)
-    if study.derived.posts_used_in_feeds is not None:
-        derivation.read_feeds(study)
-    for name in derivation.derived_names(study):
-        derivation.build_derived(study, tables, name, windows, again=again)
     if study.discovery is not None:
         derivation.discover_engaged(study, tables, source_dids(study), again=again)
+    for name in derivation.derived_names(study):
+        if name == PostsUsedInFeeds.name:
+            derivation.read_feeds(study)
+        derivation.build_derived(study, tables, name, windows, again=again)
 
 
 def build_record_tables(study: Study, *, again: bool = False) -> None:
@@ -783,11 +786,10 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
     handles = _handles_of_purged(storage, tombstones)
     packs = _purge_packs(study)
     remove_leftovers(storage)
-    # Made anew of what is left; the feeds' table is read again.
-    derivation.remove_all(study)
     removed |= {
         "attempts": sum(pack.attempts for pack in packs),
         "blocks": sum(pack.blocks for pack in packs),
+        "feeds": purge_shown(storage, tombstones),
         "filters": filtering.purge_lists(storage, tombstones),
         # Before the directory, which alone knows the handles: a purge that is interrupted looks for them again.
         "source_dids": purge_source(storage, SOURCE_KEY, SOURCE_REJECTS_KEY, tombstones, handles),
@@ -803,6 +805,7 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
         named_in_config=_named_in_config(study, tombstones),
     )
     if (report.changed or was_unfinished) and storage.exists(DIRECTORY_KEY):
+        derivation.remove_all(study)
         rebuild(study)
     settle(storage, datetime.now(UTC))
     return report

@@ -56,10 +56,11 @@ class StudyUserActivity(Derivation):
         """Return what is another whenever the records of the window are."""
         return f"{_VERSION} {len(self._ranges)} {self._tables.identity(_COUNTED, [window])}"
 
-    def lots(self, windows: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """Yield the days of ranges of accounts, by account and day."""
-        for accounts in self._ranges:
-            yield pl.concat(self._count(window, accounts) for window in windows)
+    def lots(self, windows: Sequence[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+        """Yield the days of ranges of accounts in each window, by account and day."""
+        for lot, accounts in enumerate(self._ranges):
+            for window in windows:
+                yield lot, self._count(window, accounts)
 
     def _count(self, window: str, accounts: DidRange) -> pl.DataFrame:
         keys = {table: self._tables.keys(table, [window]) for table in _COUNTED}

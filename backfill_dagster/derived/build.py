@@ -43,10 +43,11 @@ class Derivation(ABC):
         """Return what is another whenever the window's rows may be."""
 
     @abstractmethod
-    def lots(self, windows: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """Yield the rows of these windows in lots of bounded size, each sorted, with their window as `_window`.
+    def lots(self, windows: Sequence[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+        """Yield the rows of these windows in frames of bounded size, sorted, with their window as `_window`.
 
-        How many lots there are, and how the rows are dealt out to them, is the same whichever windows are asked for.
+        Each comes with the number of its lot; of a window and a lot there is one frame at most. How many lots there
+        are, and how the rows are dealt out to them, is the same whichever windows are asked for.
         """
 
 
@@ -92,15 +93,22 @@ class DerivedTable:
             self._report(window, told.get(self.folder(window), []), window in changed) for window in windows
         ]
 
+    def forget(self, windows: Sequence[str]) -> None:
+        """Take these windows for not built, whatever their files are."""
+        if windows:
+            self._note([self.folder(window) for window in windows], [])
+
     def _rebuild(self, stale: Sequence[str]) -> set[str]:
         """Write the files of these windows; return those whose files are others than before."""
         folders = {window: self.folder(window) for window in stale}
         numbers = {window: stable_number(self._derivation.identity(window)) for window in stale}
+        known = self._told()
         self._note(list(folders.values()), [])
         entries: list[tuple[str, str | None, int, int, int]] = []
         written: dict[str, set[str]] = defaultdict(set)
-        changed = set()
-        for lot, rows in enumerate(self._derivation.lots(stale)):
+        # What a run wrote that was ended before it could tell of it is news as well.
+        changed = {window for window, folder in folders.items() if folder not in known}
+        for lot, rows in self._derivation.lots(stale):
             by_window = rows.partition_by(WINDOW, as_dict=True, include_key=False)
             for (window,), part in sorted(by_window.items()):
                 name = f"part-{lot:05d}.parquet"

@@ -60,19 +60,20 @@ class Engagement(Derivation):
         """Return what is another whenever any posts, replies, likes or reposts are."""
         return self._identity
 
-    def lots(self, windows: Sequence[str]) -> Iterator[pl.DataFrame]:
+    def lots(self, windows: Sequence[str]) -> Iterator[tuple[int, pl.DataFrame]]:
         """Yield the posts of ranges of authors, by URI."""
-        for authors in self._ranges:
+        for lot, authors in enumerate(self._ranges):
             posts = pl.concat(self._posts(window, authors) for window in windows)
             for kind in RECEIVED:
                 posts = posts.join(self._received(kind, authors, posts), on="uri", how="left")
             numbers = [name for name in posts.columns if name.startswith("_own_")]
             posts = posts.with_columns(pl.col(pl.Int64).fill_null(0))
-            yield posts.sort("uri").select(
+            rows = posts.sort("uri").select(
                 *(column.name for column in self.columns if column.name != "by_author"),
                 pl.sum_horizontal(numbers).alias("by_author"),
                 WINDOW,
             )
+            yield lot, rows
 
     def _posts(self, window: str, authors: DidRange) -> pl.DataFrame:
         frames, found = [], []

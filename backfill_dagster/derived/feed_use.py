@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -14,9 +15,11 @@ from backfill_dagster.records.tables import INSTANT, TABLE_BY_NAME, TEXT, Column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from datetime import date
 
     from backfill_dagster.derived.did_ranges import DidRange
     from backfill_dagster.derived.stored_tables import StoredTables
+    from backfill_dagster.purge.tombstones import Tombstones
     from backfill_dagster.storage import StudyStorage
 
 SHOWN_FOLDER = "feeds"
@@ -44,16 +47,19 @@ def shown_rows(batch: pl.DataFrame) -> pl.DataFrame:
     `reason` is null, or says why a row says nothing: `no_post` for what is no AT-URI of a post, `no_time`.
     """
     time = pl.col("time").str.strip_chars()
+    # With a `T` or a blank, to the minute or finer; an offset of hours alone is one of whole hours.
+    written = (
+        time.str.replace(r"^(\d{4}-\d{2}-\d{2}) ", "${1}T")
+        .str.replace(r"^([^T]+T\d{2}:\d{2})([Zz+-]|$)", "${1}:00${2}")
+        .str.replace(r"(T.*[+-]\d{2})$", "${1}:00")
+    )
+    local = written.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)
+    day = time.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
     instant = pl.coalesce(
-        time.str.to_datetime("%+", time_unit="us", time_zone="UTC", strict=False),
+        written.str.to_datetime("%+", time_unit="us", time_zone="UTC", strict=False),
         # Without a zone it is taken for UTC.
-        time.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False).dt.replace_time_zone(
-            "UTC"
-        ),
-        time.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False).dt.replace_time_zone(
-            "UTC"
-        ),
-        time.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
+        local.dt.replace_time_zone("UTC"),
+        day.dt.replace_time_zone("UTC"),
     )
     uri = pl.col("uri").str.strip_chars()
     return batch.select(
@@ -95,7 +101,7 @@ def store_shown(storage: StudyStorage, batches: Iterable[pl.DataFrame], stamp: s
         storage.remove(_FIRST_KEY)
         for key, authors in reversed(list(zip(written, ranges, strict=True))):
             shown = SHOWN_SCHEMA.to_frame() if read is None else _by_day(read, authors)
-            storage.write(key, shown, {_STAMP: stamp, _COUNTS: json.dumps(counts)})
+            storage.write(key, shown, {_STAMP: stamp, _COUNTS: json.dumps(counts, sort_keys=True)})
     for key in set(storage.keys(SHOWN_FOLDER)) - set(written):
         storage.remove(key)
     return counts
@@ -110,6 +116,51 @@ def _by_day(rows: pl.LazyFrame, authors: DidRange) -> pl.DataFrame:
         .collect(engine="streaming")
         .sort("uri", "day")
     )
+
+
+def purge_shown(storage: StudyStorage, tombstones: Tombstones) -> int:
+    """Take out of what feeds showed what the study has purged; return how many rows that were."""
+    removed = 0
+    for key in storage.keys(SHOWN_FOLDER):
+        rows, told = storage.read(key), pl.read_parquet_metadata(storage.path(key))
+        kept = without_purged(rows, tombstones)
+        if kept.height < rows.height:
+            storage.write(key, kept, {name: told[name] for name in (_STAMP, _COUNTS)})
+            removed += rows.height - kept.height
+    return removed
+
+
+def without_purged(rows: pl.DataFrame, tombstones: Tombstones) -> pl.DataFrame:
+    """Return the rows whose `uri` is neither a purged account's nor a purged record."""
+    if not tombstones:
+        return rows
+    authors = rows.select(pl.col("uri").str.extract("^at://([^/]+)/"))["uri"]
+    purged = set(tombstones.held_among(authors))
+    records = {did for did in authors.unique().drop_nulls() if tombstones.holds_records_of(did)}
+    stays = [
+        author not in purged and not (author in records and tombstones.holds_uri(uri))
+        for author, uri in zip(authors, rows["uri"], strict=True)
+    ]
+    return rows.filter(pl.Series(stays, dtype=pl.Boolean))
+
+
+@dataclass(frozen=True, slots=True)
+class Days:
+    """The days that count: within the study's windows, and at most so many after a post's creation."""
+
+    look_back: int
+    first: date
+    end: date  # the first day after
+
+    def counts(self) -> pl.Expr:
+        """Tell which rows with `day` and `created_at` count; a day before creation may be another zone's, no more."""
+        day, born = pl.col("day"), pl.col("created_at").dt.date()
+        in_windows = (day >= self.first) & (day < self.end)
+        return (
+            in_windows
+            & (day >= born - pl.duration(days=1))
+            & (day <= born + pl.duration(days=self.look_back))
+        )
 
 
 class PostsUsedInFeeds(Derivation):
@@ -131,21 +182,23 @@ class PostsUsedInFeeds(Derivation):
 
     key = ("uri",)
 
-    def __init__(self, tables: StoredTables, look_back_days: int) -> None:
+    def __init__(self, tables: StoredTables, look_back_days: int, windows: Sequence[str]) -> None:
         self._tables = tables
-        self._look_back = pl.duration(days=look_back_days)
+        starts = [start for key in (windows[0], windows[-1]) if (start := tables.granularity.start(key))]
+        end = tables.granularity.after(starts[-1]).date()
+        self._days = Days(look_back_days, starts[0].date(), end)
         self._shown = tables.storage.keys(SHOWN_FOLDER)
-        self._ranges = did_ranges(tables.rows(_SOURCES), _AT_ONCE)
+        told = stored_shown(tables.storage)
+        rows = told[1]["rows"] if told else 0
+        self._ranges = did_ranges(max(tables.rows(_SOURCES), rows * _AT_ONCE // _SHOWN_AT_ONCE), _AT_ONCE)
         shown = [tables.storage.sha256(key) for key in self._shown]
-        self._identity = (
-            f"{_VERSION} {len(self._ranges)} {look_back_days} {shown} {tables.identity(_SOURCES)}"
-        )
+        self._identity = f"{_VERSION} {len(self._ranges)} {self._days} {shown} {tables.identity(_SOURCES)}"
 
     def identity(self, window: str) -> str:  # noqa: ARG002  a post may be shown long after its window
         """Return what is another whenever the feeds, posts or replies are."""
         return self._identity
 
-    def lots(self, windows: Sequence[str]) -> Iterator[pl.DataFrame]:
+    def lots(self, windows: Sequence[str]) -> Iterator[tuple[int, pl.DataFrame]]:
         """Yield the used posts of ranges of authors, by URI."""
         granularity = self._tables.granularity
         starts = pl.DataFrame(
@@ -153,25 +206,28 @@ class PostsUsedInFeeds(Derivation):
             schema={"_start": INSTANT, WINDOW: TEXT},
         )
         start = pl.col("used_on").cast(INSTANT).dt.truncate(granularity.every)
-        for authors in self._ranges:
+        for lot, authors in enumerate(self._ranges):
             shown = self._shown_posts(authors)
             used = self._used(shown, authors).with_columns(_start=start).join(starts, on="_start")
-            yield used.sort("uri").select(*(column.name for column in self.columns), WINDOW)
+            yield lot, used.sort("uri").select(*(column.name for column in self.columns), WINDOW)
 
     def counts(self) -> dict[str, int]:
-        """Return how many posts the feeds showed, and how many of them are not collected, undated, too old, or used."""
+        """Return how many posts the feeds showed, and how many of them are not collected, undated, or used.
+
+        What is left was `on_no_day` of the study's windows shown at an age that counts.
+        """
         counts: Counter[str] = Counter()
         for authors in self._ranges:
             shown = self._shown_posts(authors)
             posts = self._posts(shown, authors, ["uri", "created_at", "date_quality"])
-            used = _qualified(shown, posts, self._look_back).height
+            used = _qualified(shown, posts, self._days).height
             dated = posts.drop_nulls("created_at").height
             every = shown["uri"].n_unique()
             counts.update(
                 posts_shown=every,
                 not_collected=every - posts.height,
                 undated=posts.height - dated,
-                too_old=dated - used,
+                on_no_day=dated - used,
                 used=used,
             )
         return dict(counts)
@@ -182,7 +238,7 @@ class PostsUsedInFeeds(Derivation):
 
     def _used(self, shown: pl.DataFrame, authors: DidRange) -> pl.DataFrame:
         posts = self._posts(shown, authors, TABLE_BY_NAME["posts"].schema.names())
-        return posts.join(_qualified(shown, posts, self._look_back), on="uri")
+        return posts.join(_qualified(shown, posts, self._days), on="uri")
 
     def _posts(self, shown: pl.DataFrame, authors: DidRange, columns: Sequence[str]) -> pl.DataFrame:
         """Return these columns of the collected posts and replies that were shown; of the undated no created_at."""
@@ -200,12 +256,11 @@ class PostsUsedInFeeds(Derivation):
         return pl.concat([empty, *self._tables.storage.collect(frames, found, engine="streaming")])
 
 
-def _qualified(shown: pl.DataFrame, posts: pl.DataFrame, look_back: pl.Expr) -> pl.DataFrame:
-    """Return `uri, used_on, first_shown_at, days_shown, times_shown` of the posts that were young enough on a day."""
-    born = pl.col("created_at").dt.date()
+def _qualified(shown: pl.DataFrame, posts: pl.DataFrame, days: Days) -> pl.DataFrame:
+    """Return `uri, used_on, first_shown_at, days_shown, times_shown` of the posts shown on days that count."""
     return (
         shown.join(posts.select("uri", "created_at").drop_nulls(), on="uri")
-        .filter(born + look_back >= pl.col("day"))
+        .filter(days.counts())
         .sort("uri", "day")
         .group_by("uri", maintain_order=True)
         .agg(

@@ -34,7 +34,13 @@ class StoredTables:
         for table in self.had(tables):
             built = self._built[table]
             folders = sorted(built) if windows is None else self._folders(table, windows)
-            digest.update(repr((table, [(folder, built.get(folder)) for folder in folders])).encode())
+            # A window without rows changes nothing: there is a new one whenever time goes on.
+            filled = [
+                (folder, built[folder])
+                for folder in folders
+                if any(file[2] for file in built.get(folder, ()))
+            ]
+            digest.update(repr((table, filled)).encode())
         return digest.hexdigest()
 
     def had(self, tables: Iterable[str]) -> list[str]:

@@ -76,24 +76,25 @@ class Threads(Derivation):
         """Return what is another whenever any posts or replies are."""
         return self._identity
 
-    def lots(self, windows: Sequence[str]) -> Iterator[pl.DataFrame]:
+    def lots(self, windows: Sequence[str]) -> Iterator[tuple[int, pl.DataFrame]]:
         """Yield the threads of ranges of the roots' authors, by root and URI."""
         granularity = self._tables.granularity
         starts = pl.DataFrame(
             {"_start": [granularity.start(window) for window in windows], WINDOW: list(windows)},
             schema={"_start": INSTANT, WINDOW: TEXT},
         )
-        for authors in self._ranges:
+        for lot, authors in enumerate(self._ranges):
             trees = grown(self._replies(authors), self._roots(authors), self._elsewhere)
             first = trees.group_by("root_uri").agg(
                 _start=pl.col("created_at").min().dt.truncate(granularity.every)
             )
-            yield (
+            rows = (
                 trees.join(first, on="root_uri")
                 .join(starts, on="_start")
                 .sort("root_uri", "uri")
                 .select(*(column.name for column in self.columns), WINDOW)
             )
+            yield lot, rows
 
     def _replies(self, authors: DidRange) -> pl.DataFrame:
         keys = self._tables.keys("replies")

@@ -301,8 +301,9 @@ def _build(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None
     if span is not None:
         _run_stage(context, study, "convert", span, {"records": {"again": again}})
     _build_windows(context, study, again=again)
-    _derive(context, study, again=again)
     _run_stage(context, study, "accounts", asset_config={"undated": {"again": again}})
+    # After the undated rows, of which it is made too; and last, for what it reads besides may be gone.
+    _derive(context, study, again=again)
 
 
 def _build_windows(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None:
@@ -319,9 +320,9 @@ def _build_windows(context: dg.OpExecutionContext, study: Study, *, again: bool)
 def _derive(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None:
     """Bring what is made of the tables up to date, in the same way."""
     derivation.remove_other_derived(study)
-    _run_on_windows(context, study, "derive", pending.stale_derived(study), again=again)
     if study.discovery is not None and (again or pending.engaged_is_stale(study)):
         _run_stage(context, study, "engaged", asset_config={"engaged": {"again": again}})
+    _run_on_windows(context, study, "derive", pending.stale_derived(study), again=again)
 
 
 def _run_on_windows(

@@ -69,7 +69,7 @@ def study_sensors(
     """Return the sensors that start a study's stages, whose asset jobs are given by stage."""
     automation = study.automation
     discover, fetch = {"discover": jobs["discover"]}, {"fetch": jobs["fetch"]}
-    stages = ("convert", "tables", "derive", "engaged", "accounts")
+    stages = ("convert", "tables", "accounts", "engaged", "derive")
     build = {stage: jobs[stage] for stage in stages if stage in jobs}
     return [
         _sensor(
@@ -100,12 +100,13 @@ def study_sensors(
                 pending.storage_stamp(study),
                 pipeline.records_fingerprint(study),
                 lists_stamp(study),
+                derivation.settings_stamp(study),
                 _windows(study)[-1:],
             ),
             lambda instance: _build_work(study, instance),
             on=automation.on_new_data,
             description="Turns new packs into records, then builds the partitions of the tables that changed, then "
-            "the accounts. Starts no network traffic; off if automation.on_new_data is false.",
+            "the accounts and what is derived. Starts no network traffic; off if automation.on_new_data is false.",
         ),
     ]
 
@@ -215,15 +216,16 @@ def _build_work(study: Study, instance: dg.DagsterInstance) -> Work | None:
         config = {table: {"only_stale": True} for table in pipeline.study_tables(study)}
         # The same windows may change again.
         return Work("tables", [windows, pipeline.accounts_inputs(study)], changed, config)
+    if pending.accounts_are_stale(study):
+        return Work("accounts", pipeline.accounts_inputs(study))
+    if pending.engaged_is_stale(study):
+        return Work("engaged", [pipeline.accounts_inputs(study), derivation.settings_stamp(study)])
     derived = {name: keys for name, keys in pending.stale_derived(study).items() if keys}
     if derived:
         changed = covering_range(_windows(study), {key for keys in derived.values() for key in keys})
         config = {name: {"only_stale": True} for name in derivation.derived_names(study)}
-        return Work("derive", [derived, pipeline.accounts_inputs(study)], changed, config)
-    if pending.engaged_is_stale(study):
-        return Work("engaged", pipeline.accounts_inputs(study))
-    if pending.accounts_are_stale(study):
-        return Work("accounts", pipeline.accounts_inputs(study))
+        identity = [derived, pipeline.accounts_inputs(study), derivation.settings_stamp(study)]
+        return Work("derive", identity, changed, config)
     return None
 
 

@@ -168,14 +168,15 @@ class _Work:
     """One account on its way: tries made, and what was learned of it meanwhile.
 
     Of the tries, `spent` are those that count against it: an account of many requests may fail over some of them, as
-    long as each try brings it further. `arrived` says that nothing more is to be asked for, `rejections` how often what
-    had arrived did not hold.
+    long as each try brings it further than it ever was, which is `furthest`. `arrived` says that nothing more is to be
+    asked for, `rejections` how often what had arrived did not hold.
     """
 
     account: Account
     attempts: int = 0
     spent: int = 0
     rejections: int = 0
+    furthest: int = 0
     refreshed: bool = False
     previous_keys: tuple[str, ...] = ()
     fetch: AccountFetch | None = None
@@ -434,7 +435,9 @@ class HostCrawl:
             work.discard()
             await self._account_state(work)
             return
-        if fetch.answered > before:
+        # Further than ever: what was begun anew, and came as far as before, has not.
+        if fetch.answered > work.furthest:
+            work.furthest = fetch.answered
             work.spent = work.rejections + 1
         reason = answer.reason or FailureReason.UNEXPECTED_ANSWER
         unreachable = reason in (FailureReason.UNREACHABLE, FailureReason.TIMED_OUT)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from backfill_dagster.repos.asked import WHOLE_REPOS
-from backfill_dagster.repos.client import download, get_repo
+from backfill_dagster.repos.client import RepoAnswer, download, get_repo
+from backfill_dagster.repos.outcomes import FailureReason, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from backfill_dagster.network.patience import Patience
     from backfill_dagster.network.turns import Turns
     from backfill_dagster.repos.asked import Asks
-    from backfill_dagster.repos.client import DownloadBounds, RepoAnswer
+    from backfill_dagster.repos.client import DownloadBounds
 
 
 class Part(NamedTuple):
@@ -60,6 +61,16 @@ class AskedHost:
         answer = await download(self.turns, self.gate, url, params, to, bounds, self.patience)
         self.on_bytes(answer.bytes_received)
         return answer
+
+
+def is_slow(seconds: float, answered: int, host: AskedHost) -> bool:
+    """Tell whether answers took longer than a repository may, and than so many answers may besides."""
+    return seconds > host.bounds.seconds + answered * _SECONDS_EACH
+
+
+# Of answers beyond the time for a repository, on average; a host that keeps to its pace takes a small part of it.
+_SECONDS_EACH = 2
+TOO_SLOW = RepoAnswer(Outcome.FAILED, FailureReason.TIMED_OUT, "the answers take too long, all in all")
 
 
 class AccountFetch(Protocol):

@@ -48,11 +48,15 @@ def gather_listed(file: Path, parts: Iterable[Part], did: str, spool: Path) -> G
                     spans.append(Span(path, dag_cbor_cid(listed.block), start, end))
                 if len(spans) > MAX_LISTED:
                     raise _too_large(f"more than {MAX_LISTED} records are listed")
-                if len(not_taken) > MAX_NOT_TAKEN:
-                    raise _too_large(
-                        f"more than {MAX_NOT_TAKEN} of the records that are listed cannot be taken"
-                    )
-    return Gathered(spool, _in_order(spans, not_taken), not_taken)
+                _check_not_taken(not_taken)
+    taken = _in_order(spans, not_taken)
+    _check_not_taken(not_taken)
+    return Gathered(spool, taken, not_taken)
+
+
+def _check_not_taken(not_taken: list[NotTaken]) -> None:
+    if len(not_taken) > MAX_NOT_TAKEN:
+        raise _too_large(f"more than {MAX_NOT_TAKEN} of the records that are listed cannot be taken")
 
 
 def _records(page: bytes) -> list[object]:

@@ -47,6 +47,8 @@ def read_listing_page(body: bytes) -> ListingPage:
         raise BadAnswerError(f"a page is not JSON: {error}") from None
     if not isinstance(page, dict) or not isinstance(page.get("records"), list):
         raise BadAnswerError("a page has no list of `records`")
+    if len(page["records"]) > PAGE:
+        raise BadAnswerError(f"a page lists {len(page['records'])} records where {PAGE} were asked for")
     cursor = page.get("cursor")
     if cursor is not None and not (isinstance(cursor, str) and len(cursor) <= _MAX_CURSOR):
         raise BadAnswerError("a page has a cursor that is not text of a reasonable length")

@@ -14,7 +14,7 @@ import orjson
 from backfill_dagster.errors import StorageError
 from backfill_dagster.network.answers import BadAnswerError
 from backfill_dagster.repos.client import DownloadBounds, RepoAnswer
-from backfill_dagster.repos.fetching import AskedHost, Part
+from backfill_dagster.repos.fetching import TOO_SLOW, AskedHost, Part, is_slow
 from backfill_dagster.repos.listing_pages import MAX_PAGE_BYTES, PAGE, ListingPage, read_listing_page
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
 from backfill_dagster.repos.tid import parse_tid
@@ -93,6 +93,8 @@ class Listing:
                 return self._summed(answer)
         bounds = DownloadBounds(MAX_PAGE_BYTES, min(host.bounds.seconds, _MAX_SECONDS))
         while self._position.whole < len(self._collections):
+            if is_slow(self._seconds, self.answered, host):
+                return self._summed(TOO_SLOW)
             collection = self._collections[self._position.whole]
             params = {"repo": self._did, "collection": collection, "limit": str(PAGE)}
             if self._position.cursor is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backfill_dagster.errors import StorageError
 from backfill_dagster.repos.client import DownloadBounds, RepoAnswer
-from backfill_dagster.repos.fetching import AskedHost, Part
+from backfill_dagster.repos.fetching import TOO_SLOW, AskedHost, Part, is_slow
 from backfill_dagster.repos.limits import RECORD_PROOF_LIMITS
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
 
@@ -50,6 +50,8 @@ class SingleRecords:
         bounds = DownloadBounds(RECORD_PROOF_LIMITS.max_car_bytes, min(host.bounds.seconds, _MAX_SECONDS))
         arrived = self.file.with_suffix(".part")
         while self.answered < len(self._paths):
+            if is_slow(self._seconds, self.answered, host):
+                return self._summed(TOO_SLOW)
             path = self._paths[self.answered]
             params = {"did": self._did, "collection": path.collection, "rkey": path.rkey}
             answer = await host.download(_METHOD, params, arrived, bounds)

@@ -63,13 +63,17 @@ def snapshots(directory: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
     """Return each account's snapshot, in the ledger's columns, sorted by DID; accounts without one are absent.
 
     Of its complete repositories: one that was asked for what is asked for now, then one from the host where the
-    account lives now, then the highest rev, then the latest fetched.
+    account lives now, then the highest rev, then the latest fetched. Of what is no whole repository the rev says
+    nothing: nobody signs that of a listing, and proofs can be of several.
     """
     complete = _told_apart(ledger.filter(pl.col("outcome") == Outcome.COMPLETE.value), directory)
     ranked = complete.join(current_hosts(directory, ledger), on="did", how="left").with_columns(
-        at_home=(pl.col("pds_host") == pl.col("current_host")).fill_null(value=False)
+        at_home=(pl.col("pds_host") == pl.col("current_host")).fill_null(value=False),
+        rank=pl.when(pl.col("obtained").fill_null(Obtained.REPO.value) == Obtained.REPO.value).then(
+            "repo_rev"
+        ),
     )
-    order = ["did", "as_asked", "at_home", "repo_rev", "fetched_at", "pack"]
+    order = ["did", "as_asked", "at_home", "rank", "fetched_at", "pack"]
     best = ranked.sort(order, nulls_last=False).unique("did", keep="last", maintain_order=True)
     return best.select(ledger.columns)
 

@@ -13,6 +13,7 @@ import polars as pl
 from backfill_dagster.config.study import Study
 
 FEEDS_CSV = "feeds.csv"
+TIMES = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%MZ", "%Y-%m-%d %H:%M:%S+00")
 Row = dict[str, Any]
 _UNDATED = ("missing", "unparseable", "before_network", "future")
 
@@ -150,8 +151,8 @@ def write_feeds(study: Study, path: Path) -> None:
         for post in rows(study, "posts", "replies"):
             for _ in range(chance.choice((0, 0, 1, 2, 4))):
                 born = post["created_at"] or datetime(2024, 10, 1, tzinfo=UTC)
-                shown = born + timedelta(hours=chance.uniform(-20, 24 * 8))
-                told = chance.choice((shown.isoformat(), f"{shown:%Y-%m-%d}", f"{shown:%Y-%m-%d %H:%M:%S}"))
+                shown = born + timedelta(hours=chance.uniform(-24 * 3, 24 * 8))
+                told = chance.choice([shown.isoformat(), *(f"{shown:{form}}" for form in TIMES)])
                 writer.writerow(["a", post["uri"], told])
         writer.writerow(
             ["a", "at://did:plc:aaaaaaaaaaaaaaaaaaaaaaaa/app.bsky.feed.post/3kaaaaaaaaa2a", "2024-10-01"]
@@ -180,7 +181,8 @@ def feed_use(study: Study, path: Path, look_back_days: int) -> list[Row]:
         young = [
             time
             for time in shown[post["uri"]]
-            if (time.date() - post["created_at"].date()).days <= look_back_days
+            if -1 <= (time.date() - post["created_at"].date()).days <= look_back_days
+            and time.date() >= date(2022, 11, 1)
         ]
         if young:
             first = min(young)
