@@ -1,5 +1,6 @@
 """The other derived tables of a collected study, against plain Python, and what makes them anew."""
 
+import hashlib
 from pathlib import Path
 
 import polars as pl
@@ -8,7 +9,9 @@ import pytest
 from backfill_dagster import derivation, pipeline
 from backfill_dagster.config.study import Study
 from backfill_dagster.derived import activity, engagement, feed_use
+from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.records.windows import study_windows
+from backfill_dagster.storage import StudyStorage
 from backfill_dagster_tests.derived import plain
 
 
@@ -113,3 +116,34 @@ def test_posts_used_in_feeds_are_those_of_the_rows(collected: Study) -> None:
     expected = plain.feed_use(collected, feeds, 3)
     assert rows == expected
     assert len(expected) > 100
+
+
+def test_a_purge_takes_accounts_out_of_what_feeds_showed_without_their_source(collected: Study) -> None:
+    storage = StudyStorage(collected.root)
+    before = pl.concat(storage.read(key) for key in storage.keys("feeds"))
+    purged = before["uri"][0].split("/")[2]
+    tombstones = Tombstones(b"salt", frozenset([hashlib.sha256(b"salt" + purged.encode()).digest()]))
+    contents = {key: storage.path(key).read_bytes() for key in storage.keys("feeds")}
+    try:
+        removed = feed_use.purge_shown(storage, tombstones)
+        after = pl.concat(storage.read(key) for key in storage.keys("feeds"))
+        assert removed == before.height - after.height > 0
+        assert not after["uri"].str.contains(purged, literal=True).any()
+        assert feed_use.purge_shown(storage, tombstones) == 0
+    finally:
+        for key, content in contents.items():
+            storage.path(key).write_bytes(content)
+
+
+def test_a_window_that_failed_its_check_is_built_again(collected: Study) -> None:
+    build(collected, "engagement")
+    tables = pipeline.study_tables(collected)
+    [file, *_] = sorted((collected.root / "derived/engagement").rglob("*.parquet"))
+    window = file.parent.name.partition("=")[2]
+    content, rows = file.read_bytes(), pl.read_parquet(file, hive_partitioning=False)
+    pl.concat([rows, rows.head(1)]).write_parquet(file)
+    found = derivation.inspect(collected, tables, "engagement", [window])
+    assert (found.repeated_keys, found.unaccounted, found.faulty) == (2, 1, (window,))
+    assert derivation.stale_derived(collected, tables)["engagement"] == [window]
+    assert build(collected, "engagement")[window]
+    assert file.read_bytes() == content
