@@ -9,16 +9,15 @@ from __future__ import annotations
 import base64
 from typing import Any, NamedTuple
 
-import orjson
 from cbrrr import CID, encode_dag_cbor
 
 from backfill_dagster.network.answers import BadAnswerError
 from backfill_dagster.repos.cid import cid_text, dag_cbor_cid
 from backfill_dagster.repos.outcomes import LeftOut
+from backfill_dagster.repos.pages import read_list
 
 PAGE = 100
 MAX_PAGE_BYTES = 16 * 2**20
-_MAX_CURSOR = 1000
 _MAX_CID = 256
 _MAX_RKEY = 1024
 
@@ -41,18 +40,10 @@ class Listed(NamedTuple):
 
 def read_listing_page(body: bytes) -> ListingPage:
     """Read a page; raises BadAnswerError for what is none."""
-    try:
-        page = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadAnswerError(f"a page is not JSON: {error}") from None
-    if not isinstance(page, dict) or not isinstance(page.get("records"), list):
-        raise BadAnswerError("a page has no list of `records`")
-    if len(page["records"]) > PAGE:
-        raise BadAnswerError(f"a page lists {len(page['records'])} records where {PAGE} were asked for")
-    cursor = page.get("cursor")
-    if cursor is not None and not (isinstance(cursor, str) and len(cursor) <= _MAX_CURSOR):
-        raise BadAnswerError("a page has a cursor that is not text of a reasonable length")
-    return ListingPage(page["records"], cursor or None)
+    page = ListingPage(*read_list(body, "records"))
+    if len(page.records) > PAGE:
+        raise BadAnswerError(f"a page lists {len(page.records)} records where {PAGE} were asked for")
+    return page
 
 
 def read_listed(entry: object, did: str, collection: str) -> Listed:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import orjson
-
 from backfill_dagster.network.answers import BadAnswerError
+from backfill_dagster.repos.pages import read_list
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
 PAGE = 1000
 MAX_PAGE_BYTES = 4 * 2**20
-_MAX_CURSOR = 1000
 # A host that goes on for longer than this does not end: a hundred million accounts.
 _MAX_PAGES = 100_000
 # Pages in a row without an account. One who filters what it lists may give some.
@@ -32,16 +30,7 @@ class RepoPage(NamedTuple):
 
 def read_page(body: bytes) -> RepoPage:
     """Read a page; raises BadAnswerError for what is none."""
-    try:
-        page = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadAnswerError(f"a page is not JSON: {error}") from None
-    if not isinstance(page, dict) or not isinstance(page.get("repos"), list):
-        raise BadAnswerError("a page has no list of `repos`")
-    cursor = page.get("cursor")
-    if cursor is not None and not (isinstance(cursor, str) and len(cursor) <= _MAX_CURSOR):
-        raise BadAnswerError("a page has a cursor that is not text of a reasonable length")
-    return RepoPage(page["repos"], cursor or None)
+    return RepoPage(*read_list(body, "repos"))
 
 
 async def repo_pages(
