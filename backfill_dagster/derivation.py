@@ -41,7 +41,7 @@ from backfill_dagster.tables.ledger import ledger_key
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import pyarrow as pa
 
@@ -73,26 +73,22 @@ def derived_names(study: Study) -> list[str]:
     return [name for name, is_wanted in wanted.items() if is_wanted]
 
 
-def derivations(study: Study, tables: Sequence[str]) -> dict[str, Derivation]:
-    """Return how each derived table of a study is made of its record tables, as they are now."""
-    stored = _stored(study, tables)
-    make: dict[str, Callable[[], Derivation]] = {
-        StudyUserActivity.name: lambda: StudyUserActivity(stored, study_windows(study.time_range)),
-        Engagement.name: lambda: Engagement(stored),
-        Threads.name: lambda: Threads(stored),
-    }
-    use = study.derived.posts_used_in_feeds
-    if use is not None:
-        make[PostsUsedInFeeds.name] = lambda: PostsUsedInFeeds(
-            stored, use.look_back_days, study_windows(study.time_range)
-        )
-    return {name: make[name]() for name in derived_names(study)}
+def _derivation(study: Study, stored: StoredTables, name: str) -> Derivation:
+    """Return how one derived table of a study is made of its record tables."""
+    use, windows = study.derived.posts_used_in_feeds, study_windows(study.time_range)
+    if name == StudyUserActivity.name:
+        return StudyUserActivity(stored, windows)
+    if name == PostsUsedInFeeds.name and use is not None:
+        return PostsUsedInFeeds(stored, use.look_back_days, windows)
+    return Engagement(stored) if name == Engagement.name else Threads(stored)
 
 
 def stale_derived(study: Study, tables: Sequence[str]) -> dict[str, list[str]]:
     """Return, of each derived table, the time windows whose record tables have changed since they were built."""
-    windows = study_windows(study.time_range)
-    return {name: _table(study, made).stale(windows) for name, made in derivations(study, tables).items()}
+    windows, stored = study_windows(study.time_range), _stored(study, tables)
+    return {
+        name: _table(study, _derivation(study, stored, name)).stale(windows) for name in derived_names(study)
+    }
 
 
 def build_derived(
@@ -103,14 +99,16 @@ def build_derived(
     What the study does not derive any more is removed.
     """
     remove_other_derived(study)
-    return _table(study, derivations(study, tables)[name]).build(windows, again=again)
+    made = _derivation(study, _stored(study, tables), name)
+    return _table(study, made).build(windows, again=again)
 
 
 def inspect(study: Study, tables: Sequence[str], name: str, windows: Sequence[str]) -> DerivedInspection:
     """Read the final files of these windows again; what is not what it must be is stale from then on."""
-    made = derivations(study, tables)[name]
+    stored = _stored(study, tables)
+    made = _derivation(study, stored, name)
     table = _table(study, made)
-    found = inspect_derived(_stored(study, tables), made, table, windows)
+    found = inspect_derived(stored, made, table, windows)
     table.forget(found.faulty)
     return found
 
@@ -122,7 +120,9 @@ def reconciles(name: str) -> bool:
 
 def notes(study: Study, tables: Sequence[str], name: str) -> dict[str, int]:
     """Return what there is to say of a derived table as a whole, by name: of posts used in feeds, what was not."""
-    made = derivations(study, tables)[name]
+    if name != PostsUsedInFeeds.name:
+        return {}
+    made = _derivation(study, _stored(study, tables), name)
     return made.counts() if isinstance(made, PostsUsedInFeeds) else {}
 
 
