@@ -1,6 +1,5 @@
 """Studies that ask for less than repositories, as the UI shows them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,6 @@ from backfill_dagster_tests.studies import sandbox, sandbox_study
 
 LIKE = "app.bsky.feed.like"
 DROP = {"start_date": "2024-10-01", "end_date": "2024-10-31", "outside": "drop"}
-
-
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    home = tmp_path / "instance"
-    home.mkdir()
-    quiet = {"telemetry": {"enabled": False}}
-    with dg.DagsterInstance.local_temp(str(home), overrides=quiet) as instance:
-        yield instance
 
 
 @pytest.fixture

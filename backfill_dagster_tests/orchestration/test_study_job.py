@@ -22,15 +22,6 @@ DROP = {"start_date": "2024-09-27", "end_date": "2024-12-02", "outside": "drop"}
 
 
 @pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    home = tmp_path / "instance"
-    home.mkdir()
-    quiet = {"telemetry": {"enabled": False}}
-    with dg.DagsterInstance.local_temp(str(home), overrides=quiet) as instance:
-        yield instance
-
-
-@pytest.fixture
 def network() -> Iterator[SandboxNetwork]:
     network = sandbox()
     network.faults.clear()

@@ -38,14 +38,6 @@ def network() -> Iterator[SandboxNetwork]:
 
 
 @pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    home = tmp_path / "instance"
-    home.mkdir()
-    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
-        yield instance
-
-
-@pytest.fixture
 def studies(tmp_path: Path, network: SandboxNetwork) -> tuple[Study, Study]:
     """The participants, and whoever wrote what they replied to, quoted, liked or reposted."""
     common: dict[str, Any] = {
