@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from backfill_dagster import derivation, filtering, pipeline
+from backfill_dagster import accounting, derivation, filtering, pipeline, study_files
 from backfill_dagster.derived.feed_use import PostsUsedInFeeds
 from backfill_dagster.records.windows import study_windows
 from backfill_dagster.repos.packs import stored_hosts
@@ -28,7 +28,10 @@ def storage_stamp(study: Study) -> str:
     """
     watched = [
         study.root / ".lock",
-        *(study.root / key for key in (pipeline.SOURCE_KEY, pipeline.DIRECTORY_KEY, pipeline.ACCOUNTS_KEY)),
+        *(
+            study.root / key
+            for key in (study_files.SOURCE_KEY, study_files.DIRECTORY_KEY, study_files.ACCOUNTS_KEY)
+        ),
         *sorted((study.root / "repos").glob("*")),
         *sorted((study.root / "records").glob("*/counts")),
     ]
@@ -49,26 +52,29 @@ def source_has_changed(study: Study) -> bool:
     """
     storage = StudyStorage(study.root)
     if not all(
-        map(storage.exists, (pipeline.SOURCE_KEY, pipeline.SOURCE_REJECTS_KEY, pipeline.DIRECTORY_KEY))
+        map(
+            storage.exists,
+            (study_files.SOURCE_KEY, study_files.SOURCE_REJECTS_KEY, study_files.DIRECTORY_KEY),
+        )
     ):
         return True
-    if storage.exists(pipeline.UNFINISHED_DIRECTORY_KEY) or not _is_looked_up(storage):
+    if storage.exists(study_files.UNFINISHED_DIRECTORY_KEY) or not _is_looked_up(storage):
         return True
     collected = pipeline.read_source(study)
     return not (
-        collected.dids.equals(storage.read(pipeline.SOURCE_KEY))
-        and collected.rejects.equals(storage.read(pipeline.SOURCE_REJECTS_KEY))
+        collected.dids.equals(storage.read(study_files.SOURCE_KEY))
+        and collected.rejects.equals(storage.read(study_files.SOURCE_REJECTS_KEY))
     )
 
 
 def _is_looked_up(storage: StudyStorage) -> bool:
-    source, directory = storage.read(pipeline.SOURCE_KEY), storage.read(pipeline.DIRECTORY_KEY)
+    source, directory = storage.read(study_files.SOURCE_KEY), storage.read(study_files.DIRECTORY_KEY)
     return source.join(directory, on="did", how="anti").is_empty()
 
 
 def accounts_never_attempted(study: Study) -> dict[str, list[str]]:
     """Return the DIDs that no fetch has been tried for where they live now, by host."""
-    if not StudyStorage(study.root).exists(pipeline.DIRECTORY_KEY):
+    if not StudyStorage(study.root).exists(study_files.DIRECTORY_KEY):
         return {}
     waiting = pipeline.waiting_accounts(study, FetchMode.UNSETTLED).join(
         pipeline.waiting_accounts(study, FetchMode.FAILED), on="did", how="anti"
@@ -88,7 +94,7 @@ def unconverted_packs(study: Study) -> list[tuple[str, str]]:
     That is all of them if a list that a filter names seems to have changed: what is to be converted then shows when it
     is read. Raises SourceError.
     """
-    if not StudyStorage(study.root).exists(pipeline.DIRECTORY_KEY):
+    if not StudyStorage(study.root).exists(study_files.DIRECTORY_KEY):
         return []
     again = filtering.lists_have_changed(study)
     return [(host, pack) for host, pack, _ in pipeline.packs_to_convert(study, again=again)]
@@ -96,7 +102,7 @@ def unconverted_packs(study: Study) -> list[tuple[str, str]]:
 
 def stale_windows(study: Study) -> dict[str, list[str]]:
     """Return the time windows whose records have changed since they were built, of the tables that have any."""
-    if not StudyStorage(study.root).exists(pipeline.DIRECTORY_KEY):
+    if not StudyStorage(study.root).exists(study_files.DIRECTORY_KEY):
         return {}
     return {table: windows for table, windows in pipeline.stale_windows(study).items() if windows}
 
@@ -106,9 +112,9 @@ def stale_derived(study: Study) -> dict[str, list[str]]:
 
     Of posts used in feeds all of them, if the table of feeds has changed. Raises SourceError.
     """
-    if not StudyStorage(study.root).exists(pipeline.DIRECTORY_KEY):
+    if not StudyStorage(study.root).exists(study_files.DIRECTORY_KEY):
         return {}
-    stale = derivation.stale_derived(study, pipeline.study_tables(study))
+    stale = derivation.stale_derived(study, study_files.study_tables(study))
     if derivation.feeds_have_changed(study):
         stale[PostsUsedInFeeds.name] = study_windows(study.time_range)
     return stale
@@ -116,14 +122,14 @@ def stale_derived(study: Study) -> dict[str, list[str]]:
 
 def engaged_is_stale(study: Study) -> bool:
     """Tell whether the lists of whom and what the accounts engaged with are not those of the tables as they are now."""
-    if not StudyStorage(study.root).exists(pipeline.SOURCE_KEY):
+    if not StudyStorage(study.root).exists(study_files.SOURCE_KEY):
         return False
-    tables = pipeline.study_tables(study)
-    return derivation.engaged_is_stale(study, tables, pipeline.source_dids(study))
+    tables = study_files.study_tables(study)
+    return derivation.engaged_is_stale(study, tables, study_files.source_dids(study))
 
 
 def accounts_are_stale(study: Study) -> bool:
     """Tell whether the undated rows, or the table of accounts, are not those of what is stored."""
-    if not StudyStorage(study.root).exists(pipeline.DIRECTORY_KEY):
+    if not StudyStorage(study.root).exists(study_files.DIRECTORY_KEY):
         return False
-    return pipeline.is_undated_stale(study) or pipeline.accounts_are_stale(study)
+    return pipeline.is_undated_stale(study) or accounting.accounts_are_stale(study)

@@ -13,8 +13,6 @@ A stage can be called again at any time: it does only what is missing, or writes
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import logging
 from concurrent.futures import as_completed
 from dataclasses import dataclass
@@ -24,34 +22,22 @@ from typing import TYPE_CHECKING, TypeVar
 import polars as pl
 
 from backfill_dagster import derivation, fetch_modes, filtering
-from backfill_dagster.config.sources import InlineSource
+from backfill_dagster.accounting import build_accounts
 from backfill_dagster.connections import Connections, open_connections
-from backfill_dagster.derived.feed_use import PostsUsedInFeeds, purge_shown
+from backfill_dagster.derived.feed_use import PostsUsedInFeeds
 from backfill_dagster.dids.collect import EXCLUDE_FIELD, SOURCE_FIELD, CollectedDids, collect_dids
 from backfill_dagster.dids.entries import SourceAccess
 from backfill_dagster.dids.sources.by_type import entry_source
-from backfill_dagster.dids.sources.lineage import study_sources
 from backfill_dagster.dids.sources.union import joint_stamp
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.directory.export_rows import rows_from_export
-from backfill_dagster.directory.history import with_state_since, with_unasked
+from backfill_dagster.directory.history import with_state_since
 from backfill_dagster.directory.resolve import as_directory, resolve_directory
 from backfill_dagster.errors import ConfigError, StorageError, first_known
+from backfill_dagster.fingerprints import records_fingerprint
 from backfill_dagster.interrupts import run_interruptible
-from backfill_dagster.purge.expiry import GONE_STATES, expired_accounts
-from backfill_dagster.purge.report import PurgeReport
-from backfill_dagster.purge.request import PurgeRequest, read_request
-from backfill_dagster.purge.rewrite import (
-    PackPurge,
-    count_rows,
-    purge_pack,
-    purge_rows,
-    purge_source,
-    remove_leftovers,
-)
-from backfill_dagster.purge.tombstones import Tombstones, bury, settle
+from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.records.conversion import (
-    CONVERSION_VERSION,
     ConversionReport,
     PackFiles,
     convert_pack,
@@ -59,14 +45,8 @@ from backfill_dagster.records.conversion import (
     read_counts,
 )
 from backfill_dagster.records.settings import RecordSettings, StudyPeriod
-from backfill_dagster.records.tables import (
-    COUNTS_SCHEMA,
-    OTHER_RECORDS,
-    SCHEMA_VERSION,
-    TABLES_OF_COLLECTION,
-)
+from backfill_dagster.records.tables import COUNTS_SCHEMA
 from backfill_dagster.records.windows import UNDATED, granularity_of, study_windows
-from backfill_dagster.repos.asked import with_asked
 from backfill_dagster.repos.client import DownloadBounds
 from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport, Progress
 from backfill_dagster.repos.outcomes import Obtained
@@ -79,28 +59,29 @@ from backfill_dagster.repos.packs import (
 )
 from backfill_dagster.repos.preflight import ensure_space, estimate_space
 from backfill_dagster.repos.proof import ProofSettings
-from backfill_dagster.repos.snapshots import PENDING, UNRESOLVED, FetchMode, accounts_to_fetch, snapshots
+from backfill_dagster.repos.snapshots import FetchMode, accounts_to_fetch, snapshots
 from backfill_dagster.repos.verify import RepoLimits
 from backfill_dagster.storage import StudyStorage, partition_folder
-from backfill_dagster.tables.accounts import INACTIVE_STATES, misplaced, rows_from, summarise
-from backfill_dagster.tables.build import (
-    PartitionReport,
-    WindowedTable,
-    remove_other_tables,
-    table_keys,
+from backfill_dagster.study_files import (
+    DIRECTORY_KEY,
+    SOURCE_KEY,
+    SOURCE_REJECTS_KEY,
+    UNFINISHED_DIRECTORY_KEY,
+    asked_directory,
+    shown_snapshots,
+    source_dids,
+    study_tables,
 )
+from backfill_dagster.tables.build import PartitionReport, WindowedTable, remove_other_tables
 from backfill_dagster.tables.contents import TableContents
 from backfill_dagster.tables.inspection import Inspection, inspect_windows
-from backfill_dagster.tables.kept import KEPT_SCHEMA, add_kept, count_kept
-from backfill_dagster.tables.ledger import LEDGER_SCHEMA, ledger_key, note_built
-from backfill_dagster.tables.repeated_uris import count_repeated_uris
+from backfill_dagster.tables.ledger import LEDGER_SCHEMA, note_built
 from backfill_dagster.workers import worker_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from backfill_dagster.config.network import Network
     from backfill_dagster.config.processing import Processing
@@ -111,18 +92,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SOURCE_KEY = "source_dids.parquet"
-SOURCE_REJECTS_KEY = "source_rejects.parquet"
-DIRECTORY_KEY = "directory.parquet"
-UNFINISHED_DIRECTORY_KEY = "directory_unfinished.parquet"
-ACCOUNTS_KEY = "accounts.parquet"
 
-# In the metadata of the accounts' file: what it was made of.
-_MADE_OF = "made_of"
-# Accounts are summed up by so many at least, and in so many lots at most: what that takes besides is small then, and
-# so is what it costs to pick out a lot.
-_ACCOUNTS_AT_ONCE = 2_000
-_LOTS = 32
 # Packs whose counts are held at once: of a hundred accounts as a rule, with some ten counts each.
 _PACKS_AT_ONCE = 64
 _FATE = ("table", "fate", "reason")
@@ -130,12 +100,6 @@ _FATE = ("table", "fate", "reason")
 _SMALL_BYTES = 64 * 2**20
 
 _Result = TypeVar("_Result")
-
-
-def study_tables(study: Study) -> list[str]:
-    """Return the names of the tables that the study's record types fill."""
-    own = [table for kind in study.record_types for table in TABLES_OF_COLLECTION[kind]]
-    return [*own, OTHER_RECORDS] if study.other_record_types else own
 
 
 def collect_source(study: Study, gates: HostGates | None = None) -> CollectedDids:
@@ -177,11 +141,6 @@ def _account_lists(study: Study) -> tuple[EntrySource, EntrySource | None]:
     if study.exclude is None:
         return source, None
     return source, entry_source(study.exclude, EXCLUDE_FIELD, storage=study.storage.path)
-
-
-def source_dids(study: Study) -> pl.Series:
-    """Return the DIDs of the study's accounts, as its source was last read."""
-    return StudyStorage(study.root).read(SOURCE_KEY)["did"]
 
 
 def resolve_accounts(
@@ -360,7 +319,7 @@ def count_converted(study: Study, pds_hosts: Sequence[str]) -> dict[str, pl.Data
     As `table, fate, reason, records`.
     """
     storage = StudyStorage(study.root)
-    current = snapshots(_asked_directory(study), read_ledger(storage)).select("did", "pds_host", "pack")
+    current = snapshots(asked_directory(study), read_ledger(storage)).select("did", "pds_host", "pack")
     counted = {}
     for host in pds_hosts:
         own = current.filter(pl.col("pds_host") == host)
@@ -422,90 +381,6 @@ def build_undated_rows(study: Study, *, again: bool = False) -> dict[str, Partit
     }
 
 
-@dataclass(frozen=True, slots=True)
-class AccountsBuild:
-    """The table of accounts, the DIDs that it must have, and what reading the final files again found wrong."""
-
-    accounts: pl.DataFrame
-    source: pl.DataFrame
-    misplaced: pl.DataFrame
-    repeated_uris: int
-
-
-def build_accounts(study: Study) -> AccountsBuild:
-    """Stage 5: write the table of accounts, counting the records kept by reading the final files again."""
-    storage = StudyStorage(study.root)
-    made_of = accounts_inputs(study)
-    kept, repeated = _recount(study)
-    source = storage.read(SOURCE_KEY)
-    accounts, wrong = _summarise(study, source, kept)
-    storage.write(ACCOUNTS_KEY, accounts, metadata={_MADE_OF: made_of})
-    return AccountsBuild(accounts, source, wrong, repeated)
-
-
-def _summarise(study: Study, source: pl.DataFrame, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the table of accounts, and what is misplaced; `kept` is what the final files hold (KEPT_SCHEMA)."""
-    accounts, wrong = zip(*_summarise_lots(study, source, kept), strict=True)
-    return pl.concat(accounts).sort("did"), pl.concat(wrong).sort("did", "table")
-
-
-def _summarise_lots(
-    study: Study, source: pl.DataFrame, kept: pl.DataFrame
-) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Do so for some accounts at a time: the conversions' counts are many more than the accounts."""
-    storage = StudyStorage(study.root)
-    directory, ledger = _asked_directory(study, source["did"]), read_ledger(storage)
-    told = ledger.select("did", "pds_host", "pack", "outcome", "obtained", "asked", "repo_rev", "fetched_at")
-    current = snapshots(directory, told).select("did", "pds_host", "pack")
-    # By pack, so that each is looked into once or twice.
-    everybody = (
-        pl.concat([directory.select("did"), kept.select("did")])
-        .unique()
-        .join(current, on="did", how="left")
-        .sort("pds_host", "pack", "did")
-    )
-    at_once = max(_ACCOUNTS_AT_ONCE, -(-everybody.height // _LOTS))
-    for first in range(0, max(1, everybody.height), at_once):
-        some = everybody.slice(first, at_once)
-        packs = some.select("pds_host", "pack").drop_nulls().unique(maintain_order=True)
-        counts = read_counts(storage, packs.iter_rows()).join(some, on=["did", "pack"], how="semi")
-        kept_of_some = kept.join(some, on="did", how="semi", nulls_equal=True)
-        accounts = summarise(
-            source.join(some, on="did", how="semi"),
-            directory.join(some, on="did", how="semi"),
-            ledger.join(some, on="did", how="semi"),
-            counts,
-            kept_of_some,
-            tables=study_tables(study),
-            hide_inactive=study.inactive_accounts != "keep",
-        )
-        yield accounts, misplaced(accounts, some.drop_nulls("pack"), counts, kept_of_some)
-
-
-def _recount(study: Study) -> tuple[pl.DataFrame, int]:
-    """Read all final files again: what they hold of each account (KEPT_SCHEMA), and how many URIs are repeated."""
-    storage = StudyStorage(study.root)
-    sizes = {table: sum(map(storage.size, table_keys(storage, table))) for table in study_tables(study)}
-    # What takes longest first.
-    tables = sorted(sizes, key=lambda table: -sizes[table])
-    kept, repeated = KEPT_SCHEMA.to_frame(), 0
-    if sum(sizes.values()) < _SMALL_BYTES:
-        for table in tables:
-            kept = add_kept([kept, count_kept(storage, table)])
-            repeated += count_repeated_uris(storage, table)
-        return kept, repeated
-    with worker_pool(study.processing.worker_count) as workers:
-        counting = [
-            (workers.submit(count_kept, storage, table), workers.submit(count_repeated_uris, storage, table))
-            for table in tables
-        ]
-        while counting:
-            of_table, number = counting.pop(0)
-            kept = add_kept([kept, of_table.result()])
-            repeated += number.result()
-    return kept, repeated
-
-
 def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
     """Stages 5 and 6, whole: every table, the undated rows, what is derived, and the accounts.
 
@@ -544,111 +419,6 @@ def rebuild(study: Study) -> None:
     build_tables(study)
 
 
-def purge(
-    study: Study,
-    *,
-    dids: Sequence[str] = (),
-    uris: Sequence[str] = (),
-    file: Path | None = None,
-    rebuild: Callable[[Study], None] = rebuild,
-) -> PurgeReport:
-    """Remove accounts (DIDs) and single records (AT-URIs) from all that is stored, for good.
-
-    `file` has one DID or URI a line. Tombstones keep them from being collected again. The tables are built anew if
-    anything was changed that they are made of. Only while nothing else works on the study. One that was interrupted
-    is finished by the next one, whatever that one is for. Raises ConfigError for what is no DID or URI; then nothing
-    is changed.
-    """
-    return _purge(study, read_request(dids, uris, file), rebuild)
-
-
-def purge_expired(
-    study: Study, now: datetime | None = None, rebuild: Callable[[Study], None] = rebuild
-) -> PurgeReport | None:
-    """Purge the accounts that the study's settings want purged by now; None if there are none."""
-    storage, days = StudyStorage(study.root), study.purge_deleted_after_days
-    inactive_too = study.inactive_accounts == "purge"
-    if days is None and not inactive_too:
-        return None
-    expired = expired_accounts(
-        storage.read(DIRECTORY_KEY),
-        read_ledger(storage),
-        INACTIVE_STATES if inactive_too else GONE_STATES,
-        (now or datetime.now(UTC)) - timedelta(days=days or 0),
-    )
-    return _purge(study, PurgeRequest(tuple(expired)), rebuild) if expired else None
-
-
-def is_purge_unfinished(study: Study) -> bool:
-    """Tell whether an earlier purge was interrupted, so that what it is about may still be stored."""
-    return Tombstones.load(StudyStorage(study.root)).unfinished > 0
-
-
-def accounts_are_stale(study: Study) -> bool:
-    """Tell whether anything that the table of accounts is made of is another than when it was written."""
-    storage = StudyStorage(study.root)
-    if not storage.exists(ACCOUNTS_KEY):
-        return True
-    return pl.read_parquet_metadata(storage.path(ACCOUNTS_KEY)).get(_MADE_OF) != accounts_inputs(study)
-
-
-def accounts_inputs(study: Study) -> str:
-    """Return the identity of all that the table of accounts is made of; content, not time."""
-    storage = StudyStorage(study.root)
-    tables = study_tables(study)
-    files = [SOURCE_KEY, DIRECTORY_KEY, *(ledger_key(table) for table in tables)]
-    digests = [storage.sha256(key) if storage.exists(key) else None for key in files]
-    # A pack's name is made of its content.
-    packs = [key for *_, key in pack_keys(storage)]
-    settings = [records_fingerprint(study), study.inactive_accounts, study.fetch]
-    told = json.dumps([digests, packs, tables, *settings])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-def shown_snapshots(study: Study) -> pl.DataFrame:
-    """Return `did, pds_host, pack` of the snapshots whose records belong in the tables now."""
-    storage = StudyStorage(study.root)
-    return rows_from(
-        storage.read(SOURCE_KEY),
-        _asked_directory(study),
-        read_ledger(storage),
-        hide_inactive=study.inactive_accounts != "keep",
-    )
-
-
-def settings_fingerprint(study: Study) -> str:
-    """Return the identity of all that the YAML and this version's code say of what becomes of a record.
-
-    Opens no file: what stands in the lists that filters name is not in it.
-    """
-    return _fingerprint(study, {})
-
-
-def records_fingerprint(study: Study) -> str:
-    """Return the identity of all that decides what becomes of a record; another one makes tables stale.
-
-    The lists that filters name are in it as they are stored, and no source is asked.
-    """
-    return _fingerprint(study, {stored.key: stored.digest for stored in filtering.stored_lists(study)})
-
-
-def _fingerprint(study: Study, lists: Mapping[str, str]) -> str:
-    period = study.time_range.model_dump(mode="json")
-    types = [sorted(study.record_types), sorted(study.other_record_types)]
-    filters = {
-        kind: [
-            wanted.uris is not None,
-            wanted.subjects is not None,
-            sorted({language.lower() for language in wanted.languages or ()}),
-            wanted.text,
-        ]
-        for kind, wanted in study.filters.items()
-    }
-    settings = [types, period, study.processing.record_json, filters, lists]
-    told = json.dumps([CONVERSION_VERSION, SCHEMA_VERSION, settings], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
 def record_settings(study: Study) -> RecordSettings:
     """Return what the study wants of the records."""
     return RecordSettings(
@@ -683,15 +453,6 @@ def hosts_to_convert(study: Study, *, again: bool = False) -> list[str]:
     return sorted({host for host, _, _ in packs_to_convert(study, again=again)})
 
 
-def unfinished_accounts(study: Study) -> tuple[int, int]:
-    """Count the source's accounts that the PLC directory failed to tell of, and those not attempted yet."""
-    accounts = StudyStorage(study.root).read(ACCOUNTS_KEY).filter("in_source")
-    failures = [state.value for state in DirectoryState if not state.settled]
-    unknown = (pl.col("state") == UNRESOLVED) & pl.col("reason").is_in(failures)
-    at_plc = pl.col("did").str.starts_with("did:plc:")
-    return accounts.filter(unknown & at_plc).height, accounts.filter(pl.col("state") == PENDING).height
-
-
 def _tables(study: Study) -> dict[str, WindowedTable]:
     storage, time_range = StudyStorage(study.root), study.time_range
     contents = TableContents(storage, shown_snapshots(study))
@@ -703,16 +464,6 @@ def _tables(study: Study) -> dict[str, WindowedTable]:
 
 def _workers(study: Study) -> Callable[[], AbstractContextManager[Executor]]:
     return lambda: worker_pool(study.processing.worker_count)
-
-
-def _asked_directory(study: Study, dids: pl.Series | None = None) -> pl.DataFrame:
-    """Return the directory with what the study asks of each account, as `asked`.
-
-    If some accounts are given, with a row for each of them: those that it has none of are `not_asked`.
-    """
-    directory = StudyStorage(study.root).read(DIRECTORY_KEY)
-    told = directory if dids is None else with_unasked(directory, dids)
-    return with_asked(told, fetch_modes.stored_asks(study))
 
 
 def _is_signed(study: Study, processing: Processing) -> bool:
@@ -745,7 +496,7 @@ def waiting_accounts(study: Study, mode: FetchMode, only_dids: Sequence[str] = (
         for did in sorted(set(only_dids) - set(wanted["did"])):
             raise ConfigError(f"run config: only_dids = {did!r}: is no account of {study.name}")
         wanted = wanted.filter(pl.col("did").is_in(list(only_dids)))
-    directory = _asked_directory(study).join(wanted, on="did", how="semi", maintain_order="left")
+    directory = asked_directory(study).join(wanted, on="did", how="semi", maintain_order="left")
     return accounts_to_fetch(
         directory, read_ledger(storage), mode, signed=_is_signed(study, study.processing)
     )
@@ -756,7 +507,7 @@ def packs_to_convert(
 ) -> list[tuple[str, str, str]]:
     """Return (PDS host, pack, key) of packs that hold a snapshot and are not converted, or are to be again."""
     storage, fingerprint = StudyStorage(study.root), records_fingerprint(study)
-    current = snapshots(_asked_directory(study), read_ledger(storage))
+    current = snapshots(asked_directory(study), read_ledger(storage))
     wanted = set(current.select("pds_host", "pack").unique().iter_rows())
     return [
         (host, pack, key)
@@ -771,89 +522,6 @@ def _pack_files(storage: StudyStorage, host: str, pack: str, key: str) -> PackFi
     folder = f"repos/{partition_folder(host)}"
     files = listed["blocks_files"].to_list()[0] or []
     return PackFiles(host, pack, key, tuple((f"{folder}/{file['name']}", file["sha256"]) for file in files))
-
-
-def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]) -> PurgeReport:
-    storage = StudyStorage(study.root)
-    storage.sweep_scratch()
-    was_unfinished = is_purge_unfinished(study)
-    # First the tombstones, marked as unfinished, and last that mark: whatever happens between, nothing of this comes
-    # back, and nobody takes it for done.
-    tombstones = bury(storage, request.dids, request.records, datetime.now(UTC))
-    if not tombstones:
-        return PurgeReport()
-    removed = _count_derived(storage, tombstones)
-    handles = _handles_of_purged(storage, tombstones)
-    packs = _purge_packs(study)
-    remove_leftovers(storage)
-    removed |= {
-        "attempts": sum(pack.attempts for pack in packs),
-        "blocks": sum(pack.blocks for pack in packs),
-        "feeds": purge_shown(storage, tombstones),
-        "filters": filtering.purge_lists(storage, tombstones),
-        # Before the directory, which alone knows the handles: a purge that is interrupted looks for them again.
-        "source_dids": purge_source(storage, SOURCE_KEY, SOURCE_REJECTS_KEY, tombstones, handles),
-        "directory": purge_rows(storage, DIRECTORY_KEY, tombstones)
-        + purge_rows(storage, UNFINISHED_DIRECTORY_KEY, tombstones),
-    }
-    report = PurgeReport(
-        accounts=len(request.dids),
-        records=len(request.records),
-        removed=dict(sorted(removed.items())),
-        masked=sum(pack.masked for pack in packs),
-        hosts=tuple(sorted({pack.pds_host for pack in packs})),
-        named_in_config=_named_in_config(study, tombstones),
-    )
-    if (report.changed or was_unfinished) and storage.exists(DIRECTORY_KEY):
-        derivation.remove_all(study)
-        rebuild(study)
-    settle(storage, datetime.now(UTC))
-    return report
-
-
-def _handles_of_purged(storage: StudyStorage, tombstones: Tombstones) -> list[str]:
-    """Return the handles, in lower case, that the directory still has of purged accounts."""
-    handles: set[str] = set()
-    for key in (DIRECTORY_KEY, UNFINISHED_DIRECTORY_KEY):
-        if storage.exists(key):
-            rows = storage.read(key)
-            held = rows.filter(pl.col("did").is_in(tombstones.held_among(rows["did"])))
-            handles.update(held["handle"].drop_nulls().str.to_lowercase())
-    return sorted(handles)
-
-
-def _purge_packs(study: Study) -> list[PackPurge]:
-    storage = StudyStorage(study.root)
-    packs = [(host, key) for host, _, key in pack_keys(storage)]
-    if sum(map(storage.size, storage.keys("repos"))) < _SMALL_BYTES:
-        done = [purge_pack(study.root, host, key) for host, key in packs]
-    else:
-        with worker_pool(study.processing.worker_count) as workers:
-            futures = [workers.submit(purge_pack, study.root, host, key) for host, key in packs]
-            done = [future.result() for future in as_completed(futures)]
-    return [pack for pack in done if pack is not None]
-
-
-def _count_derived(storage: StudyStorage, tombstones: Tombstones) -> dict[str, int]:
-    """Count the rows that are about to go from the files that are built from packs."""
-    converted = [key for key in storage.keys("records") if key.split("/")[2] not in ("counts", "windows")]
-    rejects = [key for key in converted if key.split("/")[2] == "rejects"]
-    with_uri = {
-        "records": sorted(set(converted) - set(rejects)),
-        "rejects": rejects,
-        "tables": storage.keys("tables"),
-        "undated": storage.keys("undated"),
-    }
-    counts = {kind: count_rows(storage, keys, tombstones, by_uri=True) for kind, keys in with_uri.items()}
-    accounts = [ACCOUNTS_KEY] if storage.exists(ACCOUNTS_KEY) else []
-    return counts | {"accounts": count_rows(storage, accounts, tombstones, by_uri=False)}
-
-
-def _named_in_config(study: Study, tombstones: Tombstones) -> int:
-    """Count the entries that the YAML itself lists and that name a purged account, which are its owner's to change."""
-    inline = [source for _, source in study_sources(study) if isinstance(source, InlineSource)]
-    listed = {entry for source in inline for entry in (*(source.dids or ()), *(source.uris or ()))}
-    return sum(tombstones.named_in(entry) for entry in listed)
 
 
 def _crawl_settings(study: Study, processing: Processing) -> CrawlSettings:

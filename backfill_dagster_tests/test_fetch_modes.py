@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, purging
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import RECORD_TYPES, Study
 from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys
@@ -441,7 +441,7 @@ def test_a_purge_reaches_what_is_told_of_records_that_are_not_there(
     gone, stays = ghost(author, 1), ghost(author, 2)
     study = study_of(network, tmp_path, "records", [*posts[author], gone, stays])
     assert row(collect(study), author)["records_absent"] == 2
-    pipeline.purge(study, uris=[gone])
+    purging.purge(study, uris=[gone])
     key = gone.rpartition("/")[2]
     holding = [
         path

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from backfill_dagster import pending, pipeline
+from backfill_dagster import fingerprints, pending, pipeline, purging, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.definitions import build_defs
 from backfill_dagster.errors import ConfigError, SourceError
@@ -151,7 +151,7 @@ def test_the_tables_hold_what_the_filters_ask_for(
 def test_every_record_left_out_is_counted_by_its_first_reason(
     filtered: Study, network: SandboxNetwork, lists: dict[str, list[str]]
 ) -> None:
-    accounts = pl.read_parquet(filtered.root / pipeline.ACCOUNTS_KEY)
+    accounts = pl.read_parquet(filtered.root / study_files.ACCOUNTS_KEY)
     assert unreconciled(accounts).is_empty()
     whole: Counter[str] = Counter()
     for row in accounts.iter_rows(named=True):
@@ -199,12 +199,12 @@ def test_the_same_lists_in_another_order_change_nothing(
     filtered: Study, folder: Path, lists: dict[str, list[str]]
 ) -> None:
     before = table_hashes(filtered)
-    told = pipeline.records_fingerprint(filtered)
+    told = fingerprints.records_fingerprint(filtered)
     write_lists(folder, {name: list(reversed(entries)) for name, entries in lists.items()})
     assert pipeline.convert_records(filtered) == 0
     pipeline.build_tables(filtered)
     assert table_hashes(filtered) == before
-    assert pipeline.records_fingerprint(filtered) == told
+    assert fingerprints.records_fingerprint(filtered) == told
 
 
 def test_another_list_makes_records_and_tables_stale_and_then_those_of_a_fresh_run(
@@ -225,22 +225,22 @@ def test_another_list_makes_records_and_tables_stale_and_then_those_of_a_fresh_r
     assert pipeline.hosts_to_convert(study) == []
     assert pending.unconverted_packs(study) == []
     code, told, stamp = (
-        pipeline.settings_fingerprint(study),
-        pipeline.records_fingerprint(study),
+        fingerprints.settings_fingerprint(study),
+        fingerprints.records_fingerprint(study),
         lists_stamp(study),
     )
 
     write_lists(first, fewer)
     # Nobody has read it yet, but a sensor sees that there is something to read.
-    assert pipeline.records_fingerprint(study) == told
+    assert fingerprints.records_fingerprint(study) == told
     assert lists_stamp(study) != stamp
     assert len({host for host, _ in pending.unconverted_packs(study)}) == len(network.hosts)
     read_filter_lists(study)
-    assert pipeline.records_fingerprint(study) != told
-    assert pipeline.settings_fingerprint(study) == code
+    assert fingerprints.records_fingerprint(study) != told
+    assert fingerprints.settings_fingerprint(study) == code
     assert len(pipeline.hosts_to_convert(study)) == len(network.hosts)
     pipeline.rebuild(study)
-    assert unreconciled(pl.read_parquet(study.root / pipeline.ACCOUNTS_KEY)).is_empty()
+    assert unreconciled(pl.read_parquet(study.root / study_files.ACCOUNTS_KEY)).is_empty()
     for table in TABLES:
         same = [
             read_table(each, table).drop("repo_rev").sort("uri") for each in (study, filtered_study(fresh))
@@ -286,7 +286,7 @@ def test_an_empty_list_that_may_be_empty_keeps_nothing_of_its_type(tmp_path: Pat
     shutil.copytree(filtered.storage.path, tmp_path / "data")
     study = filtered_study(tmp_path, filters={LIKE: {"uris": uris, "allow_empty": True}})
     pipeline.rebuild(study)
-    accounts = pl.read_parquet(study.root / pipeline.ACCOUNTS_KEY)
+    accounts = pl.read_parquet(study.root / study_files.ACCOUNTS_KEY)
     assert accounts["likes"].sum() == 0
     assert accounts["posts"].sum() > 0
     assert unreconciled(accounts).is_empty()
@@ -295,7 +295,9 @@ def test_an_empty_list_that_may_be_empty_keeps_nothing_of_its_type(tmp_path: Pat
 def test_a_list_that_is_not_there_fails_the_stage_that_reads_it_and_nothing_else(tmp_path: Path) -> None:
     study = filtered_study(tmp_path, filters={LIKE: {"uris": {"type": "text", "path": "nowhere.txt"}}})
     build_defs(tmp_path)
-    assert pipeline.records_fingerprint(study) != pipeline.records_fingerprint(sandbox_study(tmp_path))
+    assert fingerprints.records_fingerprint(study) != fingerprints.records_fingerprint(
+        sandbox_study(tmp_path)
+    )
     with pytest.raises(SourceError, match=r"nowhere\.txt.*there is no such file"):
         pipeline.convert_records(study)
 
@@ -322,19 +324,19 @@ def test_a_purge_reaches_the_lists_and_waits_for_no_source(
     study = filtered_study(tmp_path)
     did = lists["reposts"][0].split("/")[2]
     uri = next(each for each in lists["reposts"] if did not in each)
-    told = pipeline.records_fingerprint(study)
+    told = fingerprints.records_fingerprint(study)
     assert any(file.startswith("filters/") for file in files_with(study.root, did))
     (tmp_path / "reposts.txt").rename(tmp_path / "moved.txt")
-    report = pipeline.purge(study, dids=[did], uris=[uri])
+    report = purging.purge(study, dids=[did], uris=[uri])
     assert report.removed["filters"] >= 2
     assert files_with(study.root, did) == files_with(study.root, uri) == []
     # What is purged could keep no record, so that nothing else is to be converted again.
-    assert pipeline.records_fingerprint(study) == told
+    assert fingerprints.records_fingerprint(study) == told
     (tmp_path / "moved.txt").rename(tmp_path / "reposts.txt")
     before = table_hashes(study)
     # The source has another time, is read again, and names them still.
     (tmp_path / "reposts.txt").write_text((tmp_path / "reposts.txt").read_text() + "\n")
     pipeline.rebuild(study)
     assert table_hashes(study) == before
-    assert unreconciled(pl.read_parquet(study.root / pipeline.ACCOUNTS_KEY)).is_empty()
+    assert unreconciled(pl.read_parquet(study.root / study_files.ACCOUNTS_KEY)).is_empty()
     assert files_with(study.root, did) == files_with(study.root, uri) == []

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, purging, study_files
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.repos.snapshots import FetchMode
@@ -112,7 +112,7 @@ def move_and_deactivate(study: Study, network: SandboxNetwork) -> Study:
 
 def purge_some(study: Study, network: SandboxNetwork) -> Study:
     dids = normal_accounts(network)
-    pipeline.purge(study, dids=[next(dids)], uris=[network.truth.records(next(dids))[0].uri])
+    purging.purge(study, dids=[next(dids)], uris=[network.truth.records(next(dids))[0].uri])
     return study
 
 
@@ -154,7 +154,7 @@ def test_after_each_of_several_changes(
 def test_only_the_windows_of_changed_records_are_built(network: SandboxNetwork, tmp_path: Path) -> None:
     study = study_of(tmp_path)
     collect(study)
-    assert pipeline.stale_windows(study) == {table: [] for table in pipeline.study_tables(study)}
+    assert pipeline.stale_windows(study) == {table: [] for table in study_files.study_tables(study)}
     # An account whose only record will be a like of October.
     author = next(normal_accounts(network))
     for record in network.truth.records(author):
@@ -163,13 +163,13 @@ def test_only_the_windows_of_changed_records_are_built(network: SandboxNetwork, 
     subject = {"uri": f"at://{author}/app.bsky.feed.post/x", "cid": "x"}
     network.edit.create(author, LIKE, {"subject": subject}, created=datetime(2024, 10, 15, tzinfo=UTC))
     pipeline.fetch_repos(study, mode=FetchMode.REFRESH)
-    assert pipeline.stale_windows(study) == {table: [] for table in pipeline.study_tables(study)}
+    assert pipeline.stale_windows(study) == {table: [] for table in study_files.study_tables(study)}
     pipeline.convert_records(study)
     stale = {table: windows for table, windows in pipeline.stale_windows(study).items() if windows}
     assert stale == {"likes": ["2024-10"]}
     assert not pipeline.is_undated_stale(study)
     before = table_hashes(study)
-    reports = {table: pipeline.build_table(study, table) for table in pipeline.study_tables(study)}
+    reports = {table: pipeline.build_table(study, table) for table in study_files.study_tables(study)}
     rebuilt = [(t, report.partition) for t, told in reports.items() for report in told if report.rebuilt]
     assert rebuilt == [("likes", "2024-10")]
     changed = {file for file, digest in table_hashes(study).items() if before.get(file) != digest}
@@ -187,8 +187,8 @@ def test_the_index_tells_what_the_tables_hold_and_is_made_again_if_it_is_lost(
     study = study_of(tmp_path)
     collect(study)
     index = pl.read_parquet(study.root / "records/*/windows/*.parquet", hive_partitioning=False)
-    shown = index.join(pipeline.shown_snapshots(study), on=["did", "pack"], how="semi")
-    for table in pipeline.study_tables(study):
+    shown = index.join(study_files.shown_snapshots(study), on=["did", "pack"], how="semi")
+    for table in study_files.study_tables(study):
         for window, told in shown.filter(table=table).group_by("window"):
             folder = f"undated/{table}" if window == ("undated",) else f"tables/{table}/month={window[0]}"
             rows = pl.read_parquet(study.root / folder / "*.parquet", hive_partitioning=False)

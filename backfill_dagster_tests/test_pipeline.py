@@ -11,7 +11,7 @@ import orjson
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import accounting, fingerprints, pipeline
 from backfill_dagster.config.study import Study
 from backfill_dagster.network.leases import LocalHostLeases
 from backfill_dagster.network.limits import HostGate
@@ -143,14 +143,14 @@ def test_accounts_in_many_lots_by_workers_are_the_same(
     strange = rows.head(1).with_columns(did=pl.lit("did:plc:" + 24 * "z"), uri=pl.lit("at://strange"))
     pl.concat([rows, rows.head(1), strange]).write_parquet(path)
     try:
-        whole = pipeline.build_accounts(collected)
-        monkeypatch.setattr(pipeline, "_ACCOUNTS_AT_ONCE", 7)
-        monkeypatch.setattr(pipeline, "_LOTS", 1000)
-        monkeypatch.setattr(pipeline, "_SMALL_BYTES", 0)
-        lots = pipeline.build_accounts(collected)
+        whole = accounting.build_accounts(collected)
+        monkeypatch.setattr(accounting, "_ACCOUNTS_AT_ONCE", 7)
+        monkeypatch.setattr(accounting, "_LOTS", 1000)
+        monkeypatch.setattr(accounting, "_SMALL_BYTES", 0)
+        lots = accounting.build_accounts(collected)
     finally:
         path.write_bytes(sound)
-        pipeline.build_accounts(collected)
+        accounting.build_accounts(collected)
     assert lots.accounts.height > 7 * 3
     assert lots.accounts.equals(whole.accounts)
     assert lots.misplaced.equals(whole.misplaced)
@@ -194,11 +194,11 @@ def test_a_rebuild_from_the_packs_alone_gives_the_same_tables(
 
 
 def test_settings_that_change_records_change_the_fingerprint(tmp_path: Path) -> None:
-    plain = pipeline.records_fingerprint(sandbox_study(tmp_path))
+    plain = fingerprints.records_fingerprint(sandbox_study(tmp_path))
     dropped = sandbox_study(tmp_path, time_range={"outside": "drop"})
     slower = sandbox_study(tmp_path, processing={"requests_per_second": 1})
-    assert pipeline.records_fingerprint(dropped) != plain
-    assert pipeline.records_fingerprint(slower) == plain
+    assert fingerprints.records_fingerprint(dropped) != plain
+    assert fingerprints.records_fingerprint(slower) == plain
 
 
 def test_a_changed_period_and_type_list_gives_the_tables_of_a_fresh_run(
@@ -311,7 +311,7 @@ def test_the_directory_is_not_waited_for_longer_than_the_run_may_take(
         "pending"
     ]
     # They are no failures of the directory: the next run looks them up.
-    assert pipeline.unfinished_accounts(study)[0] == 0
+    assert accounting.unfinished_accounts(study)[0] == 0
     accounts = run_all(sandbox_study(tmp_path))
     assert accounts.filter(pl.col("state").is_in(["pending", "failed"])).is_empty()
 

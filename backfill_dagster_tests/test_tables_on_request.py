@@ -7,7 +7,7 @@ import orjson
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, study_files
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import RECORD_TYPES, Study
 from backfill_dagster.report.page import build_report
@@ -152,7 +152,7 @@ def test_other_records_are_kept_as_json_whatever_the_study_says_of_it(
 
 
 def test_every_record_is_counted_in_its_table(requested: Study, network: SandboxNetwork) -> None:
-    accounts = pl.read_parquet(requested.root / pipeline.ACCOUNTS_KEY)
+    accounts = pl.read_parquet(requested.root / study_files.ACCOUNTS_KEY)
     assert unreconciled(accounts).is_empty()
     assert {"profiles", "other_records"} <= set(accounts.columns)
     for row in accounts.iter_rows(named=True):

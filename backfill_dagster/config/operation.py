@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -35,15 +36,53 @@ def _timezone(value: str) -> str:
 class Monitoring(Section):
     """What the run tells, and whom."""
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="The least weighty messages that are shown and kept."
+    )
+    log_format: Literal["human", "json"] = Field(
+        "human", description="How the terminal is written to: lines for people, or one JSON object a line."
+    )
+    log_file: Path | None = Field(
+        None, description="A file that structured events are added to as well, one JSON object a line."
+    )
+    hash_dids: bool = Field(
+        False, description="Name accounts in structured events by keyed hashes of their DIDs."
+    )
     alert_on_failure: bool = Field(
         False,
         description="Send a message when a run of the study fails, to the address in the environment variable "
         "that `alert_webhook_variable` names.",
     )
+    alert_failed_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Send a message when a larger share of the accounts that a fetch has tried has failed.",
+    )
+    alert_stalled_minutes: float | None = Field(
+        None, gt=0, description="Send a message when a stage has got no further for so long."
+    )
+    alert_parked_minutes: float | None = Field(
+        None, gt=0, description="Send a message when a host has asked to be left alone for so long."
+    )
     alert_webhook_variable: Annotated[str, AfterValidator(_variable_name)] = Field(
         "BACKFILL_ALERT_WEBHOOK",
         description="The environment variable with the webhook's address, which is a secret and so stands in no file.",
+    )
+    prometheus_port: int | None = Field(
+        None, ge=1, le=65535, description="The port on which the process of a run serves its metrics."
+    )
+    prometheus_pushgateway: Annotated[str, AfterValidator(http_origin)] | None = Field(
+        None, description="A push gateway that the metrics of short runs are handed to."
+    )
+    prometheus_textfile: Path | None = Field(
+        None, description="A file for the node exporter's textfile collector, ending in `.prom`."
+    )
+    prometheus_hosts: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="How many hosts, those with the most accounts, have metrics of their own; the rest are `other`.",
     )
     ui_url: Annotated[str, AfterValidator(http_origin)] | None = Field(
         None, description="Where people open Dagster's UI, for links in messages."

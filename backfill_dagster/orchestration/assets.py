@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from backfill_dagster import pipeline
+from backfill_dagster import accounting, fingerprints, pipeline, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.dids.sources.lineage import ACCOUNTS, RECORDS
 from backfill_dagster.filtering import stored_lists
@@ -85,7 +85,7 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
     directory = _directory(study, source)
     repos = _repos(study, directory)
     records = _records(study, repos)
-    tables = [_table(study, name, records) for name in pipeline.study_tables(study)]
+    tables = [_table(study, name, records) for name in study_files.study_tables(study)]
     undated = _undated(study, records)
     derived = derived_assets(study, tables)
     accounts = _accounts(study, [*tables, undated])
@@ -108,7 +108,7 @@ def _source_dids(study: Study) -> dg.AssetsDefinition:
         with stage(context, study, study_lock):
             collected = pipeline.collect_source(study, limits.gates())
         return dg.MaterializeResult(
-            metadata=source_metadata(collected, study.root / pipeline.SOURCE_KEY),
+            metadata=source_metadata(collected, study.root / study_files.SOURCE_KEY),
             data_version=_version(collected.dids["did"]),
         )
 
@@ -143,7 +143,7 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
         hosts = resolved["pds_host"].drop_nulls().unique()
         new = register_hosts(context.instance, study, hosts)
         return dg.MaterializeResult(
-            metadata=directory_metadata(resolved, study.root / pipeline.DIRECTORY_KEY, new_hosts=len(new)),
+            metadata=directory_metadata(resolved, study.root / study_files.DIRECTORY_KEY, new_hosts=len(new)),
             data_version=_version(resolved.select(pl.struct("did", "pds", "state").hash(seed=0))["did"]),
         )
 
@@ -283,7 +283,7 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
         backfill_policy=SINGLE_RUN,
         output_required=False,
         dagster_type=NO_OUTPUT,
-        code_version=pipeline.settings_fingerprint(study),
+        code_version=fingerprints.settings_fingerprint(study),
         description="Every record of each PDS's repositories: decoded, typed, dated, and either kept, filtered or "
         "rejected with the reason.",
     )
@@ -329,7 +329,7 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
         backfill_policy=SINGLE_RUN,
         output_required=False,
         dagster_type=NO_OUTPUT,
-        code_version=pipeline.settings_fingerprint(study),
+        code_version=fingerprints.settings_fingerprint(study),
         check_specs=table_checks(asset_key(study, name)),
         description=f"{table.description} By {granularity.word} of the record's true creation.",
         metadata=column_metadata(study, name),
@@ -365,7 +365,7 @@ def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
         metadata=column_metadata(study, "undated"),
         kinds={"parquet", "polars"},
         deps=[dg.AssetDep(records, partition_mapping=dg.AllPartitionMapping())],
-        code_version=pipeline.settings_fingerprint(study),
+        code_version=fingerprints.settings_fingerprint(study),
         description="Records whose creation date is missing, unreadable, before the network or in the future: kept "
         "apart from the tables, one folder per table, with the reason in date_quality.",
     )
@@ -399,9 +399,9 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
     )
     def accounts(context: dg.AssetExecutionContext, study_lock: StudyLockResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it only bare
         with stage(context, study, study_lock):
-            built = pipeline.build_accounts(study)
+            built = accounting.build_accounts(study)
         return dg.MaterializeResult(
-            metadata=accounts_metadata(built.accounts, study.root / pipeline.ACCOUNTS_KEY),
+            metadata=accounts_metadata(built.accounts, study.root / study_files.ACCOUNTS_KEY),
             check_results=list(accounts_check_results(study, built)),
         )
 

@@ -19,9 +19,9 @@ from backfill_dagster.tables.quality import Finding, findings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from backfill_dagster.accounting import AccountsBuild
     from backfill_dagster.config.study import Study
     from backfill_dagster.derived.inspection import DerivedInspection
-    from backfill_dagster.pipeline import AccountsBuild
     from backfill_dagster.tables.inspection import Inspection
 
 _SHOWN = 10

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
-from backfill_dagster import pipeline
+from backfill_dagster import study_files
 from backfill_dagster.derivation import DERIVED
 from backfill_dagster.derived.engaged import ENGAGED_ACCOUNTS, ENGAGED_POSTS
 from backfill_dagster.directory.resolve import DIRECTORY_COLUMNS
@@ -86,12 +86,12 @@ def _columns(study: Study, asset: str) -> Mapping[str, tuple[pl.DataType, str]]:
         case "repos":
             return PACK_COLUMNS
         case "accounts":
-            return account_columns(pipeline.study_tables(study))
+            return account_columns(study_files.study_tables(study))
         case derived if derived in _DERIVED:
             return _described(_DERIVED[derived])
         case "records" | "undated":
             merged: _Columns = {}
-            for table in pipeline.study_tables(study):
+            for table in study_files.study_tables(study):
                 for column in TABLE_BY_NAME[table].columns:
                     merged.setdefault(column.name, (column.dtype, column.description))
             return merged

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from backfill_dagster import derivation, pipeline
+from backfill_dagster import derivation, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.derived.activity import StudyUserActivity
 from backfill_dagster.derived.engaged import ENGAGED_ACCOUNTS_KEY, ENGAGED_POSTS_KEY
@@ -57,7 +57,7 @@ def _derived(study: Study, name: str, tables: list[dg.AssetsDefinition]) -> dg.A
         context: dg.AssetExecutionContext, config: TableSettings, study_lock: StudyLockResource
     ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckResult]:
         with stage(context, study, study_lock):
-            record_tables = pipeline.study_tables(study)
+            record_tables = study_files.study_tables(study)
             if name == PostsUsedInFeeds.name:
                 said = derivation.read_feeds(study)
                 context.log.info(f"the table of feeds: {', '.join(f'{k} {n:,}' for k, n in said.items())}")
@@ -114,8 +114,8 @@ def _engaged(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefini
         study_lock: StudyLockResource,
     ) -> Iterator[dg.MaterializeResult[None]]:
         with stage(context, study, study_lock):
-            own = pipeline.source_dids(study)
-            record_tables = pipeline.study_tables(study)
+            own = study_files.source_dids(study)
+            record_tables = study_files.study_tables(study)
             found = derivation.discover_engaged(study, record_tables, own, again=config.again)
         for key, rows in ((ENGAGED_ACCOUNTS_KEY, found.accounts), (ENGAGED_POSTS_KEY, found.posts)):
             yield dg.MaterializeResult(

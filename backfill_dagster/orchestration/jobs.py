@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import dagster as dg
 from pydantic import ValidationError
 
-from backfill_dagster import derivation, pending, pipeline
+from backfill_dagster import accounting, derivation, pending, pipeline, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.filtering import read_filter_lists
@@ -63,7 +63,7 @@ def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "dict[str, Un
         "discover": ["source_dids", "directory"],
         "fetch": ["repos"],
         "convert": ["records"],
-        "tables": pipeline.study_tables(study),
+        "tables": study_files.study_tables(study),
         "derive": derivation.derived_names(study),
         "engaged": ["engaged_accounts"] if study.discovery is not None else [],
         "accounts": ["undated", "accounts", "report"],
@@ -376,7 +376,7 @@ def _report(
     if failed_hosts:
         number = f"{len(failed_hosts)} host{'s' * (len(failed_hosts) > 1)}"
         missing.append(f"{number} could not be read whole: {', '.join(failed_hosts[:20])}")
-    unknown, pending = pipeline.unfinished_accounts(study)
+    unknown, pending = accounting.unfinished_accounts(study)
     if unknown:
         missing.append(f"{unknown} accounts could not be looked up, because the PLC directory failed")
     if pending and not settings.leaves_some_out(study.processing):

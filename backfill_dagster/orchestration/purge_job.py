@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import dagster as dg
 import polars as pl
 
-from backfill_dagster import pipeline
+from backfill_dagster import purging, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.console import console_config
@@ -84,7 +84,7 @@ def purge_job(study: Study, begin: Begin, rebuild: Rebuild) -> dg.JobDefinition:
 
 def purge_expired(context: dg.OpExecutionContext, study: Study, rebuild: Rebuild) -> bool:
     """Purge the accounts whose time is up by the study's settings; tell whether any was, and the tables are built."""
-    report = pipeline.purge_expired(study, rebuild=lambda study: rebuild(context, study))
+    report = purging.purge_expired(study, rebuild=lambda study: rebuild(context, study))
     if report is not None:
         _tell(context, study, report)
     return report is not None
@@ -92,15 +92,15 @@ def purge_expired(context: dg.OpExecutionContext, study: Study, rebuild: Rebuild
 
 def finish_purge(context: dg.OpExecutionContext, study: Study, rebuild: Rebuild) -> None:
     """Finish a purge that was interrupted, if there is one."""
-    if pipeline.is_purge_unfinished(study):
+    if purging.is_purge_unfinished(study):
         context.log.info("An earlier purge was interrupted; it is finished first.")
-        _tell(context, study, pipeline.purge(study, rebuild=lambda study: rebuild(context, study)))
+        _tell(context, study, purging.purge(study, rebuild=lambda study: rebuild(context, study)))
 
 
 def _purge(context: dg.OpExecutionContext, study: Study, config: PurgeSettings, rebuild: Rebuild) -> None:
-    if not (config.dids or config.uris or config.file or pipeline.is_purge_unfinished(study)):
+    if not (config.dids or config.uris or config.file or purging.is_purge_unfinished(study)):
         raise ConfigError("run config: nothing to purge is named; give dids, uris or file")
-    report = pipeline.purge(
+    report = purging.purge(
         study,
         dids=config.dids,
         uris=config.uris,
@@ -155,7 +155,7 @@ def _tell(context: dg.OpExecutionContext, study: Study, report: PurgeReport) -> 
 def _log_changes(context: dg.OpExecutionContext, study: Study, report: PurgeReport) -> None:
     """Record the files that changed without being built anew, so that the last word on each asset holds."""
     storage = StudyStorage(study.root)
-    for name, key in (("source_dids", pipeline.SOURCE_KEY), ("directory", pipeline.DIRECTORY_KEY)):
+    for name, key in (("source_dids", study_files.SOURCE_KEY), ("directory", study_files.DIRECTORY_KEY)):
         if report.removed.get(name):
             rows = pl.scan_parquet(storage.path(key)).select(pl.len()).collect().item()
             _log(context, study, name, None, int(rows))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from backfill_dagster import pipeline
+from backfill_dagster import study_files
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.activity import activity
 from backfill_dagster.orchestration.console import console_config
@@ -52,7 +52,7 @@ def _newest_partition(study: Study) -> dg.ScheduleDefinition:
         if newest is None:
             return dg.SkipReason("the study has no time partition yet")
         ops = {
-            f"{study.name}__{table}": {"config": {"again": True}} for table in pipeline.study_tables(study)
+            f"{study.name}__{table}": {"config": {"again": True}} for table in study_files.study_tables(study)
         }
         return dg.RunRequest(
             partition_key=newest,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from backfill_dagster import derivation, pending, pipeline
+from backfill_dagster import accounting, derivation, fingerprints, pending, pipeline, study_files
 from backfill_dagster.errors import BackfillError, SourceError
 from backfill_dagster.filtering import lists_stamp
 from backfill_dagster.orchestration.activity import activity
@@ -98,7 +98,7 @@ def study_sensors(
             build,
             lambda _: _stamp(
                 pending.storage_stamp(study),
-                pipeline.records_fingerprint(study),
+                fingerprints.records_fingerprint(study),
                 lists_stamp(study),
                 derivation.settings_stamp(study),
                 _windows(study)[-1:],
@@ -213,18 +213,18 @@ def _build_work(study: Study, instance: dg.DagsterInstance) -> Work | None:
     windows = pending.stale_windows(study)
     if windows:
         changed = covering_range(_windows(study), {key for table in windows.values() for key in table})
-        config = {table: {"only_stale": True} for table in pipeline.study_tables(study)}
+        config = {table: {"only_stale": True} for table in study_files.study_tables(study)}
         # The same windows may change again.
-        return Work("tables", [windows, pipeline.accounts_inputs(study)], changed, config)
+        return Work("tables", [windows, accounting.accounts_inputs(study)], changed, config)
     if pending.accounts_are_stale(study):
-        return Work("accounts", pipeline.accounts_inputs(study))
+        return Work("accounts", accounting.accounts_inputs(study))
     if pending.engaged_is_stale(study):
-        return Work("engaged", [pipeline.accounts_inputs(study), derivation.settings_stamp(study)])
+        return Work("engaged", [accounting.accounts_inputs(study), derivation.settings_stamp(study)])
     derived = {name: keys for name, keys in pending.stale_derived(study).items() if keys}
     if derived:
         changed = covering_range(_windows(study), {key for keys in derived.values() for key in keys})
         config = {name: {"only_stale": True} for name in derivation.derived_names(study)}
-        identity = [derived, pipeline.accounts_inputs(study), derivation.settings_stamp(study)]
+        identity = [derived, accounting.accounts_inputs(study), derivation.settings_stamp(study)]
         return Work("derive", identity, changed, config)
     return None
 

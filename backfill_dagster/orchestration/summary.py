@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from backfill_dagster import pipeline
+from backfill_dagster import study_files
 from backfill_dagster.records.windows import granularity_of
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.accounts import reason_totals
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def study_summary(study: Study) -> str:
     """Return accounts by final state, records by table, rejects by reason, where the files are, what is next."""
     storage = StudyStorage(study.root)
-    accounts = storage.read(pipeline.ACCOUNTS_KEY).filter("in_source")
+    accounts = storage.read(study_files.ACCOUNTS_KEY).filter("in_source")
     states = (
         accounts.group_by("state", "reason")
         .agg(n=pl.len())
         .sort("n", "state", "reason", descending=[True, False, False])
     )
-    tables, word = pipeline.study_tables(study), granularity_of(study.time_range).word
-    left_out = storage.read(pipeline.SOURCE_REJECTS_KEY).group_by("reason").len().sort("reason")
+    tables, word = study_files.study_tables(study), granularity_of(study.time_range).word
+    left_out = storage.read(study_files.SOURCE_REJECTS_KEY).group_by("reason").len().sort("reason")
     sections = [
         f"Study {study.name}: {accounts.height:,} accounts",
         *_rows(

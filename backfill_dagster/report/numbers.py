@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from backfill_dagster import pipeline
+from backfill_dagster import study_files
 from backfill_dagster.records.windows import granularity_of
 from backfill_dagster.report.activity import Activity, read_activity
 from backfill_dagster.report.days import DaySpan, observed_days
@@ -106,9 +106,9 @@ class ReportNumbers:
 def read_numbers(study: Study) -> ReportNumbers:
     """Read the numbers from the study's files. Raises StorageError for one that is missing or damaged."""
     storage = StudyStorage(study.root)
-    accounts = storage.read(pipeline.ACCOUNTS_KEY).filter("in_source")
+    accounts = storage.read(study_files.ACCOUNTS_KEY).filter("in_source")
     fetched_at = accounts["snapshot_fetched_at"]
-    tables = pipeline.study_tables(study)
+    tables = study_files.study_tables(study)
     in_tables = accounts.filter(pl.col("shown") & pl.col("repo_rev").is_not_null())
     span = observed_days(
         study.time_range, _instant(accounts["first_created_at"].min()), _instant(fetched_at.max())
@@ -117,7 +117,7 @@ def read_numbers(study: Study) -> ReportNumbers:
     return ReportNumbers(
         accounts=accounts.height,
         states=_states(accounts),
-        left_out=storage.read(pipeline.SOURCE_REJECTS_KEY)
+        left_out=storage.read(study_files.SOURCE_REJECTS_KEY)
         .group_by("reason")
         .agg(inputs=pl.len())
         .sort("reason"),

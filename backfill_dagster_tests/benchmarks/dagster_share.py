@@ -178,7 +178,7 @@ def _measure(command_line: list[str], folder: Path, network: SandboxNetwork) -> 
 def _stages(path: Path) -> None:
     """Do what the study's job does, without Dagster, and without what it shows of it."""
     # Imported here: the other side of the comparison loads this module as well, and must not pay for it.
-    from backfill_dagster import pipeline
+    from backfill_dagster import pipeline, study_files
     from backfill_dagster.config.loading import load_study
     from backfill_dagster.records.windows import study_windows
     from backfill_dagster.report.page import build_report
@@ -189,7 +189,7 @@ def _stages(path: Path) -> None:
     pipeline.fetch_repos(study)
     pipeline.convert_records(study)
     pipeline.build_tables(study)
-    for table in pipeline.study_tables(study):
+    for table in study_files.study_tables(study):
         pipeline.inspect_table(study, table, study_windows(study.time_range))
     build_report(study)
 

@@ -14,7 +14,7 @@ from unittest import mock
 import polars as pl
 import pyarrow as pa
 
-from backfill_dagster import pipeline
+from backfill_dagster import accounting, pipeline, study_files
 from backfill_dagster.config.processing import Storage
 from backfill_dagster.config.sources import InlineSource
 from backfill_dagster.config.study import Study
@@ -152,7 +152,7 @@ class Stages:
     def accounts(self) -> None:
         """Build the table of accounts, for which all final files are read again."""
         with self._workers():
-            pipeline.build_accounts(self.study)
+            accounting.build_accounts(self.study)
 
     def all(self) -> None:
         """Go from the downloaded files to the tables, of a study that has nothing yet."""
@@ -175,7 +175,7 @@ class Stages:
             for repo in self.repos
         ]
         directory = pl.DataFrame(rows, schema=DIRECTORY_SCHEMA).with_columns(resolved_at=_FETCHED)
-        StudyStorage(self.study.root).write(pipeline.DIRECTORY_KEY, directory)
+        StudyStorage(self.study.root).write(study_files.DIRECTORY_KEY, directory)
 
     def _batches(self) -> Iterator[list[SignedRepo]]:
         processing = self.study.processing
@@ -198,7 +198,10 @@ class Stages:
         def lend(_: int) -> Iterator[Executor]:
             yield self.executor
 
-        with mock.patch.object(pipeline, "worker_pool", lend):
+        with (
+            mock.patch.object(pipeline, "worker_pool", lend),
+            mock.patch.object(accounting, "worker_pool", lend),
+        ):
             yield
 
 

@@ -17,7 +17,7 @@ GET_REPO = "com.atproto.sync.getRepo"
 
 def main(folder: Path, task: str, *, lock: bool) -> None:
     # Imported here, because every worker process imports this module.
-    from backfill_dagster import pipeline
+    from backfill_dagster import pipeline, purging
     from backfill_dagster.config.loading import load_study
     from backfill_dagster.report.page import build_report
     from backfill_dagster.sandbox.network import process_sandbox
@@ -36,7 +36,7 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
             study_lock.take(study, "crash-test")
     if task == "purge":
         dids, uris = to_purge(network)
-        pipeline.purge(study, dids=dids, uris=uris)
+        purging.purge(study, dids=dids, uris=uris)
     elif task == "parts":
         for part in in_parts(study):
             pipeline.collect_source(part)

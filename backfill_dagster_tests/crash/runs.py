@@ -22,7 +22,7 @@ import orjson
 import polars as pl
 from polars.testing import assert_frame_equal
 
-from backfill_dagster import pipeline
+from backfill_dagster import study_files
 from backfill_dagster.records.tables import TABLES
 from backfill_dagster.report.page import REPORT_KEY
 from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys, read_ledger
@@ -202,14 +202,14 @@ class CrashRun:
         for table in TABLES:
             assert_frame_equal(read_rows(self.study, table), read_rows(reference, table))
         assert derived_rows(self.study) == derived_rows(reference)
-        for key in (pipeline.SOURCE_KEY, pipeline.DIRECTORY_KEY, pipeline.ACCOUNTS_KEY):
+        for key in (study_files.SOURCE_KEY, study_files.DIRECTORY_KEY, study_files.ACCOUNTS_KEY):
             found, expected = (
                 StudyStorage(study.root).read(key).drop(CLOCK_COLUMNS, strict=False)
                 for study in (self.study, reference)
             )
             assert_frame_equal(found, expected)
         assert self.task != "collect" or self._storage.exists(REPORT_KEY)
-        assert unreconciled(self._storage.read(pipeline.ACCOUNTS_KEY)).is_empty()
+        assert unreconciled(self._storage.read(study_files.ACCOUNTS_KEY)).is_empty()
         if self.task == "purge":
             [purged], _ = to_purge(sandbox(SETTINGS))
             assert files_with(self.study.root, purged) == []

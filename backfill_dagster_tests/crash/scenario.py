@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, study_files
 from backfill_dagster.config.derived import Derived
 from backfill_dagster.config.filters import RecordFilter
 from backfill_dagster.config.network import SandboxSettings
@@ -167,7 +167,7 @@ def _leave_what_is_left(study: Study) -> None:
     )
     blocks = storage.path(f"repos/{partition_folder(host)}/{blocks_file_name(pack, 0)}")
     shutil.copy(blocks, blocks.with_name(blocks_file_name("f" * 20, 0)))
-    storage.write(pipeline.UNFINISHED_DIRECTORY_KEY, _unfinished_directory())
+    storage.write(study_files.UNFINISHED_DIRECTORY_KEY, _unfinished_directory())
     part = storage.path("tables/posts/month=2024-10/part-00000.parquet")
     shutil.copy(part, part.with_name("part-00001.parquet"))
     part = storage.path("derived/study_user_activity/month=2024-10/part-00000.parquet")

@@ -24,7 +24,7 @@ ON_THE_WAY = [
     (" parent replace ", "tables/parts.py:_write", "after"),
     (" parent replace ", "tables/ledger.py:note_built", "before"),
     (" parent unlink ", "tables/build.py:remove_other_tables", "after"),
-    (" parent replace ", "pipeline.py:build_accounts", "before"),
+    (" parent replace ", "accounting.py:build_accounts", "before"),
     (" parent replace ", "derivation.py:discover_engaged", "after"),
     (" parent replace ", "derived/feed_use.py:store_shown", "after"),
     (" parent replace ", "derived/build.py:_rebuild", "before"),

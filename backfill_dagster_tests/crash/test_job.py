@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import study_files
 from backfill_dagster.repos.packs import pack_keys, read_ledger
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.accounts import unreconciled
@@ -39,7 +39,7 @@ def test_however_a_run_ends_the_next_one_goes_on(tmp_path: Path, monkeypatch: py
         wait_for_group(process.pid)
         assert list((study.root / ".scratch").iterdir()) == []
         assert len(pack_keys(storage)) > kept
-        assert not storage.exists(pipeline.ACCOUNTS_KEY)
+        assert not storage.exists(study_files.ACCOUNTS_KEY)
     assert "Interrupted. What was done is kept: run the same again to go on." in said
 
     kept = len(pack_keys(storage))
@@ -56,7 +56,7 @@ def test_however_a_run_ends_the_next_one_goes_on(tmp_path: Path, monkeypatch: py
     ledger = read_ledger(storage)
     attempts = ledger.group_by("did").len()
     assert set(attempts.filter(pl.col("len") > 1)["did"]) & set(settled["did"]) == set()
-    accounts = storage.read(pipeline.ACCOUNTS_KEY)
+    accounts = storage.read(study_files.ACCOUNTS_KEY)
     assert accounts.height == len(sandbox(SETTINGS).dids)
     assert accounts.filter(pl.col("state").is_in(["failed", "pending"])).is_empty()
     assert unreconciled(accounts).is_empty()

@@ -4,7 +4,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from backfill_dagster import derivation, pipeline
+from backfill_dagster import derivation, study_files
 from backfill_dagster.config.derived import Discovery
 from backfill_dagster.config.study import Study
 from backfill_dagster.derived import engaged
@@ -34,7 +34,7 @@ def test_whom_and_what_the_accounts_engaged_with(
 ) -> None:
     monkeypatch.setattr(engaged, "_AT_ONCE", at_once)
     study, own = fewer(collected, 30)
-    told = derivation.discover_engaged(study, pipeline.study_tables(study), own)
+    told = derivation.discover_engaged(study, study_files.study_tables(study), own)
     accounts, posts = lists(study)
     assert accounts.schema == {column.name: column.dtype for column in ENGAGED_ACCOUNTS}
     assert posts.schema == {column.name: column.dtype for column in ENGAGED_POSTS}
@@ -58,7 +58,7 @@ def test_only_the_asked_interactions_of_the_asked_period_count(collected: Study)
     study, own = fewer(
         collected, 30, interactions=["like", "follow"], start_date="2024-10-05", end_date="2024-10-20"
     )
-    derivation.discover_engaged(study, pipeline.study_tables(study), own)
+    derivation.discover_engaged(study, study_files.study_tables(study), own)
     accounts, posts = lists(study)
     start = datetime(2024, 10, 5, tzinfo=UTC)
     end = datetime(2024, 10, 20, 23, 59, 59, 999999, tzinfo=UTC)
@@ -75,7 +75,7 @@ def test_only_the_asked_interactions_of_the_asked_period_count(collected: Study)
 
 
 def test_the_lists_are_stale_when_what_they_are_made_of_has_changed(collected: Study) -> None:
-    tables = pipeline.study_tables(collected)
+    tables = study_files.study_tables(collected)
     study, own = fewer(collected, 30)
     derivation.discover_engaged(study, tables, own)
     assert not derivation.engaged_is_stale(study, tables, own)

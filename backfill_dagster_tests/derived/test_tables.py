@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from backfill_dagster import derivation, pipeline
+from backfill_dagster import derivation, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.derived import activity, engagement, feed_use
 from backfill_dagster.purge.tombstones import Tombstones
@@ -18,7 +18,7 @@ from backfill_dagster_tests.derived import plain
 def build(study: Study, name: str) -> dict[str, bool]:
     """Build all windows of a derived table; return which were rebuilt."""
     windows = study_windows(study.time_range)
-    reports = derivation.build_derived(study, pipeline.study_tables(study), name, windows)
+    reports = derivation.build_derived(study, study_files.study_tables(study), name, windows)
     assert [report.partition for report in reports] == windows
     found = plain.derived(study, name)
     assert {report.partition: report.rows for report in reports if report.rows} == {
@@ -72,7 +72,7 @@ def test_many_small_lots_make_the_same_rows(
 
 
 def test_what_has_not_changed_is_not_built_again(collected: Study) -> None:
-    tables = pipeline.study_tables(collected)
+    tables = study_files.study_tables(collected)
     for name in derivation.derived_names(collected):
         build(collected, name)
         assert not any(build(collected, name).values())
@@ -85,7 +85,7 @@ def test_a_file_that_is_gone_is_written_again(collected: Study) -> None:
     content = file.read_bytes()
     file.unlink()
     window = file.parent.name.partition("=")[2]
-    stale = derivation.stale_derived(collected, pipeline.study_tables(collected))["engagement"]
+    stale = derivation.stale_derived(collected, study_files.study_tables(collected))["engagement"]
     assert stale == [window]
     rebuilt = build(collected, "engagement")
     assert [one for one, changed in rebuilt.items() if changed] == [window]
@@ -137,7 +137,7 @@ def test_a_purge_takes_accounts_out_of_what_feeds_showed_without_their_source(co
 
 def test_a_window_that_failed_its_check_is_built_again(collected: Study) -> None:
     build(collected, "engagement")
-    tables = pipeline.study_tables(collected)
+    tables = study_files.study_tables(collected)
     [file, *_] = sorted((collected.root / "derived/engagement").rglob("*.parquet"))
     window = file.parent.name.partition("=")[2]
     content, rows = file.read_bytes(), pl.read_parquet(file, hive_partitioning=False)

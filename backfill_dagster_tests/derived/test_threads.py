@@ -5,7 +5,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backfill_dagster import derivation, pipeline
+from backfill_dagster import derivation, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.derived.threads import Threads, climbed, grown
 from backfill_dagster.records.tables import INSTANT, TEXT
@@ -73,7 +73,7 @@ def test_trees_are_those_that_plain_python_grows(data: st.DataObject) -> None:
 
 def test_threads_of_a_study(collected: Study) -> None:
     windows = study_windows(collected.time_range)
-    derivation.build_derived(collected, pipeline.study_tables(collected), "threads", windows)
+    derivation.build_derived(collected, study_files.study_tables(collected), "threads", windows)
     found = plain.derived(collected, "threads")
     expected = plain.threads(list(plain.rows(collected, "replies")), list(plain.rows(collected, "posts")))
     first: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, study_files
 from backfill_dagster.config.processing import Processing
 from backfill_dagster.connections import host_gates
 from backfill_dagster.dids.collect import DIDS_SCHEMA, REJECTS_SCHEMA
@@ -39,7 +39,7 @@ def test_files_are_read_without_opening_connections(tmp_path: Path, monkeypatch:
     collected = pipeline.collect_source(study)
 
     storage = StudyStorage(study.root)
-    dids, rejects = storage.read(pipeline.SOURCE_KEY), storage.read(pipeline.SOURCE_REJECTS_KEY)
+    dids, rejects = storage.read(study_files.SOURCE_KEY), storage.read(study_files.SOURCE_REJECTS_KEY)
     assert (dids.schema, rejects.schema) == (DIDS_SCHEMA, REJECTS_SCHEMA)
     assert dids["did"].to_list() == [first, second]
     assert rejects["reason"].to_list() == ["excluded", "duplicate"]
@@ -75,7 +75,7 @@ def test_a_list_in_s3_is_collected_and_leaves_no_copy(
 
     assert pipeline.collect_source(study).dids["did"].to_list() == dids
     stored = [path.name for path in study.root.rglob("*") if path.is_file()]
-    assert sorted(stored) == [pipeline.SOURCE_KEY, pipeline.SOURCE_REJECTS_KEY]
+    assert sorted(stored) == [study_files.SOURCE_KEY, study_files.SOURCE_REJECTS_KEY]
 
 
 def test_what_another_study_collected_is_a_source(tmp_path: Path) -> None:
@@ -103,4 +103,4 @@ def test_a_failed_reading_keeps_what_was_stored(tmp_path: Path) -> None:
 
     with pytest.raises(SourceError, match="no such file"):
         pipeline.collect_source(study)
-    assert StudyStorage(study.root).read(pipeline.SOURCE_KEY)["did"].to_list() == sandbox().dids[:1]
+    assert StudyStorage(study.root).read(study_files.SOURCE_KEY)["did"].to_list() == sandbox().dids[:1]

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, purging, study_files
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.directory.documents import DirectoryState
@@ -194,9 +194,9 @@ def test_a_directory_of_an_older_version_is_gone_on_with(network: SandboxNetwork
     made = study(tmp_path, "never")
     storage = StudyStorage(made.root)
     pipeline.resolve_accounts(made)
-    older = storage.read(pipeline.DIRECTORY_KEY).drop("resolved_by")
-    storage.write(pipeline.DIRECTORY_KEY, older)
-    storage.write(pipeline.UNFINISHED_DIRECTORY_KEY, older.head(5).drop("state_since"))
+    older = storage.read(study_files.DIRECTORY_KEY).drop("resolved_by")
+    storage.write(study_files.DIRECTORY_KEY, older)
+    storage.write(study_files.UNFINISHED_DIRECTORY_KEY, older.head(5).drop("state_since"))
     network.requests.clear()
 
     directory = pipeline.resolve_accounts(made)
@@ -217,7 +217,7 @@ def test_a_purge_leaves_nothing_of_an_account_in_the_study_and_the_public_copy_a
     assert files_with(made.root, did)
     assert before
 
-    pipeline.purge(made, dids=[did], rebuild=lambda _: None)
+    purging.purge(made, dids=[did], rebuild=lambda _: None)
 
     assert files_with(made.root, did) == files_with(made.root, handle) == []
     assert files_with(copy, did) == before

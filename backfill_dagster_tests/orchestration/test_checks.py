@@ -9,7 +9,8 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, study_files
+from backfill_dagster.accounting import AccountsBuild, build_accounts
 from backfill_dagster.config.study import Study
 from backfill_dagster.orchestration.checks import (
     accounts_check_results,
@@ -17,7 +18,6 @@ from backfill_dagster.orchestration.checks import (
     table_check_results,
     table_checks,
 )
-from backfill_dagster.pipeline import AccountsBuild, build_accounts
 from backfill_dagster.records.windows import study_windows
 from backfill_dagster_tests.studies import sandbox_study
 
@@ -205,7 +205,7 @@ def window_of(path: Path) -> str:
 
 
 def test_sound_tables_pass_and_stay_up_to_date(study: Study) -> None:
-    assert all(all(inspected(study, table).values()) for table in pipeline.study_tables(study))
+    assert all(all(inspected(study, table).values()) for table in study_files.study_tables(study))
     assert not any(pipeline.stale_windows(study).values())
 
 

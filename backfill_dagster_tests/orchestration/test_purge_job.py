@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import purging, study_files
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import StorageError
@@ -45,7 +45,7 @@ class Ran:
 
     @property
     def accounts(self) -> pl.DataFrame:
-        return pl.read_parquet(self.study.root / pipeline.ACCOUNTS_KEY)
+        return pl.read_parquet(self.study.root / study_files.ACCOUNTS_KEY)
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +141,11 @@ def test_the_next_run_of_the_study_finishes_a_purge_and_purges_what_is_gone(ran:
         raise StorageError("the disk is full")
 
     with pytest.raises(StorageError):
-        pipeline.purge(ran.study, dids=[did], rebuild=fail)
+        purging.purge(ran.study, dids=[did], rebuild=fail)
     assert files_with(ran.study.root, did)
     study_in(ran.folder, purge_deleted_after_days=0)
     assert execute(ran.folder, "study_rebuild", ran.instance)
-    assert not pipeline.is_purge_unfinished(ran.study)
+    assert not purging.is_purge_unfinished(ran.study)
     assert files_with(ran.study.root, did) == files_with(ran.study.root, gone) == []
 
 

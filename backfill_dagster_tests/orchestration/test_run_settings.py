@@ -9,7 +9,7 @@ from typing import Any, get_args
 import dagster as dg
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, study_files
 from backfill_dagster.definitions import build_defs
 from backfill_dagster.orchestration.history import forget_purged
 from backfill_dagster.orchestration.run_settings import (
@@ -132,7 +132,7 @@ def test_a_host_of_which_only_the_failed_are_fetched_is_not_shown_done(deploymen
 
 
 def test_only_dids_are_fetched_until_a_purge_forgets_the_run(deployment: Deployment) -> None:
-    directory = StudyStorage(deployment.study.root).read(pipeline.DIRECTORY_KEY)
+    directory = StudyStorage(deployment.study.root).read(study_files.DIRECTORY_KEY)
     did, host = directory.filter(state="resolved").select("did", "pds_host").row(0)
     named = deployment.fetch(only_dids=[f" {did} "])
     assert named.success

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.definitions import build_defs
 from backfill_dagster.orchestration.resources import StudyLockResource
@@ -292,7 +292,7 @@ def test_what_is_excluded_is_followed_like_the_source(
 
     withdrawn.write_text(network.dids[0])
     assert daemon.perform(daemon.tick("study_new_dids")) == ["study_stage_discover"]
-    assert network.dids[0] not in set(pipeline.source_dids(study))
+    assert network.dids[0] not in set(study_files.source_dids(study))
 
 
 def test_a_list_that_servers_give_is_for_a_person_to_read_again(
@@ -332,7 +332,7 @@ def test_what_another_backfill_finds_is_followed(
         daemon.repository.get_job(str(request.job_name)).execute_in_process(
             instance=daemon.instance, run_config=request.run_config, tags=dict(request.tags)
         )
-        stored = StudyStorage(study.root.parent / "others").read(pipeline.SOURCE_KEY)
+        stored = StudyStorage(study.root.parent / "others").read(study_files.SOURCE_KEY)
         assert stored["did"].to_list() == dids
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, purging, study_files
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError, StorageError
@@ -65,7 +65,7 @@ def read_tables(study: Study) -> dict[str, pl.DataFrame]:
 
 
 def read_accounts(study: Study) -> pl.DataFrame:
-    return pl.read_parquet(study.root / pipeline.ACCOUNTS_KEY)
+    return pl.read_parquet(study.root / study_files.ACCOUNTS_KEY)
 
 
 def copy_of(study: Study, folder: Path) -> Study:
@@ -140,7 +140,7 @@ def purged(collected: Study, network: SandboxNetwork, tmp_path_factory: pytest.T
     study = copy_of(collected, folder)
     listed = folder / "withdrawn.txt"
     listed.write_text("\n".join(["# withdrawn", plc, web, *uris]))
-    report = pipeline.purge(study, dids=[without_repo], file=listed)
+    report = purging.purge(study, dids=[without_repo], file=listed)
     return Purged(study, (plc, web, without_repo), author, uris, collected, tables, accounts, report)
 
 
@@ -297,7 +297,7 @@ def test_another_run_asks_for_nothing_of_it_and_changes_nothing(
     assert table_hashes(purged.study) == before
     assert set(accounts["did"]).isdisjoint(purged.dids)
     assert all(files_with(purged.study.root, did) == [] for did in purged.dids)
-    rejects = pl.read_parquet(purged.study.root / pipeline.SOURCE_REJECTS_KEY)
+    rejects = pl.read_parquet(purged.study.root / study_files.SOURCE_REJECTS_KEY)
     assert rejects.to_dict(as_series=False)["reason"] == ["purged"] * 3
     assert rejects["input"].to_list() == [None] * 3
 
@@ -327,8 +327,8 @@ def test_a_pack_whose_removal_was_interrupted_counts_once_and_is_purged_by_the_n
     # Killed after the new packs were published: the old ones are still there.
     shutil.copytree(purged.before.root / "repos", study.root / "repos", dirs_exist_ok=True)
     assert len(pack_keys(StudyStorage(study.root))) > len(pack_keys(StudyStorage(purged.study.root)))
-    assert pipeline.shown_snapshots(study)["did"].is_unique().all()
-    report = pipeline.purge(study, dids=purged.dids, uris=purged.uris)
+    assert study_files.shown_snapshots(study)["did"].is_unique().all()
+    report = purging.purge(study, dids=purged.dids, uris=purged.uris)
     assert report.removed["attempts"] == 3
     assert [files_with(study.root, did) for did in purged.dids] == [[], [], []]
     assert unreconciled(read_accounts(study)).is_empty()
@@ -339,9 +339,9 @@ def test_a_pack_whose_removal_was_interrupted_counts_once_and_is_purged_by_the_n
 def test_worker_processes_take_out_the_same(
     collected: Study, purged: Purged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(purging, "_SMALL_BYTES", 0)
     study = copy_of(collected, tmp_path)
-    report = pipeline.purge(study, dids=purged.dids, uris=purged.uris, rebuild=lambda _: None)
+    report = purging.purge(study, dids=purged.dids, uris=purged.uris, rebuild=lambda _: None)
     assert report == purged.report
     packs = [[key for _, _, key in pack_keys(StudyStorage(done.root))] for done in (study, purged.study)]
     assert packs[0] == packs[1]
@@ -357,15 +357,15 @@ def test_one_that_ends_early_is_unfinished_until_the_next_one_has_finished_it(
         raise StorageError("the disk is full")
 
     with pytest.raises(StorageError):
-        pipeline.purge(study, dids=[did], rebuild=fail)
-    assert pipeline.is_purge_unfinished(study)
+        purging.purge(study, dids=[did], rebuild=fail)
+    assert purging.is_purge_unfinished(study)
     assert files_with(study.root / "tables", did)
     # A run of the study does not bring it back meanwhile.
     assert did not in set(pipeline.collect_source(study).dids["did"])
 
-    report = pipeline.purge(study)
+    report = purging.purge(study)
     assert report.removed["tables"] > 0
-    assert not pipeline.is_purge_unfinished(study)
+    assert not purging.is_purge_unfinished(study)
     assert files_with(study.root, did) == []
     assert unreconciled(read_accounts(study)).is_empty()
 
@@ -378,7 +378,7 @@ def test_again_or_of_a_stranger_it_changes_nothing_but_leaves_a_tombstone(
     before = {
         path: path.read_bytes() for path in study.root.rglob("*.parquet") if path.name != TOMBSTONES_KEY
     }
-    report = pipeline.purge(study, dids=[stranger, *purged.dids], uris=purged.uris)
+    report = purging.purge(study, dids=[stranger, *purged.dids], uris=purged.uris)
     assert not report.changed
     assert set(report.removed.values()) == {0}
     assert {path: path.read_bytes() for path in before} == before
@@ -391,7 +391,7 @@ def test_what_is_malformed_changes_nothing_at_all(purged: Purged, tmp_path: Path
     study = copy_of(purged.study, tmp_path)
     before = {path: path.read_bytes() for path in study.root.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=r"dids\[1\]"):
-        pipeline.purge(study, dids=["did:plc:z72i7hdynmk6r22z27h6tvur", "did:plc:short"])
+        purging.purge(study, dids=["did:plc:z72i7hdynmk6r22z27h6tvur", "did:plc:short"])
     assert {path: path.read_bytes() for path in study.root.rglob("*") if path.is_file()} == before
 
 
@@ -400,7 +400,7 @@ def test_before_the_first_run_it_keeps_an_account_from_ever_being_collected(
 ) -> None:
     did = network.dids[0]
     study = purge_study(tmp_path / "new", source={"type": "inline", "dids": [did, network.dids[1], did]})
-    assert not pipeline.purge(study, dids=[did]).changed
+    assert not purging.purge(study, dids=[did]).changed
     collected = pipeline.collect_source(study)
     assert collected.dids["did"].to_list() == [network.dids[1]]
     assert collected.rejects["reason"].to_list() == ["purged", "purged"]
@@ -428,16 +428,16 @@ def test_accounts_that_are_gone_are_purged_when_their_time_is_up(
     before = read_accounts(study)
     now = datetime.now(UTC) + timedelta(days=after_days)
     rebuilt: list[Study] = []
-    report = pipeline.purge_expired(study, now, rebuild=rebuilt.append)
+    report = purging.purge_expired(study, now, rebuild=rebuilt.append)
     gone = before.filter(pl.col("state").is_in(sorted(states)))
     assert set(gone["state"]) == states
     assert (report.accounts if report else 0) == gone.height
     assert bool(states) == (report is not None) == bool(rebuilt)
-    for key in (pipeline.DIRECTORY_KEY, pipeline.SOURCE_KEY):
+    for key in (study_files.DIRECTORY_KEY, study_files.SOURCE_KEY):
         assert set(pl.read_parquet(study.root / key)["did"]) == set(before["did"]) - set(gone["did"])
     assert pipeline.hosts_to_fetch(study, FetchMode.UNSETTLED) == []
 
 
 def test_inactive_accounts_to_be_purged_are_hidden_until_then(collected: Study) -> None:
     waiting = collected.model_copy(update={"inactive_accounts": "purge"})
-    assert pipeline.shown_snapshots(waiting).equals(pipeline.shown_snapshots(collected))
+    assert study_files.shown_snapshots(waiting).equals(study_files.shown_snapshots(collected))

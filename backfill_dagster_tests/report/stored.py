@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from backfill_dagster import pipeline
+from backfill_dagster import study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.records.tables import TABLE_BY_NAME, USUAL_TABLES
 from backfill_dagster.repos.packs import PACK_SCHEMA
@@ -94,9 +94,9 @@ def stored_study(
         }
     )
     storage = StudyStorage(study.root)
-    storage.write(pipeline.ACCOUNTS_KEY, pl.DataFrame(accounts, schema=ACCOUNTS_SCHEMA, orient="row"))
+    storage.write(study_files.ACCOUNTS_KEY, pl.DataFrame(accounts, schema=ACCOUNTS_SCHEMA, orient="row"))
     storage.write(
-        pipeline.SOURCE_REJECTS_KEY, pl.DataFrame({"reason": left_out}, schema={"reason": pl.String()})
+        study_files.SOURCE_REJECTS_KEY, pl.DataFrame({"reason": left_out}, schema={"reason": pl.String()})
     )
     for pack, (host, rows) in enumerate((attempts or {}).items()):
         storage.write(

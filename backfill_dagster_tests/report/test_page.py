@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, study_files
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import StorageError
@@ -250,7 +250,7 @@ def test_the_summary_holds_the_sums_and_no_syntax_of_strangers(report: Report, p
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     study = stored_study(tmp_path, [account(1, "pds.example")])
-    StudyStorage(study.root).remove(pipeline.ACCOUNTS_KEY)
+    StudyStorage(study.root).remove(study_files.ACCOUNTS_KEY)
     with pytest.raises(StorageError, match=r"accounts\.parquet is missing"):
         build_report(study)
     assert not StudyStorage(study.root).exists(REPORT_KEY)

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from backfill_dagster import pipeline
+from backfill_dagster import pipeline, purging, study_files
 from backfill_dagster.dids.sources.handles import HandleEntries
 from backfill_dagster.errors import SourceError
 from backfill_dagster.sandbox.faults import HostDown
@@ -115,7 +115,7 @@ def test_nothing_is_collected_while_a_handle_to_leave_out_is_unreachable(
     network.faults.set_host(down, HostDown())
     with pytest.raises(SourceError, match=r"backfill\.exclude\.handles: 1 of its 1 entries could not"):
         pipeline.collect_source(study)
-    assert not (study.root / pipeline.SOURCE_KEY).exists()
+    assert not (study.root / study_files.SOURCE_KEY).exists()
 
     network.faults.clear()
     collected = pipeline.collect_source(study)
@@ -138,7 +138,7 @@ def test_the_handle_of_a_purged_account_is_not_stored(tmp_path: Path, network: S
     handles = [handle_of(network, did) for did in (kept, gone)]
     study = sandbox_study(tmp_path, source={"type": "handles", "handles": handles})
     pipeline.collect_source(study)
-    pipeline.purge(study, dids=[gone], rebuild=lambda _: None)
+    purging.purge(study, dids=[gone], rebuild=lambda _: None)
 
     collected = pipeline.collect_source(study)
 
@@ -163,12 +163,12 @@ def test_a_purge_reaches_handles_among_what_was_left_out(tmp_path: Path, network
     storage = StudyStorage(study.root)
     network.faults.set_host(str(network.truth.account(unreachable).pds).removeprefix("http://"), HostDown())
     pipeline.collect_source(study)
-    stored = storage.read(pipeline.SOURCE_REJECTS_KEY)
+    stored = storage.read(study_files.SOURCE_REJECTS_KEY)
     assert handles[unreachable] in stored["input"].to_list()
     network.faults.clear()
 
     gone = [twice, excluded, unreachable]
-    pipeline.purge(study, dids=gone, rebuild=lambda _: None)
+    purging.purge(study, dids=gone, rebuild=lambda _: None)
 
     content = b"".join(path.read_bytes() for path in study.root.rglob("*.parquet")).lower()
     assert [handles[did] for did in gone if handles[did].encode() in content] == []

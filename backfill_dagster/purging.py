@@ -1,0 +1,170 @@
+"""Taking accounts and records out of everything that a study stores, for good."""
+
+from __future__ import annotations
+
+from concurrent.futures import as_completed
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from backfill_dagster import derivation, filtering
+from backfill_dagster.config.sources import InlineSource
+from backfill_dagster.derived.feed_use import purge_shown
+from backfill_dagster.dids.sources.lineage import study_sources
+from backfill_dagster.pipeline import rebuild
+from backfill_dagster.purge.expiry import GONE_STATES, expired_accounts
+from backfill_dagster.purge.report import PurgeReport
+from backfill_dagster.purge.request import PurgeRequest, read_request
+from backfill_dagster.purge.rewrite import (
+    PackPurge,
+    count_rows,
+    purge_pack,
+    purge_rows,
+    purge_source,
+    remove_leftovers,
+)
+from backfill_dagster.purge.tombstones import Tombstones, bury, settle
+from backfill_dagster.repos.packs import pack_keys, read_ledger
+from backfill_dagster.storage import StudyStorage
+from backfill_dagster.study_files import (
+    ACCOUNTS_KEY,
+    DIRECTORY_KEY,
+    SOURCE_KEY,
+    SOURCE_REJECTS_KEY,
+    UNFINISHED_DIRECTORY_KEY,
+)
+from backfill_dagster.tables.accounts import INACTIVE_STATES
+from backfill_dagster.workers import worker_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from backfill_dagster.config.study import Study
+
+# Files that are looked through sooner than worker processes are started.
+_SMALL_BYTES = 64 * 2**20
+
+
+def purge(
+    study: Study,
+    *,
+    dids: Sequence[str] = (),
+    uris: Sequence[str] = (),
+    file: Path | None = None,
+    rebuild: Callable[[Study], None] = rebuild,
+) -> PurgeReport:
+    """Remove accounts (DIDs) and single records (AT-URIs) from all that is stored, for good.
+
+    `file` has one DID or URI a line. Tombstones keep them from being collected again. The tables are built anew if
+    anything was changed that they are made of. Only while nothing else works on the study. One that was interrupted
+    is finished by the next one, whatever that one is for. Raises ConfigError for what is no DID or URI; then nothing
+    is changed.
+    """
+    return _purge(study, read_request(dids, uris, file), rebuild)
+
+
+def purge_expired(
+    study: Study, now: datetime | None = None, rebuild: Callable[[Study], None] = rebuild
+) -> PurgeReport | None:
+    """Purge the accounts that the study's settings want purged by now; None if there are none."""
+    storage, days = StudyStorage(study.root), study.purge_deleted_after_days
+    inactive_too = study.inactive_accounts == "purge"
+    if days is None and not inactive_too:
+        return None
+    expired = expired_accounts(
+        storage.read(DIRECTORY_KEY),
+        read_ledger(storage),
+        INACTIVE_STATES if inactive_too else GONE_STATES,
+        (now or datetime.now(UTC)) - timedelta(days=days or 0),
+    )
+    return _purge(study, PurgeRequest(tuple(expired)), rebuild) if expired else None
+
+
+def is_purge_unfinished(study: Study) -> bool:
+    """Tell whether an earlier purge was interrupted, so that what it is about may still be stored."""
+    return Tombstones.load(StudyStorage(study.root)).unfinished > 0
+
+
+def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]) -> PurgeReport:
+    storage = StudyStorage(study.root)
+    storage.sweep_scratch()
+    was_unfinished = is_purge_unfinished(study)
+    # First the tombstones, marked as unfinished, and last that mark: whatever happens between, nothing of this comes
+    # back, and nobody takes it for done.
+    tombstones = bury(storage, request.dids, request.records, datetime.now(UTC))
+    if not tombstones:
+        return PurgeReport()
+    removed = _count_derived(storage, tombstones)
+    handles = _handles_of_purged(storage, tombstones)
+    packs = _purge_packs(study)
+    remove_leftovers(storage)
+    removed |= {
+        "attempts": sum(pack.attempts for pack in packs),
+        "blocks": sum(pack.blocks for pack in packs),
+        "feeds": purge_shown(storage, tombstones),
+        "filters": filtering.purge_lists(storage, tombstones),
+        # Before the directory, which alone knows the handles: a purge that is interrupted looks for them again.
+        "source_dids": purge_source(storage, SOURCE_KEY, SOURCE_REJECTS_KEY, tombstones, handles),
+        "directory": purge_rows(storage, DIRECTORY_KEY, tombstones)
+        + purge_rows(storage, UNFINISHED_DIRECTORY_KEY, tombstones),
+    }
+    report = PurgeReport(
+        accounts=len(request.dids),
+        records=len(request.records),
+        removed=dict(sorted(removed.items())),
+        masked=sum(pack.masked for pack in packs),
+        hosts=tuple(sorted({pack.pds_host for pack in packs})),
+        named_in_config=_named_in_config(study, tombstones),
+    )
+    if (report.changed or was_unfinished) and storage.exists(DIRECTORY_KEY):
+        derivation.remove_all(study)
+        rebuild(study)
+    settle(storage, datetime.now(UTC))
+    return report
+
+
+def _handles_of_purged(storage: StudyStorage, tombstones: Tombstones) -> list[str]:
+    """Return the handles, in lower case, that the directory still has of purged accounts."""
+    handles: set[str] = set()
+    for key in (DIRECTORY_KEY, UNFINISHED_DIRECTORY_KEY):
+        if storage.exists(key):
+            rows = storage.read(key)
+            held = rows.filter(pl.col("did").is_in(tombstones.held_among(rows["did"])))
+            handles.update(held["handle"].drop_nulls().str.to_lowercase())
+    return sorted(handles)
+
+
+def _purge_packs(study: Study) -> list[PackPurge]:
+    storage = StudyStorage(study.root)
+    packs = [(host, key) for host, _, key in pack_keys(storage)]
+    if sum(map(storage.size, storage.keys("repos"))) < _SMALL_BYTES:
+        done = [purge_pack(study.root, host, key) for host, key in packs]
+    else:
+        with worker_pool(study.processing.worker_count) as workers:
+            futures = [workers.submit(purge_pack, study.root, host, key) for host, key in packs]
+            done = [future.result() for future in as_completed(futures)]
+    return [pack for pack in done if pack is not None]
+
+
+def _count_derived(storage: StudyStorage, tombstones: Tombstones) -> dict[str, int]:
+    """Count the rows that are about to go from the files that are built from packs."""
+    converted = [key for key in storage.keys("records") if key.split("/")[2] not in ("counts", "windows")]
+    rejects = [key for key in converted if key.split("/")[2] == "rejects"]
+    with_uri = {
+        "records": sorted(set(converted) - set(rejects)),
+        "rejects": rejects,
+        "tables": storage.keys("tables"),
+        "undated": storage.keys("undated"),
+    }
+    counts = {kind: count_rows(storage, keys, tombstones, by_uri=True) for kind, keys in with_uri.items()}
+    accounts = [ACCOUNTS_KEY] if storage.exists(ACCOUNTS_KEY) else []
+    return counts | {"accounts": count_rows(storage, accounts, tombstones, by_uri=False)}
+
+
+def _named_in_config(study: Study, tombstones: Tombstones) -> int:
+    """Count the entries that the YAML itself lists and that name a purged account, which are its owner's to change."""
+    inline = [source for _, source in study_sources(study) if isinstance(source, InlineSource)]
+    listed = {entry for source in inline for entry in (*(source.dids or ()), *(source.uris or ()))}
+    return sum(tombstones.named_in(entry) for entry in listed)
