@@ -93,6 +93,29 @@ def test_environment_variables_fill_values(tmp_path: Path, monkeypatch: pytest.M
     assert study.storage.path == Path("elsewhere/x")
 
 
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (INLINE + "\nowners: ['${PASSWORD}']", "owners.0 = '${PASSWORD}'"),
+        (INLINE + "\nowners: ['a ${PASSWORD} b']", "owners.0 = 'a ${PASSWORD} b'"),
+        (INLINE + "\nprocessing: {batch: '${PASSWORD}'}", "processing.batch = '${PASSWORD}'"),
+        (INLINE + "\nprocessing: '${PASSWORD}'", "processing = '${PASSWORD}'"),
+        (INLINE + "\nmonitoring: {ui_url: 'http://user:${PASSWORD}@host/path'}", "${PASSWORD}@host/path'"),
+        ("source: {type: nothing, path: '${PASSWORD}'}", "{'type': 'nothing', 'path': '${PASSWORD}'}"),
+        # A message of a whole part can say the value as well.
+        (INLINE + "\nother_record_types: ['${NSID}', '${NSID}', 'app.bsky.feed.post']", "${NSID}"),
+    ],
+)
+def test_what_a_variable_holds_is_never_repeated(
+    body: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PASSWORD", "hunter2' hunter2")
+    monkeypatch.setenv("NSID", "app.bsky.feed.post")
+    told = complaint(tmp_path, body)
+    assert shown in told
+    assert "hunter2" not in told
+
+
 def test_a_missing_variable_names_field_and_variable(tmp_path: Path) -> None:
     text = complaint(tmp_path, f"{INLINE}\nstorage: {{path: '${{NOT_SET_ANYWHERE}}'}}")
     assert "study.yaml: backfill.storage.path" in text

@@ -6,6 +6,7 @@ Every complaint names the file, the field, the value and what is allowed. Nothin
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -40,6 +41,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 _MAX_SHOWN = 200
+# A shorter value of a variable is no secret, and could stand in any message by chance.
+_MIN_SECRET = 6
 # What pydantic says in terms of Python, in those of YAML.
 _MESSAGES = {
     "tuple_type": "must be a list",
@@ -66,7 +69,7 @@ def load_study(path: Path) -> Study:
     try:
         study = Study.model_validate(body)
     except ValidationError as error:
-        raise ConfigError(_describe(path, error)) from None
+        raise ConfigError(_describe(path, document["backfill"], error)) from None
     if study.name != path.stem:
         raise ConfigError(
             f"{path}: backfill.name = {study.name!r}: must be {path.stem!r}, the name of the file"
@@ -104,11 +107,26 @@ def _fill_variables(value: Any, path: Path, field: str) -> Any:
     return _VARIABLE.sub(lookup, value)
 
 
-def _describe(path: Path, error: ValidationError) -> str:
-    """Say each mistake once: pydantic also tells of what follows from one, and of every reading of a value."""
+def _describe(path: Path, body: Any, error: ValidationError) -> str:
+    """Say each mistake once: pydantic also tells of what follows from one, and of every reading of a value.
+
+    `body` is what the YAML says. What the environment filled in can be a secret, and is never repeated.
+    """
     items = [dict(item) for item in error.errors(include_url=False)]
-    lines = [_describe_one(path, item) for item in items if not _follows_from_another(item, items)]
-    return "\n".join(dict.fromkeys(lines))
+    lines = [_describe_one(path, body, item) for item in items if not _follows_from_another(item, items)]
+    return _without_values("\n".join(dict.fromkeys(lines)), body)
+
+
+def _without_values(text: str, body: Any) -> str:
+    """Put the names of the environment's variables in the place of their values."""
+    names = set(_VARIABLE.findall(json.dumps(body, default=str)))
+    values = {
+        os.environ[name]: name for name in sorted(names) if len(os.environ.get(name, "")) >= _MIN_SECRET
+    }
+    for value in sorted(values, key=len, reverse=True):
+        for told in (value, repr(value)[1:-1]):
+            text = text.replace(told, f"${{{values[value]}}}")
+    return text
 
 
 def _follows_from_another(item: dict[str, Any], items: list[dict[str, Any]]) -> bool:
@@ -126,18 +144,31 @@ def _follows_from_another(item: dict[str, Any], items: list[dict[str, Any]]) -> 
     return False
 
 
-def _describe_one(path: Path, item: dict[str, Any]) -> str:
+def _describe_one(path: Path, body: Any, item: dict[str, Any]) -> str:
     names, allowed = _walk(item["loc"])
     field = ".".join(["backfill", *names])
+    value = item["input"] if "[key]" in item["loc"] else _written(body, names, item["input"])
     if item["type"] == "extra_forbidden":
-        return f"{path}: {field} = {_shown(item['input'])}: unknown key{_suggest(names[-1], allowed)}"
+        return f"{path}: {field} = {_shown(value)}: unknown key{_suggest(names[-1], allowed)}"
     if item["type"] == "missing":
         return f"{path}: {field}: is missing"
     message = _MESSAGES.get(item["type"]) or _in_yaml_s_words(item["msg"])
     if names[-1:] == ["alert_webhook_variable"]:
         # Somebody may have put the secret itself there, which no message is to repeat.
         return f"{path}: {field}: {message}"
-    return f"{path}: {field} = {_shown(item['input'])}: {message}"
+    return f"{path}: {field} = {_shown(value)}: {message}"
+
+
+def _written(body: Any, names: list[str], value: Any) -> Any:
+    """Return what the YAML itself has under these names; the value as it was read, if it has nothing there."""
+    for name in names:
+        if isinstance(body, dict) and name in body:
+            body = body[name]
+        elif isinstance(body, list) and name.isdecimal() and int(name) < len(body):
+            body = body[int(name)]
+        else:
+            return value
+    return body
 
 
 def _in_yaml_s_words(message: str) -> str:
