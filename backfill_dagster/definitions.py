@@ -14,11 +14,14 @@ import dagster as dg
 
 from backfill_dagster.config.loading import load_study
 from backfill_dagster.config.study import RESERVED_NAMES, Study
+from backfill_dagster.derived.feed_use import PostsUsedInFeeds
 from backfill_dagster.dids.sources.lineage import (
     ACCOUNTS,
+    FEEDS,
     RECORDS,
+    Part,
     asset_sources,
-    is_chosen_by,
+    part_of,
     upstream_assets,
 )
 from backfill_dagster.errors import ConfigError
@@ -110,31 +113,37 @@ def _upstream_fault(made: _Loaded, loaded: dict[str, _Loaded]) -> str | None:
                 f"{field}.asset = {source.asset!r}: backfill {source.backfill!r} has no such asset; it has "
                 f"{', '.join(sorted(upstream.assets))}"
             )
-        if _depends_on(upstream.study, made.study.name, loaded) and is_chosen_by(field):
+        if _depends_on((upstream.study.name, _part(source.asset)), (made.study.name, part_of(field)), loaded):
             return f"{field}.backfill = {source.backfill!r}: depends on {made.study.name} in its turn"
     return None
 
 
-def _depends_on(study: Study, name: str, loaded: dict[str, _Loaded]) -> bool:
-    """Tell whether a study is, or in any number of steps comes from, the one of this name."""
-    seen: set[str] = set()
-    waiting = [study.name]
+def _part(asset: str) -> Part:
+    return FEEDS if asset == PostsUsedInFeeds.name else ACCOUNTS + RECORDS
+
+
+def _depends_on(first: tuple[str, Part], wanted: tuple[str, Part], loaded: dict[str, _Loaded]) -> bool:
+    """Tell whether a part of a study is, or in any number of steps comes from, another study's part."""
+    seen: set[tuple[str, Part]] = set()
+    waiting = [first]
     while waiting:
-        current = waiting.pop()
-        if current == name:
+        name, part = current = waiting.pop()
+        if current == wanted:
             return True
-        if current not in seen and current in loaded:
-            seen.add(current)
-            waiting += [
-                upstream for upstream, _ in upstream_assets(loaded[current].study, ACCOUNTS + RECORDS)
-            ]
+        if current in seen or name not in loaded:
+            continue
+        seen.add(current)
+        if part == FEEDS:
+            # It is made of the study's tables as well.
+            waiting.append((name, ACCOUNTS + RECORDS))
+        waiting += [(upstream, _part(asset)) for upstream, asset in upstream_assets(loaded[name].study, part)]
     return False
 
 
 def _definitions_of(path: Path, study: Study) -> dg.Definitions:
     """Return the definitions of one study; raises ConfigError for what is only now found wrong with its YAML."""
     for field, source in asset_sources(study):
-        if source.backfill == study.name and is_chosen_by(field):
+        if source.backfill == study.name and part_of(field) != FEEDS:
             raise ConfigError(f"{path}: {field}.backfill = {source.backfill!r}: is the backfill itself")
     try:
         made = study_definitions(study)

@@ -226,3 +226,24 @@ def test_backfills_that_come_from_each_other_break_and_others_do_not(tmp_path: P
     assert [asset_names(defs, name) for name in ("one", "two", "own")] == [set()] * 3
     assert "two.yaml: backfill.exclude.backfill = 'one': depends on two in its turn" in complaint(defs, "two")
     assert "backfill.source.backfill = 'own': is the backfill itself" in complaint(defs, "own")
+
+
+def test_feeds_that_show_each_other_s_posts_break_these_two_and_no_others(tmp_path: Path) -> None:
+    def feeds(backfill: str, asset: str) -> dict[str, Any]:
+        columns = {"uri_column": "uri", "time_column": "created_at"}
+        return {"posts_used_in_feeds": {"feeds": asset_source(backfill, asset=asset), **columns}}
+
+    sandbox_study(tmp_path, "one", derived=feeds("two", "posts_used_in_feeds"))
+    sandbox_study(tmp_path, "two", derived=feeds("one", "posts_used_in_feeds"))
+    # Of each other's records they may well be made.
+    sandbox_study(tmp_path, "three", derived=feeds("four", "posts"))
+    sandbox_study(tmp_path, "four", derived=feeds("three", "posts"))
+    # What decides on the accounts of one comes from the other's feeds, which show what the one has.
+    sandbox_study(tmp_path, "five", derived=feeds("six", "posts"))
+    sandbox_study(tmp_path, "six", source=asset_source("five", asset="posts_used_in_feeds", column="did"))
+    defs = build_defs(tmp_path)
+    dg.Definitions.validate_loadable(defs)
+
+    assert all(asset_names(defs, name) for name in ("three", "four"))
+    assert [asset_names(defs, name) for name in ("one", "two", "five", "six")] == [set()] * 4
+    assert "feeds.backfill = 'two': depends on one in its turn" in complaint(defs, "one")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from backfill_dagster.config.sources import AssetSource, nested_sources
 
@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from backfill_dagster.config.study import Study
 
 
+# Fields of the YAML that say together where one thing of a study comes from.
+Part: TypeAlias = tuple[str, ...]
+
 # Which lists decide on the accounts, and which on the records; and what is only made of the tables in the end.
-ACCOUNTS = ("backfill.source", "backfill.exclude")
-RECORDS = ("backfill.filters",)
-FEEDS = ("backfill.derived.posts_used_in_feeds",)
+ACCOUNTS: Part = ("backfill.source", "backfill.exclude")
+RECORDS: Part = ("backfill.filters",)
+FEEDS: Part = ("backfill.derived.posts_used_in_feeds",)
 
 
 def study_sources(study: Study) -> Iterator[tuple[str, Source]]:
@@ -44,12 +47,12 @@ def asset_sources(study: Study) -> list[tuple[str, AssetSource]]:
     ]
 
 
-def upstream_assets(study: Study, parts: tuple[str, ...]) -> list[tuple[str, str]]:
+def upstream_assets(study: Study, parts: Part) -> list[tuple[str, str]]:
     """Return (backfill, asset) of the assets that these parts of the YAML name, each once."""
     named = [source for field, source in asset_sources(study) if field.startswith(parts)]
     return list(dict.fromkeys((source.backfill, source.asset) for source in named))
 
 
-def is_chosen_by(field: str) -> bool:
-    """Tell whether the source of this field decides what is collected, and not only what is made of it."""
-    return field.startswith(ACCOUNTS + RECORDS)
+def part_of(field: str) -> Part:
+    """Return the part of the YAML that this field is of: what decides what is collected, or what is made of it."""
+    return FEEDS if field.startswith(FEEDS) else ACCOUNTS + RECORDS
