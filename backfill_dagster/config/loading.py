@@ -6,7 +6,6 @@ Every complaint names the file, the field, the value and what is allowed. Nothin
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -20,6 +19,7 @@ from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -59,7 +59,7 @@ def load_study(path: Path) -> Study:
 
     Raises ConfigError naming the file, the field, the value and what is allowed.
     """
-    document = _read_yaml(path)
+    document = read_yaml(path)
     if not isinstance(document, dict) or "backfill" not in document:
         raise ConfigError(f"{path}: must hold one mapping named `backfill`")
     unknown = sorted(map(str, set(document) - {"backfill"}))
@@ -70,14 +70,20 @@ def load_study(path: Path) -> Study:
         study = Study.model_validate(body)
     except ValidationError as error:
         raise ConfigError(_describe(path, document["backfill"], error)) from None
+    except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
+        # A date that no calendar has, a number of thousands of digits, a key that is none.
+        raise ConfigError(
+            f"{path}: backfill: has a value that cannot be: {' '.join(str(error).split())}"
+        ) from None
     if study.name != path.stem:
         raise ConfigError(
             f"{path}: backfill.name = {study.name!r}: must be {path.stem!r}, the name of the file"
         )
-    return study
+    return study.with_filled_in(dict(_texts_with_variables(document["backfill"], ())))
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file says; raises ConfigError for one that cannot be read, or has a key twice."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -86,8 +92,26 @@ def _read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
+        # What a tag is not fit for, PyYAML finds out in the middle of making a value of it.
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _texts_with_variables(value: Any, place: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the texts that name variables, each with its place."""
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts_with_variables(item, (*place, str(name)))
+    elif isinstance(value, str) and _VARIABLE.search(value):
+        yield ".".join(place), value
 
 
 def _fill_variables(value: Any, path: Path, field: str) -> Any:
@@ -119,7 +143,7 @@ def _describe(path: Path, body: Any, error: ValidationError) -> str:
 
 def _without_values(text: str, body: Any) -> str:
     """Put the names of the environment's variables in the place of their values."""
-    names = set(_VARIABLE.findall(json.dumps(body, default=str)))
+    names = {name for _, value in _texts_with_variables(body, ()) for name in _VARIABLE.findall(value)}
     values = {
         os.environ[name]: name for name in sorted(names) if len(os.environ.get(name, "")) >= _MIN_SECRET
     }
@@ -176,7 +200,10 @@ def _in_yaml_s_words(message: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of more digits than are ever needed"
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 

@@ -14,9 +14,9 @@ from backfill_dagster.config.section import Section, http_origin
 class SandboxSettings(Section):
     """A made-up network on loopback instead of the real one: the same for the same numbers."""
 
-    seed: int = Field(1, ge=0)
-    accounts: int = Field(60, ge=30, le=100_000)
-    hosts: int = Field(5, ge=1, le=5_000)
+    seed: int = Field(1, ge=0, description="Another number is another network.")
+    accounts: int = Field(60, ge=30, le=100_000, description="Accounts that it has.")
+    hosts: int = Field(5, ge=1, le=5_000, description="Servers that these live on.")
     records: int = Field(500, ge=1, description="Median number of records per account.")
 
 
@@ -44,8 +44,12 @@ class PlcExport(Section):
 class Network(Section):
     """Everything about the servers that are talked to."""
 
-    plc_url: Annotated[str, AfterValidator(http_origin)] = "https://plc.directory"
-    plc_requests_per_second: float = Field(20, gt=0, le=1000)
+    plc_url: Annotated[str, AfterValidator(http_origin)] = Field(
+        "https://plc.directory", description="The directory of did:plc accounts."
+    )
+    plc_requests_per_second: float = Field(
+        20, gt=0, le=1000, description="Requests per second to the directory."
+    )
     plc_export: PlcExport = PlcExport()
     contact: str | None = Field(
         None,
@@ -55,7 +59,9 @@ class Network(Section):
     directory_max_age_hours: float = Field(
         24, ge=0, description="How long a resolved DID document is believed."
     )
-    connect_timeout_seconds: float = Field(10, gt=0, le=300)
+    connect_timeout_seconds: float = Field(
+        10, gt=0, le=300, description="The longest time for finding and connecting to a server."
+    )
     read_timeout_seconds: float = Field(60, gt=0, le=600, description="The longest silence within an answer.")
     repo_timeout_seconds: float = Field(3600, gt=0, description="The longest time for one repository.")
     min_bytes_per_second: float = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -30,6 +31,20 @@ def _timezone(value: str) -> str:
         ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError("must be the name of a time zone, such as Europe/Berlin") from None
+    return value
+
+
+def _ip_address(value: str) -> str:
+    try:
+        return str(ip_address(value))
+    except ValueError:
+        raise ValueError("must be an IP address, such as 127.0.0.1 or 0.0.0.0") from None
+
+
+def _prom_file(value: Path) -> Path:
+    # The collector passes over all others.
+    if value.suffix != ".prom":
+        raise ValueError("must end in .prom")
     return value
 
 
@@ -72,10 +87,15 @@ class Monitoring(Section):
     prometheus_port: int | None = Field(
         None, ge=1, le=65535, description="The port on which the process of a run serves its metrics."
     )
+    prometheus_address: Annotated[str, AfterValidator(_ip_address)] = Field(
+        "127.0.0.1",
+        description="The IP address of this machine that they are served on; `0.0.0.0` is all of them. Whoever can "
+        "reach it can read them.",
+    )
     prometheus_pushgateway: Annotated[str, AfterValidator(http_origin)] | None = Field(
         None, description="A push gateway that the metrics of short runs are handed to."
     )
-    prometheus_textfile: Path | None = Field(
+    prometheus_textfile: Annotated[Path, AfterValidator(_prom_file)] | None = Field(
         None, description="A file for the node exporter's textfile collector, ending in `.prom`."
     )
     prometheus_hosts: int = Field(
@@ -131,4 +151,6 @@ class Automation(Section):
         None,
         description="When to build the tables' newest time partition; `0 * * * *`, but switched off, if left out.",
     )
-    timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
+    timezone: Annotated[str, AfterValidator(_timezone)] = Field(
+        "UTC", description="The time zone of the cron expressions."
+    )

@@ -43,8 +43,8 @@ class Processing(Section):
 class Storage(Section):
     """Where the files go."""
 
-    type: Literal["parquet"] = "parquet"
-    path: Path = Path("./data")
+    type: Literal["parquet"] = Field("parquet", description="The one format there is.")
+    path: Path = Field(Path("./data"), description="A local folder, which holds a folder for each study.")
 
     @field_validator("type", mode="before")
     @classmethod

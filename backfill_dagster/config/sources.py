@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from backfill_dagster.config.metadata_store import MetadataStore
 from backfill_dagster.config.section import Section, http_origin
 from backfill_dagster.config.time_range import end_instant, start_instant
 
@@ -72,6 +73,8 @@ Parameters = Annotated[
     Field(description="What stands for `:name`, or for each `?`, in the query."),
 ]
 Nsid = Annotated[str, AfterValidator(_nsid)]
+_TYPE = "Which kind of source this is."
+_Query = Annotated[str, Field(description="The query whose result has the column.")]
 Column = Annotated[
     str | None, Field(description="The column to read; `did`, or `uri` for a list of records, if left out.")
 ]
@@ -83,9 +86,9 @@ Column = Annotated[
 class InlineSource(Section):
     """DIDs, or AT-URIs for a list of records, written into the YAML itself."""
 
-    type: Literal["inline"]
-    dids: tuple[str, ...] | None = Field(None, min_length=1)
-    uris: tuple[str, ...] | None = Field(None, min_length=1)
+    type: Literal["inline"] = Field(description=_TYPE)
+    dids: tuple[str, ...] | None = Field(None, min_length=1, description="The DIDs of a list of accounts.")
+    uris: tuple[str, ...] | None = Field(None, min_length=1, description="The AT-URIs of a list of records.")
 
     @model_validator(mode="after")
     def _one_list(self) -> InlineSource:
@@ -97,32 +100,34 @@ class InlineSource(Section):
 class TextSource(Section):
     """A text file with one entry a line; empty lines and lines that begin with `#` are passed over."""
 
-    type: Literal["text"]
-    path: Path
+    type: Literal["text"] = Field(description=_TYPE)
+    path: Path = Field(description="The file.")
 
 
 class CsvSource(Section):
     """A CSV file with a header and a column of entries."""
 
-    type: Literal["csv"]
-    path: Path
+    type: Literal["csv"] = Field(description=_TYPE)
+    path: Path = Field(description="The file.")
     column: Column = None
 
 
 class ParquetSource(Section):
     """A Parquet file, or a glob of them, with a column of entries; local, or an object of S3."""
 
-    type: Literal["parquet"]
-    path: Annotated[str | Path, BeforeValidator(_path_or_address)]
+    type: Literal["parquet"] = Field(description=_TYPE)
+    path: Annotated[str | Path, BeforeValidator(_path_or_address)] = Field(
+        description="A path, a glob, or `s3://bucket/key`."
+    )
     column: Column = None
 
 
 class SqliteSource(Section):
     """A query against an SQLite file, opened read-only; its result has the column."""
 
-    type: Literal["sqlite"]
-    path: Path
-    query: str = "SELECT did FROM dids"
+    type: Literal["sqlite"] = Field(description=_TYPE)
+    path: Path = Field(description="The file.")
+    query: _Query = "SELECT did FROM dids"
     parameters: Parameters = ()
     column: Column = None
 
@@ -133,13 +138,15 @@ class S3Source(Section):
     Credentials, region and endpoint come from the environment (`AWS_...`), as for all of AWS's tools.
     """
 
-    type: Literal["s3"]
-    path: S3Address
+    type: Literal["s3"] = Field(description=_TYPE)
+    path: S3Address = Field(
+        description="`s3://bucket/key`, or `s3://bucket/prefix/` for all objects below it."
+    )
     format: FileFormat | None = Field(
         None, description="Told from the objects' names (.txt, .csv, .parquet, .sqlite, .db) if left out."
     )
     column: Column = None
-    query: str = "SELECT did FROM dids"
+    query: _Query = "SELECT did FROM dids"
     parameters: Parameters = ()
 
     @model_validator(mode="after")
@@ -154,14 +161,29 @@ class S3Source(Section):
 class AssetSource(Section):
     """What another backfill has found or collected: a column of one of its assets."""
 
-    type: Literal["asset"]
-    backfill: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")
-    asset: str = Field("engaged_accounts", pattern=r"^[a-z][a-z0-9_]{0,60}$")
+    type: Literal["asset"] = Field(description=_TYPE)
+    backfill: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$", description="The other study's name.")
+    asset: str = Field(
+        "engaged_accounts", pattern=r"^[a-z][a-z0-9_]{0,60}$", description="Its asset: a file or a table."
+    )
     column: Column = None
     min_interactions: int = Field(1, ge=1, description="Interactions that an account or post must have had.")
     min_accounts: int = Field(1, ge=1, description="Accounts that must have interacted with it.")
     storage: Path | None = Field(
         None, description="Storage path of that backfill, if it is not this study's own."
+    )
+
+
+class CollectedSource(Section):
+    """The accounts that a study has collected, as its metadata store has noted them: this system's, or a shared one."""
+
+    type: Literal["collected"] = Field(description=_TYPE)
+    backfill: str = Field(
+        pattern=r"^[a-z][a-z0-9_]{0,40}$", description="The study whose collected accounts are meant."
+    )
+    metadata_store: MetadataStore = Field(
+        MetadataStore(),
+        description="That study's metadata store; the file in its folder, beside this study's own, if left out.",
     )
 
 
@@ -171,8 +193,8 @@ class AssetSource(Section):
 class HandlesSource(Section):
     """Handles, resolved by DNS and `/.well-known/atproto-did`, and checked in both directions."""
 
-    type: Literal["handles"]
-    handles: tuple[str, ...] | None = Field(None, min_length=1)
+    type: Literal["handles"] = Field(description=_TYPE)
+    handles: tuple[str, ...] | None = Field(None, min_length=1, description="The handles, with or without @.")
     path: Path | None = Field(None, description="A text file with one handle a line, instead of `handles`.")
 
     @model_validator(mode="after")
@@ -185,16 +207,20 @@ class HandlesSource(Section):
 class PdsSource(Section):
     """Everyone on these hosts, by `com.atproto.sync.listRepos`."""
 
-    type: Literal["pds"]
-    hosts: tuple[Annotated[str, AfterValidator(http_origin)], ...] = Field(min_length=1)
+    type: Literal["pds"] = Field(description=_TYPE)
+    hosts: tuple[Annotated[str, AfterValidator(http_origin)], ...] = Field(
+        min_length=1, description="The addresses of the servers."
+    )
 
 
 class CollectionSource(Section):
     """Everyone who has records of a collection, by a relay's `com.atproto.sync.listReposByCollection`."""
 
-    type: Literal["collection"]
-    collection: Nsid
-    relay: Annotated[str, AfterValidator(http_origin)] = "https://relay1.us-east.bsky.network"
+    type: Literal["collection"] = Field(description=_TYPE)
+    collection: Nsid = Field(description="The NSID of the collection.")
+    relay: Annotated[str, AfterValidator(http_origin)] = Field(
+        "https://relay1.us-east.bsky.network", description="The relay that is asked."
+    )
 
 
 def _list_uri(value: str) -> str:
@@ -209,16 +235,22 @@ def _list_uri(value: str) -> str:
 class ListSource(Section):
     """The members of a Bluesky list or starter pack, read from the verified repository of its owner."""
 
-    type: Literal["list"]
-    uri: Annotated[str, AfterValidator(_list_uri)]
+    type: Literal["list"] = Field(description=_TYPE)
+    uri: Annotated[str, AfterValidator(_list_uri)] = Field(
+        description="The AT-URI of the list or starter pack, with its owner's DID."
+    )
 
 
 class PlcExportSource(Section):
     """Accounts by the date of their creation, from the export of the study's PLC directory; both ends inside."""
 
-    type: Literal["plc_export"]
-    created_from: Annotated[datetime | None, BeforeValidator(start_instant)] = None
-    created_to: Annotated[datetime | None, BeforeValidator(end_instant)] = None
+    type: Literal["plc_export"] = Field(description=_TYPE)
+    created_from: Annotated[datetime | None, BeforeValidator(start_instant)] = Field(
+        None, description="First instant or day; from the beginning if left out."
+    )
+    created_to: Annotated[datetime | None, BeforeValidator(end_instant)] = Field(
+        None, description="Last instant or day; up to now if left out."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> PlcExportSource:
@@ -233,16 +265,16 @@ class PlcExportSource(Section):
 class UnionSource(Section):
     """What is in any of these."""
 
-    type: Literal["union"]
-    sources: tuple[Source, ...] = Field(min_length=1)
+    type: Literal["union"] = Field(description=_TYPE)
+    sources: tuple[Source, ...] = Field(min_length=1, description="The sources, of any type.")
 
 
 class ExceptSource(Section):
     """What is in one source and not in another."""
 
-    type: Literal["except"]
-    source: Source
-    without: Source
+    type: Literal["except"] = Field(description=_TYPE)
+    source: Source = Field(description="The source that is taken.")
+    without: Source = Field(description="The source whose entries are left out.")
 
 
 SOURCES: dict[str, type[Section]] = {
@@ -253,6 +285,7 @@ SOURCES: dict[str, type[Section]] = {
     "sqlite": SqliteSource,
     "s3": S3Source,
     "asset": AssetSource,
+    "collected": CollectedSource,
     "handles": HandlesSource,
     "pds": PdsSource,
     "collection": CollectionSource,
@@ -276,6 +309,7 @@ Source = Annotated[
     | Annotated[SqliteSource, Tag("sqlite")]
     | Annotated[S3Source, Tag("s3")]
     | Annotated[AssetSource, Tag("asset")]
+    | Annotated[CollectedSource, Tag("collected")]
     | Annotated[HandlesSource, Tag("handles")]
     | Annotated[PdsSource, Tag("pds")]
     | Annotated[CollectionSource, Tag("collection")]

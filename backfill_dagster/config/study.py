@@ -6,16 +6,19 @@ import keyword
 import re
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from backfill_dagster.config.derived import Derived, Discovery
 from backfill_dagster.config.filters import RecordFilter
+from backfill_dagster.config.integrations import Integrations
+from backfill_dagster.config.metadata_store import MetadataStore
 from backfill_dagster.config.network import Network
 from backfill_dagster.config.operation import Automation, Monitoring, Quality
 from backfill_dagster.config.processing import Processing, Storage
 from backfill_dagster.config.section import Section
 from backfill_dagster.config.sources import DidSource, Nsid
 from backfill_dagster.config.time_range import TimeRange
+from backfill_dagster.records.tables import OTHER_RECORDS, TABLE_BY_NAME, TABLES_OF_COLLECTION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,20 +66,25 @@ def _owner(value: str) -> str:
 class Study(Section):
     """One validated backfill: everything that its YAML decides."""
 
-    name: str
-    version: str = "1.0"
-    description: str | None = None
+    name: str = Field(
+        description="Name of the study and of its file: up to 41 of a-z, 0-9 and _, the first a letter."
+    )
+    version: str = Field("1.0", description="The owners' own count of versions, shown in the report.")
+    description: str | None = Field(None, description="What the study is, shown in the UI and the report.")
     owners: tuple[Annotated[str, AfterValidator(_owner)], ...] = Field(
         (), description="Who answers for the study: e-mail addresses or `team:<name>`."
     )
-    source: DidSource
+    source: DidSource = Field(description="Where the DIDs of the accounts come from.")
     exclude: DidSource | None = Field(None, description="DIDs to leave out, whatever the source says.")
     fetch: Literal["repos", "records", "list_records"] = Field(
         "repos",
         description="`repos` takes each account's whole repository; `records` only the records that the filters' "
         "`uris` allow, each with its proof; `list_records` the slow way of `listRecords`, which proves nothing.",
     )
-    record_types: tuple[RecordType, ...] = RECORD_TYPES
+    record_types: tuple[RecordType, ...] = Field(
+        RECORD_TYPES,
+        description="The collections whose records become tables; posts give two, posts and replies.",
+    )
     other_record_types: tuple[Nsid, ...] = Field(
         (), description="Further collections, whose records go to the table `other_records` as JSON."
     )
@@ -86,7 +94,11 @@ class Study(Section):
     discovery: Discovery | None = None
     derived: Derived = Derived()
     time_range: TimeRange = Field(default_factory=lambda: TimeRange.model_validate({}))
-    inactive_accounts: Literal["hide", "keep", "purge"] = "hide"
+    inactive_accounts: Literal["hide", "keep", "purge"] = Field(
+        "hide",
+        description="What becomes of the rows of accounts that were deactivated, deleted, suspended or taken down: "
+        "`hide` leaves them out of the tables, `keep` shows them, `purge` removes them from all files for good.",
+    )
     purge_deleted_after_days: int | None = Field(
         None,
         ge=0,
@@ -95,6 +107,8 @@ class Study(Section):
     )
     processing: Processing = Processing()
     storage: Storage = Storage()
+    metadata_store: MetadataStore = MetadataStore()
+    integrations: Integrations = Integrations()
     monitoring: Monitoring = Monitoring()
     quality: Quality = Quality()
     automation: Automation = Automation()
@@ -107,6 +121,8 @@ class Study(Section):
             raise ValueError("must begin with a letter and hold only a-z, 0-9 and _, at most 41 of them")
         if value in RESERVED_NAMES:
             raise ValueError("is a word that Dagster keeps for itself")
+        if value == "import_legacy":
+            raise ValueError("is the name of a job that belongs to no study")
         if "__" in value:
             raise ValueError("must not contain `__`, which parts the names of a study's steps")
         if "_stage_" in value:
@@ -154,6 +170,37 @@ class Study(Section):
         if repeated:
             raise ValueError(f"other_record_types names {min(repeated)}, which belongs in record_types")
         return self
+
+    @model_validator(mode="after")
+    def _has_what_consumers_take(self) -> Study:
+        own = [table for kind in self.record_types for table in TABLES_OF_COLLECTION[kind]]
+        own += [OTHER_RECORDS] if self.other_record_types else []
+        for name, consumer in self.integrations.consumers.items():
+            for table in consumer.tables:
+                if table not in own:
+                    raise ValueError(
+                        f"integrations.consumers.{name}.tables names {table}; the study's tables are {', '.join(own)}"
+                    )
+                lacking = set(consumer.columns or ()) - set(TABLE_BY_NAME[table].schema)
+                if lacking:
+                    raise ValueError(
+                        f"integrations.consumers.{name}.columns names {min(lacking)}, which {table} does not have"
+                    )
+        return self
+
+    # By the place of a text in the YAML, what stands there: the environment filled it in, and it can be a secret.
+    _filled_in: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def filled_in(self) -> dict[str, str]:
+        """The texts of the YAML, by place (`source.path`), in which the environment filled something in."""
+        return dict(self._filled_in)
+
+    def with_filled_in(self, texts: dict[str, str]) -> Study:
+        """Return the study with a note of these texts."""
+        noted = self.model_copy()
+        noted._filled_in = dict(texts)
+        return noted
 
     @property
     def root(self) -> Path:

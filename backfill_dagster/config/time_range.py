@@ -6,7 +6,7 @@ import re
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from backfill_dagster.config.section import Section
 
@@ -54,10 +54,24 @@ class TimeRange(Section):
     windows that the tables are cut into.
     """
 
-    start_date: Annotated[datetime | None, BeforeValidator(start_instant)] = None
-    end_date: Annotated[datetime | None, BeforeValidator(end_instant)] = None
-    outside: Literal["drop", "normalize"] = "normalize"
-    partitions: Literal["monthly", "weekly", "daily"] = "monthly"
+    start_date: Annotated[datetime | None, BeforeValidator(start_instant)] = Field(
+        None,
+        description="First instant or day; without one the period is open. But if neither end is given, it is "
+        "2024-09-27.",
+    )
+    end_date: Annotated[datetime | None, BeforeValidator(end_instant)] = Field(
+        None,
+        description="Last instant, or day, of which all is inside; without one the period is open. But if neither end "
+        "is given, it is 2024-12-02-00:00:00.",
+    )
+    outside: Literal["drop", "normalize"] = Field(
+        "normalize",
+        description="What becomes of records from outside the period: `normalize` keeps them under their true date, "
+        "marked, `drop` leaves them out.",
+    )
+    partitions: Literal["monthly", "weekly", "daily"] = Field(
+        "monthly", description="Time windows that the tables are cut into; weeks begin on Monday."
+    )
 
     @model_validator(mode="before")
     @classmethod

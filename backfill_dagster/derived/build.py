@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import polars as pl
 
+from backfill_dagster import columns
 from backfill_dagster.records.window_index import stable_number
 from backfill_dagster.tables.build import PartitionReport
 from backfill_dagster.tables.ledger import LEDGER_SCHEMA, note_built, read_built
@@ -19,7 +20,7 @@ from backfill_dagster.tables.ledger import LEDGER_SCHEMA, note_built, read_built
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from backfill_dagster.records.tables import Column
+    from backfill_dagster.columns import Column
     from backfill_dagster.records.windows import Granularity
     from backfill_dagster.storage import StudyStorage
 
@@ -53,7 +54,7 @@ class Derivation(ABC):
 
 def schema_of(derivation: Derivation | type[Derivation]) -> pl.Schema:
     """Return a derived table's columns in order, with their types."""
-    return pl.Schema({column.name: column.dtype for column in derivation.columns})
+    return columns.schema_of(derivation.columns)
 
 
 class DerivedTable:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.columns import Column
 from backfill_dagster.derived.did_ranges import did_ranges
 from backfill_dagster.dids.syntax import rejection_of
 from backfill_dagster.records.date_quality import is_undated
-from backfill_dagster.records.tables import INSTANT, POST, TEXT, Column
+from backfill_dagster.records.tables import INSTANT, POST, TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.columns import Column
 from backfill_dagster.derived.build import WINDOW, Derivation
 from backfill_dagster.derived.did_ranges import did_ranges
-from backfill_dagster.records.tables import INSTANT, TEXT, Column
+from backfill_dagster.records.tables import INSTANT, TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.derived.build import WINDOW, Derivation
 from backfill_dagster.derived.did_ranges import did_ranges
-from backfill_dagster.records.tables import INSTANT, TABLE_BY_NAME, TEXT, Column
+from backfill_dagster.records.tables import INSTANT, TABLE_BY_NAME, TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
     from backfill_dagster.storage import StudyStorage
 
 SHOWN_FOLDER = "feeds"
-SHOWN_SCHEMA = pl.Schema(
-    {
-        "uri": TEXT,
-        "day": pl.Date(),  # in UTC
-        "first_shown_at": INSTANT,
-        "times": pl.Int64(),
-    }
+SHOWN_COLUMNS = (
+    Column("uri", TEXT, "AT-URI of a post that a feed showed.", required=True),
+    Column("day", pl.Date(), "Day in UTC on which it was shown.", required=True),
+    Column("first_shown_at", INSTANT, "When it was shown first on that day.", required=True),
+    Column("times", pl.Int64(), "How often it was shown on that day.", required=True),
 )
+SHOWN_SCHEMA = schema_of(SHOWN_COLUMNS)
 _POST_URI = r"^at://did:[a-z]+:[a-zA-Z0-9._:%-]+/app\.bsky\.feed\.post/[a-zA-Z0-9._~:-]{1,512}$"
 _SOURCES = ("posts", "replies")
 # Rows of what feeds showed, and of posts, that are looked at once; of a post, some two kilobytes are held.

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from backfill_dagster.columns import Column
 from backfill_dagster.derived.build import WINDOW, Derivation
 from backfill_dagster.derived.did_ranges import did_ranges
 from backfill_dagster.records.date_quality import is_undated
-from backfill_dagster.records.tables import INSTANT, TEXT, Column
+from backfill_dagster.records.tables import INSTANT, TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

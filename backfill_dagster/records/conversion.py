@@ -9,12 +9,13 @@ windows that the pack has rows in; a pack without an index has no rows for the t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from backfill_dagster.errors import StorageError
+from backfill_dagster.monitoring.work_cost import WorkCost
 from backfill_dagster.records.file_batches import file_batches
 from backfill_dagster.records.first_for_subject import SUBJECT_COLUMNS, settle_over_files
 from backfill_dagster.records.not_taken import count_not_taken, list_not_taken
@@ -59,11 +60,15 @@ class PackFiles:
 
 @dataclass(frozen=True, slots=True)
 class ConversionReport:
-    """What became of a pack's records, summed over its accounts: (table, fate, reason) and how many."""
+    """What became of a pack's records, summed over its accounts: (table, fate, reason) and how many.
+
+    And what the conversion took.
+    """
 
     pds_host: str
     pack: str
     counts: tuple[tuple[str | None, str, str | None, int], ...]
+    cost: WorkCost = field(default_factory=WorkCost, compare=False)
 
 
 def convert_pack(
@@ -128,7 +133,7 @@ def convert_pack(
     told = {_FINGERPRINT: fingerprint, _FILES: json.dumps(files)}
     storage.write(_counts_key(pack.pds_host, pack.pack), total, metadata=told)
     summed = total.group_by("table", "fate", "reason").agg(pl.col("records").sum()).sort(pl.all())
-    return ConversionReport(pack.pds_host, pack.pack, tuple(summed.iter_rows()))
+    return ConversionReport(pack.pds_host, pack.pack, tuple(summed.iter_rows()), storage.clock.cost())
 
 
 @dataclass(frozen=True, slots=True)

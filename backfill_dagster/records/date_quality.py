@@ -5,9 +5,10 @@ of the same snapshot judges alike.
 """
 
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 
 import polars as pl
+
+from backfill_dagster.closed_sets import ClosedSet
 
 # The first month of which the network has records.
 NETWORK_START = datetime(2022, 11, 1, tzinfo=UTC)
@@ -15,16 +16,20 @@ NETWORK_START = datetime(2022, 11, 1, tzinfo=UTC)
 KEY_TOLERANCE = timedelta(hours=24)
 
 
-class DateQuality(StrEnum):
+class DateQuality(ClosedSet):
     """The closed set of judgements; the last four make a record undated."""
 
-    CONSISTENT = "consistent"  # within KEY_TOLERANCE of the time in its key
-    DIFFERS_FROM_RKEY = "differs_from_rkey"
-    NO_RKEY_TIME = "no_rkey_time"  # its key is no TID, so that nothing speaks for or against it
-    MISSING = "missing"  # absent or null
-    UNPARSEABLE = "unparseable"  # names no instant that can be held
-    BEFORE_NETWORK = "before_network"  # earlier than NETWORK_START
-    FUTURE = "future"  # later than the fetch that found it
+    CONSISTENT = "consistent", "`created_at` is within 24 hours of the time in the record's key."
+    DIFFERS_FROM_RKEY = (
+        "differs_from_rkey",
+        "`created_at` is more than 24 hours from the time in the record's key, as of imported posts.",
+        "Where it matters when a record appeared, compare `rkey_time`.",
+    )
+    NO_RKEY_TIME = "no_rkey_time", "The key is no TID, so that nothing speaks for the date or against it."
+    MISSING = "missing", "`createdAt` is absent or null: the record is undated."
+    UNPARSEABLE = "unparseable", "`createdAt` names no instant that can be held: the record is undated."
+    BEFORE_NETWORK = "before_network", "It is earlier than 2022-11-01: the record is undated."
+    FUTURE = "future", "It is later than the fetch that found the record, which is undated."
 
 
 UNDATED_QUALITIES = frozenset(

@@ -6,12 +6,12 @@ import polars as pl
 
 from backfill_dagster.records.date_quality import date_quality, is_undated
 from backfill_dagster.records.fields import text_series
-from backfill_dagster.records.issues import Problem, problem_of
+from backfill_dagster.records.issues import FieldProblem, problem_of
 from backfill_dagster.records.period import is_in_period, sync_timestamp
 from backfill_dagster.records.settings import StudyPeriod
 from backfill_dagster.records.timestamps import read_datetimes
 
-_NOT_WRITTEN = [Problem.MISSING.value, Problem.NULL.value]
+_NOT_WRITTEN = [FieldProblem.MISSING.value, FieldProblem.NULL.value]
 
 
 def read_created_at(records: list[dict[str, Any]]) -> pl.DataFrame:
@@ -21,7 +21,7 @@ def read_created_at(records: list[dict[str, Any]]) -> pl.DataFrame:
     if set(map(type, values)) != {str}:
         for row, value in enumerate(values):
             if type(value) is not str:
-                problems[row] = problem_of(records[row], "createdAt", Problem.NOT_A_STRING).value
+                problems[row] = problem_of(records[row], "createdAt", FieldProblem.NOT_A_STRING).value
                 values[row] = None
     return pl.DataFrame({"created_at_raw": text_series(values), "created_at_problem": text_series(problems)})
 
@@ -30,7 +30,7 @@ def date_rows(rows: pl.DataFrame, written: pl.DataFrame, period: StudyPeriod) ->
     """Add the columns of time to rows that have `rkey_time` and `fetched_at`, given what `read_created_at` reads.
 
     Adds `created_at_raw`, `created_at`, `date_quality`, `in_range`, `sync_timestamp`, and for further
-    use `created_at_problem` (a value of `Problem`, or null).
+    use `created_at_problem` (a value of `FieldProblem`, or null).
     """
     read = read_datetimes(written["created_at_raw"])
     created_at, undated = pl.col("created_at"), is_undated(pl.col("date_quality"))

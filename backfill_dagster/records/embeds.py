@@ -22,7 +22,7 @@ from backfill_dagster.records.fields import (
     text_series,
     texts_series,
 )
-from backfill_dagster.records.issues import Issues, Problem, problem_of
+from backfill_dagster.records.issues import FieldProblem, Issues, problem_of
 from backfill_dagster.records.record_json import json_series, to_json
 
 _RECORD = "app.bsky.embed.record"
@@ -57,7 +57,7 @@ class Embeds:
 
 def read_embeds(records: list[Map], issues: Issues) -> Embeds:
     """Read the columns of posts that come from the field `embed`, but for the references of what it quotes."""
-    rows, values = read_present(records, "embed", dict, Problem.NOT_A_MAP, issues)
+    rows, values = read_present(records, "embed", dict, FieldProblem.NOT_A_MAP, issues)
     embeds = [_read_embed(value, partial(issues.add, row)) for row, value in zip(rows, values, strict=True)]
 
     def column(of_embeds: Iterable[Value | None]) -> list[Value | None]:
@@ -108,15 +108,15 @@ def _read_images(media: Map, key: str, embed: _Embed, note: Note) -> None:
     path = f"embed.{key}"
     items = media.get(key)
     if type(items) is not list:
-        note(path, problem_of(media, key, Problem.NOT_A_LIST))
+        note(path, problem_of(media, key, FieldProblem.NOT_A_LIST))
         return
     for item in items:
         if type(item) is not dict:
-            note(path, Problem.BAD_ELEMENT)
+            note(path, FieldProblem.BAD_ELEMENT)
         elif key == "items" and item.get("$type") != _GALLERY_IMAGE:
             # The items of a gallery are an open union: other kinds stay in the JSON.
             if type(item.get("$type")) is not str:
-                note(path, Problem.BAD_ELEMENT)
+                note(path, FieldProblem.BAD_ELEMENT)
         else:
             _add_blob(item, "image", f"{path}.image", embed, note)
             embed.alt_texts.append(read_text(item, "alt", f"{path}.alt", note))
@@ -125,7 +125,7 @@ def _read_images(media: Map, key: str, embed: _Embed, note: Note) -> None:
 def _add_blob(parent: Map, key: str, path: str, embed: _Embed, note: Note) -> None:
     blob = parent.get(key)
     if type(blob) is not dict:
-        note(path, problem_of(parent, key, Problem.NOT_A_BLOB))
+        note(path, problem_of(parent, key, FieldProblem.NOT_A_BLOB))
         embed.blob_cids.append(None)
         embed.media_types.append(None)
         return

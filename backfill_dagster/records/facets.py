@@ -9,7 +9,7 @@ import polars as pl
 
 from backfill_dagster.records import syntax
 from backfill_dagster.records.fields import Map, Note, read_present, spread, texts_series
-from backfill_dagster.records.issues import Issues, Problem
+from backfill_dagster.records.issues import FieldProblem, Issues
 from backfill_dagster.records.record_json import json_series, to_json
 
 _DID = re.compile(syntax.DID)
@@ -33,7 +33,7 @@ _FEATURES: dict[str, tuple[str, str, Callable[[object], bool]]] = {
 
 def read_facets(records: list[Map], issues: Issues) -> dict[str, pl.Series]:
     """Read the columns of posts that come from the field `facets`."""
-    rows, values = read_present(records, "facets", list, Problem.NOT_A_LIST, issues)
+    rows, values = read_present(records, "facets", list, FieldProblem.NOT_A_LIST, issues)
     found = [
         _read_features(facets, partial(issues.add, row)) for row, facets in zip(rows, values, strict=True)
     ]
@@ -50,17 +50,17 @@ def _read_features(facets: list[Any], note: Note) -> dict[str, list[str]]:
     for facet in facets:
         features = facet.get("features") if type(facet) is dict else None
         if type(features) is not list:
-            note("facets", Problem.BAD_ELEMENT)
+            note("facets", FieldProblem.BAD_ELEMENT)
             continue
         for feature in features:
             kind = feature.get("$type") if type(feature) is dict else None
             if type(kind) is not str:
-                note("facets.features", Problem.BAD_ELEMENT)
+                note("facets.features", FieldProblem.BAD_ELEMENT)
             elif kind in _FEATURES:
                 column, key, is_valid = _FEATURES[kind]
                 value = feature.get(key)
                 if is_valid(value):
                     found[column].append(value)
                 else:
-                    note("facets.features", Problem.BAD_ELEMENT)
+                    note("facets.features", FieldProblem.BAD_ELEMENT)
     return found

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import polars as pl
 import pyarrow as pa
 
-from backfill_dagster.records.issues import Issues, Problem, problem_of
+from backfill_dagster.records.issues import FieldProblem, Issues, problem_of
 
 Map = dict[str, Any]
 Parents = Sequence[Map | None]
 Kind = TypeVar("Kind")
 Value = TypeVar("Value")
 # Names a problem of the field at a path, in the row at hand.
-Note = Callable[[str, Problem], None]
+Note = Callable[[str, FieldProblem], None]
 
 _ABSENT = object()
 
@@ -47,7 +47,7 @@ def spread(values: Iterable[Value | None], rows: Sequence[int], height: int) -> 
 
 
 def read_present(
-    records: Sequence[Map], key: str, kind: type[Kind], otherwise: Problem, issues: Issues
+    records: Sequence[Map], key: str, kind: type[Kind], otherwise: FieldProblem, issues: Issues
 ) -> tuple[list[int], list[Kind]]:
     """Read an optional field that must be of one kind: the rows that have it, and their values."""
     rows = [row for row, record in enumerate(records) if key in record]
@@ -67,30 +67,30 @@ def read_texts(
     parents: Parents, key: str, path: str, issues: Issues, *, required: bool = True
 ) -> list[str | None]:
     """Read the string field `key` of each parent, which `path` names in issues."""
-    return _read(parents, key, path, issues, required, str, Problem.NOT_A_STRING)
+    return _read(parents, key, path, issues, required, str, FieldProblem.NOT_A_STRING)
 
 
 def read_maps(
     parents: Parents, key: str, path: str, issues: Issues, *, required: bool = True
 ) -> list[Map | None]:
     """Read the map field `key` of each parent, which `path` names in issues."""
-    return _read(parents, key, path, issues, required, dict, Problem.NOT_A_MAP)
+    return _read(parents, key, path, issues, required, dict, FieldProblem.NOT_A_MAP)
 
 
 def read_lists(
     parents: Parents, key: str, path: str, issues: Issues, *, required: bool = True
 ) -> list[list[Any] | None]:
     """Read the list field `key` of each parent, which `path` names in issues, its elements as they are."""
-    return _read(parents, key, path, issues, required, list, Problem.NOT_A_LIST)
+    return _read(parents, key, path, issues, required, list, FieldProblem.NOT_A_LIST)
 
 
 def read_text_lists(records: Sequence[Map], key: str, issues: Issues) -> pl.Series:
     """Read an optional list of strings of each record; elements that are none are left out, and named."""
-    rows, lists = read_present(records, key, list, Problem.NOT_A_LIST, issues)
+    rows, lists = read_present(records, key, list, FieldProblem.NOT_A_LIST, issues)
     if not set(map(type, chain.from_iterable(lists))) <= {str}:
         for position, (row, values) in enumerate(zip(rows, lists, strict=True)):
             if any(type(value) is not str for value in values):
-                issues.add(row, key, Problem.BAD_ELEMENT)
+                issues.add(row, key, FieldProblem.BAD_ELEMENT)
                 lists[position] = [value for value in values if type(value) is str]
     return texts_series(spread(lists, rows, len(records)))
 
@@ -100,7 +100,7 @@ def read_text(parent: Map, key: str, path: str, note: Note) -> str | None:
     value = parent.get(key)
     if type(value) is str:
         return value
-    note(path, problem_of(parent, key, Problem.NOT_A_STRING))
+    note(path, problem_of(parent, key, FieldProblem.NOT_A_STRING))
     return None
 
 
@@ -109,12 +109,12 @@ def read_map(parent: Map, key: str, path: str, note: Note) -> Map | None:
     value = parent.get(key)
     if type(value) is dict:
         return value
-    note(path, problem_of(parent, key, Problem.NOT_A_MAP))
+    note(path, problem_of(parent, key, FieldProblem.NOT_A_MAP))
     return None
 
 
 def _read(
-    parents: Parents, key: str, path: str, issues: Issues, required: bool, kind: type, otherwise: Problem
+    parents: Parents, key: str, path: str, issues: Issues, required: bool, kind: type, otherwise: FieldProblem
 ) -> list[Any]:
     values: list[Any] = [None if parent is None else parent.get(key, _ABSENT) for parent in parents]
     if set(map(type, values)) == {kind}:

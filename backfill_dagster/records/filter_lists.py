@@ -17,20 +17,25 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.errors import StorageError
-from backfill_dagster.purge.tombstones import PURGED, Tombstones
 from backfill_dagster.records.filters import RecordFilter
+from backfill_dagster.records.list_entries import ListRejection
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
+    from backfill_dagster.purge.tombstones import Tombstones
     from backfill_dagster.records.list_entries import ListField
 
 FILTERS_FOLDER = "filters"
-LIST_SCHEMA = pl.Schema({"did": pl.String(), "entry": pl.String()})
-"""Of a stored list: each entry, and the account whose it is, by which it is sorted."""
+LIST_COLUMNS = (
+    Column("did", pl.String(), "The account whose the entry is, by which the list is sorted.", required=True),
+    Column("entry", pl.String(), "The AT-URI, or the DID.", required=True),
+)
+LIST_SCHEMA = schema_of(LIST_COLUMNS)
 
 # Raised whenever the same source would make another list.
 LIST_VERSION = 1
@@ -61,7 +66,7 @@ class StoredList:
     @property
     def is_empty(self) -> bool:
         """Whether it can keep no record, though not because of what was purged."""
-        return self.kept == self.rejected.get(PURGED, 0) == 0
+        return self.kept == self.rejected.get(ListRejection.PURGED, 0) == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ def store_list(
     entries = pl.concat(found).unique().sort("did", "entry")
     own = without_purged(entries, tombstones)
     if purged := entries.height - own.height:
-        rejected[PURGED] = purged
+        rejected[ListRejection.PURGED.value] = purged
     reasons = dict(sorted(rejected.items()))
     listed = StoredList(key, _digest(entries["entry"]), given, own.height, reasons, stamp)
     if read_list(storage, key) != listed or not storage.read(key).equals(own):
@@ -150,7 +155,7 @@ def purge_list(storage: StudyStorage, key: str, tombstones: Tombstones) -> int:
     purged = entries.height - own.height
     if purged:
         rejected = Counter(listed.rejected)
-        rejected[PURGED] += purged
+        rejected[ListRejection.PURGED.value] += purged
         _store(storage, replace(listed, kept=own.height, rejected=dict(sorted(rejected.items()))), own)
     return purged
 

@@ -5,36 +5,43 @@ must be, and is named here; the record itself stays.
 """
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from backfill_dagster.closed_sets import ClosedSet
 
-class Problem(StrEnum):
+
+class FieldProblem(ClosedSet):
     """The closed set of what can be wrong with a field; an issue is `<path of the field>:<problem>`."""
 
-    MISSING = "missing"  # required by the lexicon
-    NULL = "null"  # present, and null, which no lexicon read here allows
-    NOT_A_STRING = "not_a_string"
-    NOT_A_LIST = "not_a_list"
-    NOT_A_MAP = "not_a_map"
-    NOT_A_BLOB = "not_a_blob"
-    BAD_ELEMENT = "bad_element"  # of a list: left out of the column
-    NOT_AN_AT_URI = "not_an_at_uri"
-    NO_DID = "no_did"  # an AT-URI whose authority is a handle
-    NOT_A_CID = "not_a_cid"
-    NOT_A_DID = "not_a_did"
-    DIFFERS = "differs"  # `$type` is not the collection that the record stands in
-    NOT_SELF = "not_self"  # a record key, where the lexicon knows but the one record `self`
-    RESERVED_KEY = "reserved_key"  # a map key `$link` or `$bytes`, which JSON cannot tell from the real thing
-    UNPARSEABLE = "unparseable"
-    OUT_OF_RANGE = "out_of_range"  # an instant outside the years 1 to 9999
-    NO_ZONE = "no_zone"  # read as UTC
-    DATE_ONLY = "date_only"  # read as midnight UTC
-    NONSTANDARD = "nonstandard"  # one clear instant, not written as the protocol asks
+    MISSING = "missing", "The field is absent, and the lexicon requires it."
+    NULL = "null", "The field is present and null, which no lexicon read here allows."
+    NOT_A_STRING = "not_a_string", "It must be a string."
+    NOT_A_LIST = "not_a_list", "It must be a list."
+    NOT_A_MAP = "not_a_map", "It must be a map."
+    NOT_A_BLOB = "not_a_blob", "It must be a blob."
+    BAD_ELEMENT = (
+        "bad_element",
+        "An element of the list is not what it must be, and is left out of the column.",
+    )
+    NOT_AN_AT_URI = "not_an_at_uri", "It must be an AT-URI."
+    NO_DID = "no_did", "It is an AT-URI whose authority is a handle, so that no DID is known."
+    NOT_A_CID = "not_a_cid", "It must be a CID."
+    NOT_A_DID = "not_a_did", "It must be a DID."
+    DIFFERS = "differs", "The record's `$type` is not the collection that it stands in."
+    NOT_SELF = "not_self", "The record's key is another than `self`, the only one that the lexicon knows."
+    RESERVED_KEY = (
+        "reserved_key",
+        "A map has the key `$link` or `$bytes`, which JSON cannot tell from a CID link or a byte string.",
+    )
+    UNPARSEABLE = "unparseable", "The date names no instant."
+    OUT_OF_RANGE = "out_of_range", "The date is outside the years 1 to 9999, once in UTC."
+    NO_ZONE = "no_zone", "The date has no zone, and is read as UTC."
+    DATE_ONLY = "date_only", "The date has no time, and is read as midnight UTC."
+    NONSTANDARD = "nonstandard", "The date is one clear instant, not written as the protocol asks."
 
 
 class Issues:
@@ -43,7 +50,7 @@ class Issues:
     def __init__(self) -> None:
         self._by_row: dict[int, list[str]] = {}
 
-    def add(self, row: int, path: str, problem: Problem) -> None:
+    def add(self, row: int, path: str, problem: FieldProblem) -> None:
         """Name a problem of a row's field, once."""
         issues = self._by_row.setdefault(row, [])
         issue = f"{path}:{problem}"
@@ -76,12 +83,12 @@ class _IssuesOfRows(Issues):
         self._whole = whole
         self._rows = rows
 
-    def add(self, row: int, path: str, problem: Problem) -> None:
+    def add(self, row: int, path: str, problem: FieldProblem) -> None:
         self._whole.add(self._rows[row], path, problem)
 
 
-def problem_of(parent: Mapping[str, Any], key: str, otherwise: Problem) -> Problem:
+def problem_of(parent: Mapping[str, Any], key: str, otherwise: FieldProblem) -> FieldProblem:
     """Say what is wrong with a field that is not what it must be: missing, null, or `otherwise`."""
     if key not in parent:
-        return Problem.MISSING
-    return Problem.NULL if parent[key] is None else otherwise
+        return FieldProblem.MISSING
+    return FieldProblem.NULL if parent[key] is None else otherwise

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Literal, TypeAlias
 
 import polars as pl
 
+from backfill_dagster.closed_sets import ClosedSet
 from backfill_dagster.dids.syntax import stripped
 from backfill_dagster.records import syntax
 from backfill_dagster.records.tables import BLOCK, FOLLOW
@@ -18,14 +18,19 @@ ListField: TypeAlias = Literal["uris", "subjects"]
 _ABOUT_ACCOUNTS = (FOLLOW, BLOCK)
 
 
-class ListRejection(StrEnum):
-    """Why an entry of a list can keep no record."""
+class ListRejection(ClosedSet):
+    """Why an entry of a filter's list can keep no record."""
 
-    NOT_AN_AT_URI = "not_an_at_uri"
-    NOT_A_RECORD = "not_a_record"  # an AT-URI of an account or a collection
-    HANDLE = "handle"  # an AT-URI that names its account by a handle: those in tables never do
-    OTHER_COLLECTION = "other_collection"  # than the one that the filter is for
-    NOT_A_DID = "not_a_did"
+    NOT_AN_AT_URI = "not_an_at_uri", "It is no AT-URI."
+    NOT_A_RECORD = "not_a_record", "It is the AT-URI of an account or a collection."
+    HANDLE = (
+        "handle",
+        "It is an AT-URI that names its account by a handle, which those in tables never do.",
+        "Write the account's DID in its place.",
+    )
+    OTHER_COLLECTION = "other_collection", "It is of another collection than the one that the filter is for."
+    NOT_A_DID = "not_a_did", "It is no DID, and the subjects of follows and blocks are accounts."
+    PURGED = "purged", "It names an account or a record that the study has purged."
 
 
 def judge_entries(entries: pl.DataFrame, collection: str, field: ListField) -> pl.DataFrame:

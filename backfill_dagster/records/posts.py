@@ -13,7 +13,7 @@ from backfill_dagster.records.fields import (
     spread,
     text_series,
 )
-from backfill_dagster.records.issues import Issues, Problem
+from backfill_dagster.records.issues import FieldProblem, Issues
 from backfill_dagster.records.references import read_all_references
 from backfill_dagster.records.self_labels import read_self_labels
 
@@ -28,7 +28,7 @@ def is_reply(record: Map) -> bool:
 
 def read_posts(records: list[Map], issues: Issues) -> dict[str, pl.Series]:
     """Read the columns that are posts' and replies' own."""
-    rows, replies = read_present(records, "reply", dict, Problem.NOT_A_MAP, issues)
+    rows, replies = read_present(records, "reply", dict, FieldProblem.NOT_A_MAP, issues)
     apart = {path: Issues() for path in ("reply.parent", "reply.root", "embed", "embed.record")}
     parents, roots = (
         spread(read_maps(replies, key, path, apart[path].of_rows(rows)), rows, len(records))

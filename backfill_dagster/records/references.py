@@ -7,7 +7,7 @@ import polars as pl
 
 from backfill_dagster.records import syntax
 from backfill_dagster.records.fields import Parents, read_texts, spread, text_series
-from backfill_dagster.records.issues import Issues, Problem
+from backfill_dagster.records.issues import FieldProblem, Issues
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +24,15 @@ class References:
 class _Identifier:
     pattern: str
     max_bytes: int
-    otherwise: Problem
+    otherwise: FieldProblem
 
     def matches(self, text: pl.Expr) -> pl.Expr:
         return text.str.contains(self.pattern) & (text.str.len_bytes() <= self.max_bytes)
 
 
-_AT_URI = _Identifier(syntax.whole(syntax.AT_URI), syntax.MAX_AT_URI_BYTES, Problem.NOT_AN_AT_URI)
-_CID = _Identifier(syntax.whole(syntax.CID), syntax.MAX_CID_BYTES, Problem.NOT_A_CID)
-_DID = _Identifier(syntax.whole(syntax.DID), syntax.MAX_DID_BYTES, Problem.NOT_A_DID)
+_AT_URI = _Identifier(syntax.whole(syntax.AT_URI), syntax.MAX_AT_URI_BYTES, FieldProblem.NOT_AN_AT_URI)
+_CID = _Identifier(syntax.whole(syntax.CID), syntax.MAX_CID_BYTES, FieldProblem.NOT_A_CID)
+_DID = _Identifier(syntax.whole(syntax.DID), syntax.MAX_DID_BYTES, FieldProblem.NOT_A_DID)
 
 
 def _targets(uri: pl.Expr) -> tuple[pl.Expr, pl.Expr]:
@@ -100,13 +100,13 @@ class _Strings:
     def note(self, judged: pl.DataFrame, path: str, issues: Issues) -> None:
         """Name what is wrong with each reference, in the order of its fields."""
         issues.add_all(self._uri_issues, self._rows)
-        _note(judged["is_uri"], f"{path}.uri", Problem.NOT_AN_AT_URI, issues)
+        _note(judged["is_uri"], f"{path}.uri", FieldProblem.NOT_AN_AT_URI, issues)
         issues.add_all(self._cid_issues, self._rows)
-        _note(judged["is_cid"], f"{path}.cid", Problem.NOT_A_CID, issues)
-        _note(judged["is_did"], f"{path}.uri", Problem.NO_DID, issues)
+        _note(judged["is_cid"], f"{path}.cid", FieldProblem.NOT_A_CID, issues)
+        _note(judged["is_did"], f"{path}.uri", FieldProblem.NO_DID, issues)
 
 
-def _note(is_sound: pl.Series, path: str, problem: Problem, issues: Issues) -> None:
+def _note(is_sound: pl.Series, path: str, problem: FieldProblem, issues: Issues) -> None:
     if not is_sound.all(ignore_nulls=True):
         for row in (~is_sound).arg_true():
             issues.add(row, path, problem)

@@ -18,7 +18,7 @@ from backfill_dagster.records.blocks import (
     may_hold_reserved_keys,
 )
 from backfill_dagster.records.dates import read_created_at
-from backfill_dagster.records.issues import Issues, Problem, problem_of
+from backfill_dagster.records.issues import FieldProblem, Issues, problem_of
 from backfill_dagster.records.posts import is_reply, read_posts
 from backfill_dagster.records.profiles import PROFILE_RKEY, read_profiles
 from backfill_dagster.records.record_json import records_as_json
@@ -126,7 +126,7 @@ class Run:
         _check_type(self.alone, self.collection, issues)
         for position in compress(range(len(self.alone)), self.may_reserve):
             if has_reserved_key(self.alone[position]):
-                issues.add(position, "record", Problem.RESERVED_KEY)
+                issues.add(position, "record", FieldProblem.RESERVED_KEY)
         self._note_dates(rows["created_at_problem"], reader, issues)
         self._note_keys(rows["rkey"], reader, issues)
         columns = reader.read(self.alone, issues)
@@ -146,15 +146,15 @@ class Run:
             return
         positions = np.argsort(self.rows)
         for row, problem in enumerate(problems):
-            if problem is not None and (reader.is_dated or problem != Problem.MISSING):
-                issues.add(int(positions[row]), "createdAt", Problem(problem))
+            if problem is not None and (reader.is_dated or problem != FieldProblem.MISSING):
+                issues.add(int(positions[row]), "createdAt", FieldProblem(problem))
 
     def _note_keys(self, rkeys: pl.Series, reader: _Reader, issues: Issues) -> None:
         if reader.rkey is None:
             return
         positions = np.argsort(self.rows)
         for row in (rkeys != reader.rkey).arg_true():
-            issues.add(int(positions[row]), "rkey", Problem.NOT_SELF)
+            issues.add(int(positions[row]), "rkey", FieldProblem.NOT_SELF)
 
     def _in_order(self, alone: pl.DataFrame) -> pl.DataFrame:
         """Put what was made of the records in the order of the rows, with the same columns of those alike."""
@@ -214,7 +214,7 @@ def _check_type(records: list[Record], collection: str, issues: Issues) -> None:
         return
     for row, (record, kind) in enumerate(zip(records, types, strict=True)):
         if kind != collection:
-            otherwise = Problem.DIFFERS if type(kind) is str else Problem.NOT_A_STRING
+            otherwise = FieldProblem.DIFFERS if type(kind) is str else FieldProblem.NOT_A_STRING
             issues.add(row, "$type", problem_of(record, "$type", otherwise))
 
 

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from backfill_dagster.columns import Column, schema_of
+from backfill_dagster.records.date_quality import DateQuality
+from backfill_dagster.records.issues import FieldProblem
+from backfill_dagster.records.outcomes import Fate, FilterReason, RejectReason
+from backfill_dagster.repos.outcomes import LeftOut, Obtained
+
 # Raised whenever a column is added, removed or changes its type or meaning.
 SCHEMA_VERSION = 2
 
@@ -23,15 +29,6 @@ OTHER_RECORDS = "other_records"
 TEXT = pl.String()
 TEXTS = pl.List(pl.String())
 INSTANT = pl.Datetime("us", "UTC")
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column: its name, its type, and what it means in one sentence."""
-
-    name: str
-    dtype: pl.DataType
-    description: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +49,40 @@ class Table:
     @property
     def schema(self) -> pl.Schema:
         """The table's columns in order, with their Polars types."""
-        return pl.Schema({column.name: column.dtype for column in self.columns})
+        return schema_of(self.columns)
 
 
 _IDENTITY = (
-    Column("did", TEXT, "DID of the account whose repository holds the record."),
-    Column("collection", TEXT, "NSID of the collection, from the record's key in the repository's tree."),
-    Column("rkey", TEXT, "Record key within the collection, from the repository's tree."),
-    Column("uri", TEXT, "AT-URI of the record, at://did/collection/rkey: unique in the table."),
-    Column("cid", TEXT, "CID (base32 text) of the record's exact bytes, checked against their hash."),
+    Column("did", TEXT, "DID of the account whose repository holds the record.", required=True),
+    Column(
+        "collection",
+        TEXT,
+        "NSID of the collection, from the record's key in the repository's tree.",
+        required=True,
+    ),
+    Column("rkey", TEXT, "Record key within the collection, from the repository's tree.", required=True),
+    Column(
+        "uri", TEXT, "AT-URI of the record, at://did/collection/rkey: unique in the table.", required=True
+    ),
+    Column(
+        "cid",
+        TEXT,
+        "CID (base32 text) of the record's exact bytes, checked against their hash.",
+        required=True,
+    ),
     Column("repo_rev", TEXT, "Revision (TID) of the repository snapshot that the record was read from."),
-    Column("pds", TEXT, "Host that served the snapshot."),
+    Column("pds", TEXT, "Host that served the snapshot.", required=True),
     Column(
         "obtained",
         TEXT,
-        "How the record was obtained: repo, as part of the whole repository; record_proof, by itself with its proof; "
-        "list_records, from a listing that proves nothing.",
+        "How the record was obtained: with the whole repository, by itself with its proof, or from a listing.",
+        words=(Obtained,),
     ),
     Column(
-        "record_type", TEXT, "Kind of record: post, reply, like, repost, follow, block, profile or other."
+        "record_type",
+        TEXT,
+        "Kind of record: post, reply, like, repost, follow, block, profile or other.",
+        required=True,
     ),
 )
 
@@ -86,20 +98,28 @@ _TIME = (
         INSTANT,
         "created_at inside the study period, the study's normalised date outside it, null for an undated record.",
     ),
-    Column("in_range", pl.Boolean(), "Whether created_at is believed and lies inside the study period."),
+    Column(
+        "in_range",
+        pl.Boolean(),
+        "Whether created_at is believed and lies inside the study period.",
+        required=True,
+    ),
     Column(
         "rkey_time", INSTANT, "Time in the record key if it is a TID, chosen by the client: a hint, no proof."
     ),
     Column(
         "date_quality",
         TEXT,
-        "How far created_at is believed: consistent, differs_from_rkey or no_rkey_time; or, for an undated record, "
-        "missing, unparseable, before_network or future.",
+        "How far created_at is believed; of an undated record, why it has no date.",
+        required=True,
+        words=(DateQuality,),
     ),
     Column(
         "issues",
         TEXTS,
         "Fields that do not hold what their lexicon promises, as field:problem; empty if none.",
+        required=True,
+        words=(FieldProblem,),
     ),
 )
 
@@ -227,22 +247,38 @@ TABLES_OF_COLLECTION: dict[str, tuple[str, ...]] = {
 }
 
 REJECTS = (
-    Column("did", TEXT, "DID of the account whose repository holds the record."),
+    Column("did", TEXT, "DID of the account whose repository holds the record.", required=True),
     Column("collection", TEXT, "First part of the record's key in the repository's tree."),
     Column("rkey", TEXT, "Second part of the record's key in the repository's tree."),
     Column("uri", TEXT, "AT-URI of the record, as far as its key makes one."),
     Column("cid", TEXT, "CID (base32 text) of the record's bytes; null if it is none."),
-    Column("reason", TEXT, "Why no row could be made of the record, out of a closed set."),
+    Column(
+        "reason",
+        TEXT,
+        "Why no row could be made of the record, or why what was asked for or listed is none.",
+        required=True,
+        words=(RejectReason, LeftOut),
+    ),
     Column("detail", TEXT, "What exactly was found."),
 )
-REJECTS_SCHEMA = pl.Schema({column.name: column.dtype for column in REJECTS})
+REJECTS_SCHEMA = schema_of(REJECTS)
 
 COUNTS = (
-    Column("did", TEXT, "DID of the account whose repository holds the records."),
+    Column("did", TEXT, "DID of the account whose repository holds the records.", required=True),
     Column("collection", TEXT, "NSID of their collection; null for purged records."),
     Column("table", TEXT, "Table that they stand in or would stand in; null if that is not known."),
-    Column("fate", TEXT, "What became of them: kept, filtered or rejected."),
-    Column("reason", TEXT, "Why they were filtered or rejected; null for kept records."),
-    Column("records", pl.Int64(), "How many there are; the sum over an account is all records of its tree."),
+    Column("fate", TEXT, "What became of them.", required=True, words=(Fate,)),
+    Column(
+        "reason",
+        TEXT,
+        "Why they were filtered or rejected; null for kept records.",
+        words=(FilterReason, RejectReason, LeftOut),
+    ),
+    Column(
+        "records",
+        pl.Int64(),
+        "How many there are; the sum over an account is all records of its tree.",
+        required=True,
+    ),
 )
-COUNTS_SCHEMA = pl.Schema({column.name: column.dtype for column in COUNTS})
+COUNTS_SCHEMA = schema_of(COUNTS)

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 import polars as pl
 
 from backfill_dagster.records.fields import no_texts
-from backfill_dagster.records.issues import Problem
+from backfill_dagster.records.issues import FieldProblem
 from backfill_dagster.records.syntax import whole
 
 _INSTANT = pl.Datetime("us", "UTC")
@@ -72,7 +72,7 @@ _MAX_BYTES = 1024
 def read_datetimes(raw: pl.Series) -> pl.DataFrame:
     """Read strings (or nulls) as instants: columns `instant` (datetime[us, UTC]) and `problem` (text).
 
-    `problem` is a value of `Problem`, or null for a string that conforms; where `raw` is null, both are. One
+    `problem` is a value of `FieldProblem`, or null for a string that conforms; where `raw` is null, both are. One
     string never costs another its instant.
     """
     text = pl.col("raw")
@@ -155,15 +155,15 @@ def _read_any(raw: pl.Series) -> pl.DataFrame:
             problem=pl.when(pl.col("raw").is_null())
             .then(None)
             .when(~pl.col("is_read"))
-            .then(pl.lit(Problem.UNPARSEABLE.value))
+            .then(pl.lit(FieldProblem.UNPARSEABLE.value))
             .when(~pl.col("is_in_range"))
-            .then(pl.lit(Problem.OUT_OF_RANGE.value))
+            .then(pl.lit(FieldProblem.OUT_OF_RANGE.value))
             .when(~pl.col("has_time"))
-            .then(pl.lit(Problem.DATE_ONLY.value))
+            .then(pl.lit(FieldProblem.DATE_ONLY.value))
             .when(pl.col("zone").is_null())
-            .then(pl.lit(Problem.NO_ZONE.value))
+            .then(pl.lit(FieldProblem.NO_ZONE.value))
             .when(~pl.col("is_standard"))
-            .then(pl.lit(Problem.NONSTANDARD.value)),
+            .then(pl.lit(FieldProblem.NONSTANDARD.value)),
         )
         .collect(engine="in-memory")
     )

@@ -12,24 +12,31 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.records.windows import UNDATED, Granularity
 from backfill_dagster.storage import partition_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-INDEX_SCHEMA = pl.Schema(
-    {
-        "did": pl.String(),
-        "pack": pl.String(),
-        "number": pl.Int32(),  # of the blocks file within the pack, and so of the converted file
-        "table": pl.String(),
-        "window": pl.String(),  # its key, or `undated`
-        "rows": pl.Int64(),
-        "bytes": pl.Int64(),  # of the converted file
-        "content": pl.UInt64(),
-    }
+INDEX_COLUMNS = (
+    Column("did", pl.String(), "DID of the account.", required=True),
+    Column("pack", pl.String(), "Name of the pack.", required=True),
+    Column(
+        "number",
+        pl.Int32(),
+        "Number of the blocks file within the pack, and so of the converted file.",
+        required=True,
+    ),
+    Column("table", pl.String(), "Table that the rows are of.", required=True),
+    Column("window", pl.String(), "Key of their time window, or `undated`.", required=True),
+    Column(
+        "rows", pl.Int64(), "How many of the account's rows of the table are of that window.", required=True
+    ),
+    Column("bytes", pl.Int64(), "Size of the converted file.", required=True),
+    Column("content", pl.UInt64(), "Number that stands for these rows: their identity.", required=True),
 )
+INDEX_SCHEMA = schema_of(INDEX_COLUMNS)
 # Rows of a converted file that are read or passed over together.
 ROWS_IN_GROUP = 2**14
 # What the index of a converted file is made of.

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backfill_dagster.records import timestamps
-from backfill_dagster.records.issues import Problem
+from backfill_dagster.records.issues import FieldProblem
 from backfill_dagster.records.timestamps import read_datetimes
 
 
@@ -27,19 +27,19 @@ NAIVE = datetime(1985, 4, 12, 23, 20, 50, 123_000, tzinfo=UTC)
 
 # The invalid ones of the protocol's own list that mean one instant all the same.
 TOLERATED = {
-    "1985-04-12T23:20:50.123z": (NAIVE, Problem.NONSTANDARD),
-    " 1985-04-12T23:20:50.123Z": (NAIVE, Problem.NONSTANDARD),
-    "1985-04-12T23:20:50.123Z ": (NAIVE, Problem.NONSTANDARD),
-    "1985-04-12t23:20:50.123Z": (NAIVE, Problem.NONSTANDARD),
-    "1985-04-12T23:20:50.123-00:00": (NAIVE, Problem.NONSTANDARD),
-    "1985-04-12_23:20:50.123Z": (NAIVE, Problem.NONSTANDARD),
-    "1985-04-12 23:20:50.123Z": (NAIVE, Problem.NONSTANDARD),
-    "1985-04-12T23:20:50.123+00": (NAIVE, Problem.NONSTANDARD),
-    "1985-04-12T23:20:50.123+0000": (NAIVE, Problem.NONSTANDARD),
-    "1985-04-12T23:20Z": (NAIVE.replace(second=0, microsecond=0), Problem.NONSTANDARD),
-    "1985-04-12T23:20:50.123": (NAIVE, Problem.NO_ZONE),
-    "1985-04-12T23:20:50": (NAIVE.replace(microsecond=0), Problem.NO_ZONE),
-    "1985-04-12": (datetime(1985, 4, 12, tzinfo=UTC), Problem.DATE_ONLY),
+    "1985-04-12T23:20:50.123z": (NAIVE, FieldProblem.NONSTANDARD),
+    " 1985-04-12T23:20:50.123Z": (NAIVE, FieldProblem.NONSTANDARD),
+    "1985-04-12T23:20:50.123Z ": (NAIVE, FieldProblem.NONSTANDARD),
+    "1985-04-12t23:20:50.123Z": (NAIVE, FieldProblem.NONSTANDARD),
+    "1985-04-12T23:20:50.123-00:00": (NAIVE, FieldProblem.NONSTANDARD),
+    "1985-04-12_23:20:50.123Z": (NAIVE, FieldProblem.NONSTANDARD),
+    "1985-04-12 23:20:50.123Z": (NAIVE, FieldProblem.NONSTANDARD),
+    "1985-04-12T23:20:50.123+00": (NAIVE, FieldProblem.NONSTANDARD),
+    "1985-04-12T23:20:50.123+0000": (NAIVE, FieldProblem.NONSTANDARD),
+    "1985-04-12T23:20Z": (NAIVE.replace(second=0, microsecond=0), FieldProblem.NONSTANDARD),
+    "1985-04-12T23:20:50.123": (NAIVE, FieldProblem.NO_ZONE),
+    "1985-04-12T23:20:50": (NAIVE.replace(microsecond=0), FieldProblem.NO_ZONE),
+    "1985-04-12": (datetime(1985, 4, 12, tzinfo=UTC), FieldProblem.DATE_ONLY),
 }
 
 
@@ -48,7 +48,7 @@ def test_what_the_syntax_allows_is_read_without_a_problem(shared_dir: Path) -> N
     assert len(valid) > 30
     for raw, (instant, problem) in zip(valid, read(valid), strict=True):
         if raw.startswith("0000-"):
-            assert (instant, problem) == (None, Problem.OUT_OF_RANGE)
+            assert (instant, problem) == (None, FieldProblem.OUT_OF_RANGE)
         else:
             date, time = raw.split("T")
             clock, zone = (time[:-1], "+00:00") if time[-1] == "Z" else (time[:-6], time[-6:])
@@ -63,15 +63,15 @@ def test_what_the_syntax_forbids_is_tolerated_exactly_where_it_is_clear(shared_d
     assert len(invalid) > 40
     assert set(TOLERATED) <= set(invalid)
     for raw, found in zip(invalid, read(invalid), strict=True):
-        assert found == TOLERATED.get(raw, (None, Problem.UNPARSEABLE)), raw
+        assert found == TOLERATED.get(raw, (None, FieldProblem.UNPARSEABLE)), raw
 
 
 def test_what_is_no_date_is_read_as_nothing(shared_dir: Path) -> None:
     impossible = vectors(shared_dir, "parse_invalid")
-    expected = {"0000-01-01T00:00:00+01:00": (None, Problem.OUT_OF_RANGE)}
+    expected = {"0000-01-01T00:00:00+01:00": (None, FieldProblem.OUT_OF_RANGE)}
     assert len(impossible) == 7
     for raw, found in zip(impossible, read(impossible), strict=True):
-        assert found == expected.get(raw, (None, Problem.UNPARSEABLE)), raw
+        assert found == expected.get(raw, (None, FieldProblem.UNPARSEABLE)), raw
 
 
 def at(*fields: int) -> datetime:
@@ -87,43 +87,43 @@ def at(*fields: int) -> datetime:
         ("2024-01-01T00:30:00+01:00", at(2023, 12, 31, 23, 30), None),
         ("2023-12-31T23:30:00-01:00", at(2024, 1, 1, 0, 30), None),
         ("2024-02-29T00:00:00.000Z", at(2024, 2, 29), None),
-        ("2023-02-29T00:00:00.000Z", None, Problem.UNPARSEABLE),
-        ("2024-02-30T00:00:00Z", None, Problem.UNPARSEABLE),
-        ("2024-12-31T24:00:00Z", at(2025, 1, 1), Problem.NONSTANDARD),
-        ("2024-12-31T24:00:00.000Z", at(2025, 1, 1), Problem.NONSTANDARD),
-        ("2024-12-31T24:00:01Z", None, Problem.UNPARSEABLE),
-        ("2024-12-31T24:00:00.001Z", None, Problem.UNPARSEABLE),
+        ("2023-02-29T00:00:00.000Z", None, FieldProblem.UNPARSEABLE),
+        ("2024-02-30T00:00:00Z", None, FieldProblem.UNPARSEABLE),
+        ("2024-12-31T24:00:00Z", at(2025, 1, 1), FieldProblem.NONSTANDARD),
+        ("2024-12-31T24:00:00.000Z", at(2025, 1, 1), FieldProblem.NONSTANDARD),
+        ("2024-12-31T24:00:01Z", None, FieldProblem.UNPARSEABLE),
+        ("2024-12-31T24:00:00.001Z", None, FieldProblem.UNPARSEABLE),
         ("2016-12-31T23:59:60Z", at(2017, 1, 1), None),
         ("2016-12-31T15:59:60.5-08:00", at(2017, 1, 1, 0, 0, 0, 500_000), None),
-        ("2016-12-31T23:59:60-08:00", None, Problem.UNPARSEABLE),
-        ("2024-10-05T12:00:60Z", None, Problem.UNPARSEABLE),
-        ("2024-10-05T12:00:00+00:00Z", at(2024, 10, 5, 12), Problem.NONSTANDARD),
-        ("2024-10-05T12:00:00+01:00Z", None, Problem.UNPARSEABLE),
-        ("2024-10-05 12:00:00 UTC", at(2024, 10, 5, 12), Problem.NONSTANDARD),
-        ("2024-10-05 12:00:00 +0200", at(2024, 10, 5, 10), Problem.NONSTANDARD),
-        ("2024-10-05T12:00:00,25Z", at(2024, 10, 5, 12, 0, 0, 250_000), Problem.NONSTANDARD),
-        ("2024-10-05T12:00:00+24:00", None, Problem.UNPARSEABLE),
-        ("2024-10-05T12:00:00+01:60", None, Problem.UNPARSEABLE),
-        ("2024-10-05T12:00", at(2024, 10, 5, 12), Problem.NO_ZONE),
-        ("0001-01-01", at(1, 1, 1), Problem.DATE_ONLY),
+        ("2016-12-31T23:59:60-08:00", None, FieldProblem.UNPARSEABLE),
+        ("2024-10-05T12:00:60Z", None, FieldProblem.UNPARSEABLE),
+        ("2024-10-05T12:00:00+00:00Z", at(2024, 10, 5, 12), FieldProblem.NONSTANDARD),
+        ("2024-10-05T12:00:00+01:00Z", None, FieldProblem.UNPARSEABLE),
+        ("2024-10-05 12:00:00 UTC", at(2024, 10, 5, 12), FieldProblem.NONSTANDARD),
+        ("2024-10-05 12:00:00 +0200", at(2024, 10, 5, 10), FieldProblem.NONSTANDARD),
+        ("2024-10-05T12:00:00,25Z", at(2024, 10, 5, 12, 0, 0, 250_000), FieldProblem.NONSTANDARD),
+        ("2024-10-05T12:00:00+24:00", None, FieldProblem.UNPARSEABLE),
+        ("2024-10-05T12:00:00+01:60", None, FieldProblem.UNPARSEABLE),
+        ("2024-10-05T12:00", at(2024, 10, 5, 12), FieldProblem.NO_ZONE),
+        ("0001-01-01", at(1, 1, 1), FieldProblem.DATE_ONLY),
         ("0001-01-01T00:00:00Z", at(1, 1, 1), None),
-        ("0001-01-01T00:00:00+01:00", None, Problem.OUT_OF_RANGE),
-        ("0000-12-31T23:59:59.999Z", None, Problem.OUT_OF_RANGE),
+        ("0001-01-01T00:00:00+01:00", None, FieldProblem.OUT_OF_RANGE),
+        ("0000-12-31T23:59:59.999Z", None, FieldProblem.OUT_OF_RANGE),
         ("0000-12-31T23:59:59-01:00", at(1, 1, 1, 0, 59, 59), None),
         ("9999-12-31T23:59:59.999999Z", at(9999, 12, 31, 23, 59, 59, 999_999), None),
-        ("9999-12-31T23:59:59.999-01:00", None, Problem.OUT_OF_RANGE),
-        ("9999-12-31T24:00:00Z", None, Problem.OUT_OF_RANGE),
-        ("2024-10-05T12:00:00Z\n", at(2024, 10, 5, 12), Problem.NONSTANDARD),
-        ("٢٠٢٤-10-05T12:00:00Z", None, Problem.UNPARSEABLE),
-        ("2024-10-05T12:00:00Z\0", None, Problem.UNPARSEABLE),
-        ("1728129600000", None, Problem.UNPARSEABLE),
-        ("Sat, 05 Oct 2024 12:00:00 GMT", None, Problem.UNPARSEABLE),
-        ("yesterday", None, Problem.UNPARSEABLE),
-        ("", None, Problem.UNPARSEABLE),
+        ("9999-12-31T23:59:59.999-01:00", None, FieldProblem.OUT_OF_RANGE),
+        ("9999-12-31T24:00:00Z", None, FieldProblem.OUT_OF_RANGE),
+        ("2024-10-05T12:00:00Z\n", at(2024, 10, 5, 12), FieldProblem.NONSTANDARD),
+        ("٢٠٢٤-10-05T12:00:00Z", None, FieldProblem.UNPARSEABLE),
+        ("2024-10-05T12:00:00Z\0", None, FieldProblem.UNPARSEABLE),
+        ("1728129600000", None, FieldProblem.UNPARSEABLE),
+        ("Sat, 05 Oct 2024 12:00:00 GMT", None, FieldProblem.UNPARSEABLE),
+        ("yesterday", None, FieldProblem.UNPARSEABLE),
+        ("", None, FieldProblem.UNPARSEABLE),
         (None, None, None),
     ],
 )
-def test_each_form(raw: str | None, instant: datetime | None, problem: Problem | None) -> None:
+def test_each_form(raw: str | None, instant: datetime | None, problem: FieldProblem | None) -> None:
     assert read([raw]) == [(instant, problem)]
 
 
