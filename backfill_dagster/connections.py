@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from backfill_dagster.directory.handles import HandleResolver
 from backfill_dagster.directory.resolver import PLC_IN_FLIGHT, Resolver
+from backfill_dagster.monitoring.study_metrics import unmeasured
 from backfill_dagster.network.addresses import host_of
 from backfill_dagster.network.asking import PoliteHost
 from backfill_dagster.network.dns import TxtLookup
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from backfill_dagster.config.network import Network
     from backfill_dagster.config.processing import Processing
     from backfill_dagster.config.study import Study
+    from backfill_dagster.monitoring.study_metrics import StudyMetrics
     from backfill_dagster.network.leases import HostLeases
     from backfill_dagster.network.limits import HostGate
 
@@ -83,11 +85,14 @@ def host_gates(processing: Processing) -> HostGates:
 
 @asynccontextmanager
 async def open_connections(
-    study: Study, gates: HostGates | None, processing: Processing
+    study: Study, gates: HostGates | None, processing: Processing, metrics: StudyMetrics | None = None
 ) -> AsyncIterator[Connections]:
     """Open the study's connections; `gates` if the process has limits to share, else limits of its own."""
     network = _reachable(study.network)
     gates = gates or host_gates(processing)
+    metrics = metrics or unmeasured()
+    metrics.always_name(host_of(network.plc_url))
+    metrics.watch_gates(gates)
     leases = LocalHostLeases(study.storage.path / _LEASES, f"study {study.name}")
     minutes = processing.max_run_minutes
     run_time = RunTime(None if minutes is None else minutes * 60)
@@ -99,6 +104,7 @@ async def open_connections(
                 leases,
                 rate=processing.requests_per_second,
                 in_flight=processing.requests_in_flight,
+                metrics=metrics,
             )
             resolver = Resolver(turns, gates, network, processing, leases=leases, run_time=run_time)
             handles = HandleResolver(

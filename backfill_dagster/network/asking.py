@@ -77,6 +77,7 @@ class PoliteHost:
             failures += 1
             if not passing or failures > self.max_retries:
                 raise NoAnswerError(_DID.sub("did:…", f"{self.gate.host}: {reason}"))
+            self.turns.metrics.retried(self.gate.host)
             await self.pause(failures)
 
     async def pause(self, failures: int) -> None:

@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from backfill_dagster.errors import BackfillError
+from backfill_dagster.monitoring import events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -171,6 +172,16 @@ class HostGate:
         """The unix second until which the host wants to be left alone, or None if it does not."""
         return self._parked_until if self.parked_for() > 0 else None
 
+    @property
+    def under_way(self) -> int:
+        """Requests that are under way."""
+        return len(self._under_way)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._waiting)
+
     def parked_for(self) -> float:
         """Return the seconds for which the host still wants to be left alone; 0 if it does not."""
         return max(0.0, self._resume_at - self._clock())
@@ -181,6 +192,11 @@ class HostGate:
             if self._limited_since is None:
                 return 0.0
             return max(self._resume_at, self._clock()) - self._limited_since
+
+    def refused_for(self) -> float:
+        """Return the seconds for which the host has asked for nothing but pauses so far."""
+        with self._lock:
+            return 0.0 if self._limited_since is None else self._clock() - self._limited_since
 
     @asynccontextmanager
     async def request(self, max_park: float = math.inf) -> AsyncIterator[None]:
@@ -320,6 +336,7 @@ class HostGate:
             return
         if self._resume_at <= at:
             self.parks += 1
+            events.emit(events.HOST_PARKED, host=self.host, seconds=seconds, number=self.parks)
             # Of a host that never has enough, only each doubling of their number is told.
             if self.parks.bit_count() == 1:
                 logger.warning("%s asks for a pause of %.0f s, number %d", self.host, seconds, self.parks)
@@ -380,6 +397,12 @@ class HostGates:
             elif rate is not None:
                 gate.slow_down(rate)
             return gate
+
+    def parked_hosts(self) -> dict[str, float]:
+        """Return the hosts that are parked now, and for how many seconds they have wanted nothing but pauses."""
+        with self._lock:
+            gates = list(self._gates.values())
+        return {gate.host: gate.refused_for() for gate in gates if gate.parked_for() > 0}
 
     def known_gate(self, host: str) -> HostGate | None:
         """Return the gate of a host that was asked for before, at its own pace; None if none was."""

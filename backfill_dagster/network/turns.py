@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from backfill_dagster.monitoring.study_metrics import unmeasured
 from backfill_dagster.network.addresses import host_of
 from backfill_dagster.network.http import (
     Answer,
@@ -28,12 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
+    from backfill_dagster.monitoring.study_metrics import StudyMetrics
     from backfill_dagster.network.leases import HostLeases
     from backfill_dagster.network.limits import HostGate, HostGates
 
 MAX_REDIRECTS = 5
 # To how many others a host may lead, all its redirects together: each of them costs a limit and a lease.
 MAX_OTHER_HOSTS = 100
+
+# How requests end, besides the faults of `RequestFault`.
+SUCCESS, REDIRECT, RATE_LIMITED = "success", "redirect", "rate_limited"
+CLIENT_ERROR, SERVER_ERROR, CANCELLED = "client_error", "server_error", "cancelled"
+OUTCOMES = frozenset({*RequestFault, SUCCESS, REDIRECT, RATE_LIMITED, CLIENT_ERROR, SERVER_ERROR, CANCELLED})
 
 _Answered = TypeVar("_Answered", Answer, Download)
 _PATIENT = Patience()
@@ -47,9 +54,17 @@ class Turns:
     """
 
     def __init__(
-        self, http: HttpClient, gates: HostGates, leases: HostLeases | None, *, rate: float, in_flight: int
+        self,
+        http: HttpClient,
+        gates: HostGates,
+        leases: HostLeases | None,
+        *,
+        rate: float,
+        in_flight: int,
+        metrics: StudyMetrics | None = None,
     ) -> None:
         self.http = http
+        self.metrics = metrics or unmeasured()
         self._gates = gates
         self._leases = leases
         self._rate = rate
@@ -114,10 +129,28 @@ class Turns:
             )
             try:
                 async with lease:
-                    return await _ask_in_turn(gate, partial(ask, target, params), patience)
+                    counted = partial(self._count, gate.host, partial(ask, target, params))
+                    return await _ask_in_turn(gate, counted, patience)
             except RedirectedError as redirect:
                 gate, target, params = self._gate_of(redirect.target, first), redirect.target, None
         raise RequestFailedError(RequestFault.BAD_REDIRECT, f"more than {MAX_REDIRECTS} redirects from {url}")
+
+    async def _count(self, host: str, ask: Callable[[], Awaitable[_Answered]]) -> _Answered:
+        """Ask, and count the request with what comes of it."""
+        begun, outcome, received = time.monotonic(), CANCELLED, 0
+        try:
+            answer = await ask()
+            outcome = outcome_of(answer.status)
+            received = answer.bytes_received if isinstance(answer, Download) else len(answer.body)
+        except RedirectedError as redirect:
+            outcome = outcome_of(redirect.status)
+            raise
+        except RequestFailedError as error:
+            outcome = error.kind.value
+            raise
+        finally:
+            self.metrics.requests_to(host).ended(outcome, time.monotonic() - begun, received)
+        return answer
 
     def _gate_of(self, url: str, first: HostGate) -> HostGate:
         host = host_of(url)
@@ -155,6 +188,17 @@ class Turns:
                 )
             self._waiting_until.pop(gate.host, None)
             yield
+
+
+def outcome_of(status: int) -> str:
+    """Name the class of an answer's HTTP status."""
+    if status == 429:
+        return RATE_LIMITED
+    if status >= 500:
+        return SERVER_ERROR
+    if status >= 400:
+        return CLIENT_ERROR
+    return REDIRECT if status >= 300 else SUCCESS
 
 
 async def _ask_in_turn(

@@ -26,7 +26,13 @@ import yaml
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox import population
 from backfill_dagster.sandbox.network import SandboxNetwork
-from backfill_dagster_tests.benchmarks.measure import Goal, Options, Report
+from backfill_dagster_tests.benchmarks.measure import (
+    Goal,
+    Options,
+    Report,
+    adopt_orphans,
+    orphans_cpu_seconds,
+)
 from backfill_dagster_tests.benchmarks.start_up import (
     LOOK_SECONDS,
     command,
@@ -157,9 +163,15 @@ def _write_study(folder: Path, case: Case, network: SandboxNetwork) -> None:
 
 def _measure(command_line: list[str], folder: Path, network: SandboxNetwork) -> _Run:
     network.requests.clear()
+    adopt_orphans()
     with (folder / "run.log").open("wb") as log:
         process = subprocess.Popen(
-            command_line, cwd=folder, env=environment(), stdout=log, stderr=subprocess.STDOUT
+            command_line,
+            cwd=folder,
+            env=environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         start_up = None
         while True:
@@ -172,7 +184,7 @@ def _measure(command_line: list[str], folder: Path, network: SandboxNetwork) -> 
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or start_up is None:
         raise RuntimeError(f"{command_line} failed:\n{(folder / 'run.log').read_text()[-5000:]}")
-    return _Run(usage.ru_utime + usage.ru_stime, start_up)
+    return _Run(usage.ru_utime + usage.ru_stime + orphans_cpu_seconds(process.pid), start_up)
 
 
 def _stages(path: Path) -> None:

@@ -26,6 +26,7 @@ import yaml
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.sandbox import population
 from backfill_dagster.sandbox.network import SandboxNetwork
+from backfill_dagster_tests.benchmarks.measure import adopt_orphans, orphans_cpu_seconds
 from backfill_dagster_tests.conftest import ROOT
 from backfill_dagster_tests.deployment.dagster_dev import Deployment, dagster_dev
 
@@ -93,18 +94,22 @@ def _run(folder: Path, name: str) -> None:
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [str(Path(sys.executable).with_name("dagster")), "job", "execute"]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    adopt_orphans()
     with (folder / "run.log").open("ab") as log:
-        result = subprocess.run(
+        process = subprocess.Popen(
             [*command, "-m", "backfill_dagster", "-j", STUDY],
             cwd=folder,
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
-            check=False,
+            start_new_session=True,
         )
+        code = process.wait()
+    # They count with the others once they are waited for.
+    orphans_cpu_seconds(process.pid)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    _say(f"{name}: exit {result.returncode}", f"{time.monotonic() - started:.0f} s, {cpu:.0f} s of CPU")
+    _say(f"{name}: exit {code}", f"{time.monotonic() - started:.0f} s, {cpu:.0f} s of CPU")
 
 
 def _say_history(folder: Path) -> None:

@@ -7,6 +7,7 @@ always follows the same neighbour.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -337,8 +338,11 @@ def run_command(
     output: BinaryIO | None = None,
 ) -> FreshRun[None]:
     """Run a command to its end in a folder, and return its cost and memory. Raises CalledProcessError."""
+    adopt_orphans()
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+    )
     peaks, status, usage = _watch(process.pid)
     wall = time.perf_counter() - started
     # Waited for above, where what it used can be had.
@@ -346,7 +350,29 @@ def run_command(
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     own = peaks.pop(process.pid)
-    return FreshRun(None, usage.ru_utime + usage.ru_stime, wall, own, tuple(peaks.values()))
+    cpu = usage.ru_utime + usage.ru_stime + orphans_cpu_seconds(process.pid)
+    return FreshRun(None, cpu, wall, own, tuple(peaks.values()))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what children leave behind, as the process that workers are forked off: it counts."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def orphans_cpu_seconds(session: int) -> float:
+    """Wait for what a child that has ended, and that began this session, left behind; return what that has used."""
+    total = 0.0
+    for orphan in _children(os.getpid()):
+        fields = Path(f"/proc/{orphan}/stat").read_text().rpartition(")")[2].split()
+        if int(fields[3]) == session:
+            usage = os.wait4(orphan, 0)[2]
+            total += usage.ru_utime + usage.ru_stime
+    return total
+
+
+# See prctl(2).
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def _answer(question: str, answer: str) -> None:
@@ -361,10 +387,10 @@ def peak_resident() -> int:
 
 
 def _watch(pid: int) -> tuple[dict[int, Peaks], int, resource.struct_rusage]:
-    """Wait for a child to end; return the peaks of it and its own children, its status and what it used."""
+    """Wait for a child to end; return the peaks of it and its descendants, its status and what it used."""
     peaks: dict[int, Peaks] = {}
     while True:
-        for one in (pid, *_children(pid)):
+        for one in (pid, *_descendants(pid)):
             now, before = _memory(one), peaks.get(one, Peaks(0, 0))
             peaks[one] = Peaks(max(now.resident, before.resident), max(now.anonymous, before.anonymous))
         ended, status, usage = os.wait4(pid, os.WNOHANG)
@@ -376,9 +402,16 @@ def _watch(pid: int) -> tuple[dict[int, Peaks], int, resource.struct_rusage]:
 _SAMPLE_SECONDS = 0.05
 
 
+def _descendants(pid: int) -> Iterator[int]:
+    for child in _children(pid):
+        yield child
+        yield from _descendants(child)
+
+
 def _children(pid: int) -> list[int]:
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
     except OSError:
         return []
 
