@@ -98,7 +98,9 @@ def svg(figure: Figure, name: str, alt: str) -> str:
     Its ids begin with `name`, so that those of several figures do not meet in one page.
     """
     written = io.StringIO()
-    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    # Not by `savefig`, which draws everything twice: once to lay it out, which drawing does by itself.
+    FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
+    figure.set_layout_engine("none")
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
     root = ET.fromstring(written.getvalue())  # noqa: S314  Matplotlib's own output

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from backfill_dagster import study_files
+from backfill_dagster.attrition.build import read_attrition
+from backfill_dagster.attrition.methods import methods_text
+from backfill_dagster.attrition.period import read_decay
 from backfill_dagster.records.windows import granularity_of
 from backfill_dagster.report.activity import Activity, read_activity
 from backfill_dagster.report.days import DaySpan, observed_days
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from backfill_dagster.attrition.period import Decay
     from backfill_dagster.config.study import Study
 
 # What a state says of an account: a handful of kinds that a reader can keep apart.
@@ -50,6 +54,9 @@ _KIND_OF_STATE = {
 class ReportNumbers:
     """What the report says, before it is put into words; all of accounts that the source lists now.
 
+    `attrition` (ATTRITION_SCHEMA) is what was lost on the way, `decay` how fast what was collected goes, and `methods`
+    a paragraph about all of it, in Markdown.
+
     `states`: `state, reason, kind, accounts`. `left_out`: `reason, inputs` of the source. `tables`: `table, records,
     in_period`. `filtered`, `rejected`: `reason, records`. `hosts`: `HOSTS_SCHEMA`. `in_tables` is the number of
     accounts whose snapshot's records stand in the tables; `signed` (`signed_by, accounts`) says which key signed those.
@@ -70,6 +77,9 @@ class ReportNumbers:
     period_end: datetime | None
     span: DaySpan | None
     activity: Activity
+    attrition: pl.DataFrame
+    decay: Decay
+    methods: str
 
     @property
     def complete(self) -> int:
@@ -113,7 +123,9 @@ def read_numbers(study: Study) -> ReportNumbers:
     span = observed_days(
         study.time_range, _instant(accounts["first_created_at"].min()), _instant(fetched_at.max())
     )
+    attrition = read_attrition(study, accounts)
     activity = read_activity(storage, tables, granularity_of(study.time_range), span, in_tables["did"])
+    decay = read_decay(study, accounts, activity.by_day)
     return ReportNumbers(
         accounts=accounts.height,
         states=_states(accounts),
@@ -145,6 +157,9 @@ def read_numbers(study: Study) -> ReportNumbers:
         period_end=study.time_range.end_date,
         span=span,
         activity=activity,
+        attrition=attrition,
+        decay=decay,
+        methods=methods_text(study, accounts, attrition, decay),
     )
 
 

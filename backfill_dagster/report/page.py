@@ -112,6 +112,7 @@ figure { margin: 2.75rem 0 0; }
 .plot svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figcaption { margin: .75rem 0; color: var(--faint); font-size: .925rem; }
 details { font-size: .925rem; }
+section { margin: 2.75rem 0 0; }
 summary { cursor: pointer; }
 .rows { overflow-x: auto; margin: .5rem 0 1rem; }
 @page { size: A4; margin: 16mm 15mm; }
@@ -147,7 +148,7 @@ def _page(
     )
     body = element(
         "body",
-        element("main", _header(study, numbers), *map(_figure, figures, drawings)),
+        element("main", _header(study, numbers), *map(_figure, figures, drawings), _methods(numbers)),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
@@ -173,6 +174,13 @@ def _figure(figure: ReportFigure, drawing: str) -> str:
         element("details", text("summary", "The numbers behind this figure"), numbers) if numbers else "",
         id=figure.name,
     )
+
+
+def _methods(numbers: ReportNumbers) -> str:
+    """Show the paragraph for a paper, which is Markdown of a title and plain paragraphs."""
+    _, *paragraphs = numbers.methods.strip().split("\n\n")
+    told = (text("p", " ".join(paragraph.split())) for paragraph in paragraphs)
+    return element("section", text("h2", "Methods, in words for a paper"), *told, id="methods")
 
 
 def _numbers_table(one: NumbersTable) -> str:

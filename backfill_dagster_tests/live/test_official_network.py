@@ -5,8 +5,6 @@ And the sources that such servers give, the last of which write into an account.
 Opt in with `pytest --live`. The servers are installed once into $REALPDS_HOME (by default in the user's cache).
 """
 
-import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -23,10 +21,10 @@ import yaml
 from backfill_dagster import pipeline
 from backfill_dagster.config.loading import load_study
 from backfill_dagster.config.study import Study
+from backfill_dagster_tests.live.official import official_network
 
 pytestmark = pytest.mark.live
 
-START = Path(__file__).with_name("start_network.sh")
 TABLES = ["posts", "replies", "likes", "reposts", "follows", "blocks"]
 COLLECTIONS = {
     "app.bsky.feed.like": "likes",
@@ -45,22 +43,8 @@ STATES = {
 
 @pytest.fixture(scope="module")
 def manifest(shared_dir: Path) -> Iterator[dict[str, Any]]:
-    home = Path(os.environ.get("REALPDS_HOME", Path.home() / ".cache" / "backfill_dagster_realpds"))
-    process = subprocess.Popen(
-        [str(START), str(shared_dir / "realpds"), str(home)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        with process.stdout:
-            for line in process.stdout:
-                if line.startswith("READY "):
-                    break
-            else:
-                pytest.fail("the official network did not start")
-            yield json.loads((home / "manifest.json").read_text())
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with official_network(shared_dir, 2582) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

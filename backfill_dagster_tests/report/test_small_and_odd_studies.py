@@ -6,11 +6,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from backfill_dagster.config.study import Study
 from backfill_dagster.report.page import Report, build_report
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster.survivorship.rates import RATES_SCHEMA
+from backfill_dagster.survivorship.stored import DELETION_RATES_KEY
 from backfill_dagster_tests.report.reading import Page, read_page
 from backfill_dagster_tests.report.stored import account, attempt, record, stored_study
 
@@ -50,6 +53,10 @@ def test_a_study_of_nobody(tmp_path: Path) -> None:
         "No account has a known host",
         "No record was fetched",
         "No account has a record in the study's period",
+        "The source gave nothing",
+        "There is no account to lose",
+        "How much is deleted cannot be told from a single collection; a refresh shows it",
+        "Methods, in words for a paper",
     ]
     assert "nothing yet" in page.texts_in("dd")
 
@@ -65,7 +72,7 @@ def test_accounts_of_which_none_is_complete(tmp_path: Path) -> None:
     ]
     failed = {HOST: [attempt(1, "failed"), attempt(2, "failed")]}
     report, page, _ = build(stored_study(tmp_path, accounts, attempts=failed))
-    assert report.figures == 2, "states and hosts"
+    assert report.figures == 4, "states and hosts, steps and losses"
     assert page.tables["account-states"][1:] == [
         ("failed (timed out)", "failed, to be tried again", "2", "33.3 %"),
         ("pending", "not fetched yet", "1", "16.7 %"),
@@ -87,7 +94,7 @@ def test_one_account_with_one_record(tmp_path: Path) -> None:
     )
     study = stored_study(tmp_path, [one], attempts={HOST: [attempt(1)]}, tables={"posts": [record(1, DAY)]})
     report, page, html = build(study)
-    assert report.figures == 4, "nothing was left out"
+    assert report.figures == 6, "nothing was left out"
     assert report.problems == ()
     days = {row[0]: row[1] for row in page.tables["records-by-time"][1:]}
     assert {day for day, posts in days.items() if posts != "0"} == {"2024-10-03"}
@@ -197,7 +204,7 @@ def test_words_of_strangers_do_no_harm(tmp_path: Path) -> None:
     assert {"script", "img", "b"} & {tag for tag, _ in page.tags} == set()
     assert {name for _, attributes in page.tags for name in attributes if name.startswith("on")} == set()
     assert not re.search("[\x00-\x08\u202e]", html + report.summary_markdown)
-    assert html.count("<svg") == html.count("</svg>") == report.figures == 3
+    assert html.count("<svg") == html.count("</svg>") == report.figures == 5
     listed = {row[0] for row in page.tables["host-speeds"][1:]}
     assert {*HOSTILE[:4], HOSTILE[-1]} <= listed
     assert all(len(name) <= 60 for name in listed)
@@ -208,7 +215,7 @@ def test_words_of_strangers_do_no_harm(tmp_path: Path) -> None:
         if line.startswith("|"):
             assert not re.search(r"(?<!\\)[<`\[]", line), line
             columns = len(re.findall(r"(?<!\\)\|", line))
-            assert columns in (3, 4, 5, 9), line
+            assert columns in (3, 4, 5, 7, 8, 9), line
 
 
 def test_many_accounts_are_drawn_as_shares(tmp_path: Path) -> None:
@@ -231,3 +238,34 @@ def test_many_accounts_are_drawn_as_shares(tmp_path: Path) -> None:
     assert "have had their first record" in page.texts_in("text")
     assert {row[0]: row[1] for row in page.tables["coverage-quantiles"][1:]}["50%"] == "2024-10-28"
     assert len(html) < 200_000
+
+
+def test_what_goes_is_drawn_and_what_had_gone_is_estimated(tmp_path: Path) -> None:
+    accounts = [account(1, HOST, obtained="repo", records_fetched=2, records_kept=2, likes=2, posts=0)]
+    study = stored_study(
+        tmp_path, accounts, tables={"likes": [record(1, DAY), record(1, DAY + timedelta(days=9))]}
+    )
+    like = "app.bsky.feed.like"
+    rates = [
+        ("records", like, "all ages", 9000.0, 11, 2, 1.5, 0.0011, 0.0006, 0.002),
+        ("records", like, "over 1 year", 2000.0, 1, None, 1.5, 0.0005, 1e-90, 0.003),
+        ("records", like, "30 to 90 days", 7000.0, 10, None, 1.5, 0.0014, 0.0007, 0.0028),
+        ("accounts", None, "all ages", 900.0, 1, None, 1.0, 0.001, 0.0001, 0.006),
+        # Of a collection that the study does not ask for.
+        ("records", "example.app.thing", "all ages", 9000.0, 1, 0, 1.0, 0.0001, 0.0, 0.001),
+    ]
+    frame = pl.DataFrame(rates, schema=RATES_SCHEMA, orient="row")
+    StudyStorage(study.root).write(DELETION_RATES_KEY, frame)
+    _, page, html = build(study)
+    assert "11 deleted in 9,000 record-days: 36.7 per 1,000 records and 30 days" in page.texts_in("h2")
+    told = {row[:2]: row[2:] for row in page.tables["deletions"][1:]}
+    assert told[like, "all ages"] == ("9,000.000", "11", "2", "33", "18", "60")
+    assert told["accounts", "all ages"][-1] == "180"
+    assert "example" not in html
+    # 149 days from the day to the fetch, of which 60 in a class that was watched, and 59 in the next older one.
+    [[collection, there, share, *_, assumed]] = page.tables["deletions-before"][1:]
+    assert (collection, there) == (like, "2")
+    assert 5 < float(share.removesuffix(" %")) < 25
+    assert assumed == "under 1 day, 1 to 7 days, 7 to 30 days, 90 days to 1 year"
+    assert "too short to tell" not in page.whole_text
+    assert f"{like} {share}" in page.whole_text

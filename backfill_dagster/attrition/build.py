@@ -1,0 +1,189 @@
+"""The table of attrition of a study, and the paragraph about it, made of the study's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from backfill_dagster.attrition.losses import losses
+from backfill_dagster.attrition.methods import methods_text
+from backfill_dagster.attrition.period import read_decay
+from backfill_dagster.attrition.steps import (
+    ATTRITION_KEY,
+    ATTRITION_SCHEMA,
+    Step,
+    Unit,
+    attrition_table,
+    totals,
+)
+from backfill_dagster.records.windows import UNDATED
+from backfill_dagster.repos.packs import read_ledger
+from backfill_dagster.repos.snapshots import snapshots
+from backfill_dagster.storage import StudyStorage
+from backfill_dagster.study_files import (
+    ACCOUNTS_KEY,
+    SOURCE_KEY,
+    SOURCE_REJECTS_KEY,
+    asked_directory,
+    study_tables,
+)
+from backfill_dagster.survivorship.ages import BIN_EDGES
+from backfill_dagster.survivorship.inventory import INVENTORY_SCHEMA, KIND, inventory_key
+from backfill_dagster.survivorship.stored import FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backfill_dagster.config.study import Study
+
+METHODS_KEY = "methods.md"
+FIGURE_KEY = "attrition.svg"
+_PACKS_AT_ONCE = 64
+_AGES_SCHEMA = pl.Schema({"did": pl.String(), "days": pl.Float64()})
+_UNDATED_SCHEMA = pl.Schema({"did": pl.String(), "date_quality": pl.String(), "records": pl.Int64()})
+
+
+@dataclass(frozen=True, slots=True)
+class Attrition:
+    """The table of attrition (ATTRITION_SCHEMA) as it is stored, the paragraph, and what does not agree, in words."""
+
+    table: pl.DataFrame
+    methods: str
+    problems: tuple[str, ...]
+
+
+def build_attrition(study: Study) -> Attrition:
+    """Write the table and the paragraph of a study whose accounts are built; the same data give the same bytes.
+
+    Raises StorageError.
+    """
+    storage = StudyStorage(study.root)
+    accounts = _accounts(storage)
+    made = read_attrition(study, accounts)
+    text = methods_text(study, accounts, made, read_decay(study, accounts))
+    is_news = not (
+        storage.exists(ATTRITION_KEY)
+        and storage.exists(FIGURE_KEY)
+        and storage.read(ATTRITION_KEY).equals(made)
+    )
+    if is_news:
+        storage.write(ATTRITION_KEY, made)
+        storage.write_bytes(FIGURE_KEY, _figure(made))
+    if not storage.exists(METHODS_KEY) or storage.path(METHODS_KEY).read_bytes() != text.encode():
+        storage.write_bytes(METHODS_KEY, text.encode())
+    stored = storage.read(ATTRITION_KEY)
+    return Attrition(stored, text, tuple(problems(stored, accounts, *_source(storage))))
+
+
+def _figure(table: pl.DataFrame) -> bytes:
+    """Draw what each step left and lost, as an image that stands by itself."""
+    # Matplotlib takes a while to import, and most runs have nothing new to draw.
+    from backfill_dagster.report.drawing import style, svg
+    from backfill_dagster.report.figures.attrition import draw_steps
+
+    with style():
+        return svg(draw_steps(table), "attrition", "What each step left, and what it lost").encode()
+
+
+def read_attrition(study: Study, accounts: pl.DataFrame) -> pl.DataFrame:
+    """Return the table of attrition of these accounts of the source (ATTRITION_SCHEMA); stores nothing."""
+    storage = StudyStorage(study.root)
+    rejects = storage.read(SOURCE_REJECTS_KEY)
+    undated = pl.concat([_UNDATED_SCHEMA.to_frame(), *_undated(study)])
+    return attrition_table(losses(rejects, accounts, undated, _ages(study)))
+
+
+def problems(
+    table: pl.DataFrame, accounts: pl.DataFrame, source: pl.DataFrame, rejects: pl.DataFrame
+) -> Iterator[str]:
+    """Say what in the table does not agree: within itself, and with the files that it was not made of step by step.
+
+    `accounts` are those of the source, by accounts.parquet; `source` and `rejects` are what the source gave.
+    """
+    if table.schema != ATTRITION_SCHEMA:
+        yield "the table does not have the columns that it is described with"
+        return
+    kind = ["unit", "by", "class"]
+    before = pl.col("left").shift(1).over(kind)
+    told = pl.col("reasons").list.eval(pl.element().struct.field("number")).list.sum()
+    broken = table.sort(*kind, "place").filter(
+        (pl.col("entered") - pl.col("lost") != pl.col("left"))
+        | (before.is_not_null() & (pl.col("entered") != before))
+        | (told != pl.col("lost"))
+        | (pl.min_horizontal("entered", "lost", "left") < 0)
+    )
+    if broken.height:
+        yield f"{broken.height:,} rows do not add up"
+    sums = table.group_by("unit", "by", "step").agg(pl.col("entered", "lost", "left").sum())
+    apart = sums.group_by("unit", "step").agg(pl.col("entered", "lost", "left").n_unique())
+    if uneven := apart.filter(pl.max_horizontal("entered", "lost", "left") > 1).height:
+        yield f"{uneven:,} steps have other sums by class than over all"
+    of_accounts, of_records = totals(table, Unit.ACCOUNTS), totals(table, Unit.RECORDS)
+    shown = accounts.filter(pl.col("shown") & pl.col("obtained").is_not_null())
+    expected = {
+        "entries of the source": (of_accounts[Step.VALID][0], source.height + rejects.height),
+        "accounts that the source lists": (of_accounts[Step.WANTED][2], source.height),
+        "accounts with a snapshot": (of_accounts[Step.COMPLETE][2], accounts["obtained"].count()),
+        "accounts that are shown": (of_accounts[Step.ACTIVE][2], shown.height),
+        "accounts in the tables": (
+            of_accounts[Step.IN_TABLES][2],
+            accounts.filter(pl.col("records_kept") > 0).height,
+        ),
+        "records in the snapshots": (of_records[Step.FOUND][2], accounts["records_fetched"].sum()),
+        "records rejected": (of_records[Step.USABLE][1], accounts["records_rejected"].sum()),
+        "records kept": (of_records[Step.SHOWN][2], accounts["records_kept"].sum()),
+        "records undated": (of_records[Step.DATED][1], accounts["undated"].sum()),
+    }
+    for what, (found, stored) in expected.items():
+        if found != stored:
+            yield f"{what}: {found:,} here and {stored:,} in what is stored"
+
+
+def _accounts(storage: StudyStorage) -> pl.DataFrame:
+    return storage.read(ACCOUNTS_KEY).filter("in_source")
+
+
+def _source(storage: StudyStorage) -> tuple[pl.DataFrame, pl.DataFrame]:
+    return storage.read(SOURCE_KEY), storage.read(SOURCE_REJECTS_KEY)
+
+
+def _undated(study: Study) -> Iterator[pl.DataFrame]:
+    """Yield the undated rows of each table by account and judgement."""
+    storage = StudyStorage(study.root)
+    for table in study_tables(study):
+        for key in storage.keys(f"{UNDATED}/{table}"):
+            rows = storage.scan([key], {"did": pl.String(), "date_quality": pl.String()})
+            [counted] = storage.collect([rows.group_by("did", "date_quality").agg(records=pl.len())], [key])
+            yield counted.cast(_UNDATED_SCHEMA)
+
+
+def _ages(study: Study) -> pl.DataFrame:
+    """Return the age in days of the accounts (`did, days`), as far as inventories of their snapshots tell it.
+
+    To the edge of a bin: classes of ages are made of whole bins.
+    """
+    storage = StudyStorage(study.root)
+    if not storage.keys(f"{FOLDER}/{KIND}"):
+        return _AGES_SCHEMA.to_frame()
+    current = snapshots(asked_directory(study), read_ledger(storage)).select("did", "pds_host", "pack")
+    packs = current.select("pds_host", "pack").unique().sort("pds_host", "pack").rows()
+    taken = [pack for pack in packs if storage.exists(inventory_key(*pack))]
+    oldest = [_AGES_SCHEMA.to_frame()]
+    days = dict(enumerate(BIN_EDGES))
+    for first in range(0, len(taken), _PACKS_AT_ONCE):
+        keys = {inventory_key(*pack): pack[1] for pack in taken[first : first + _PACKS_AT_ONCE]}
+        rows = (
+            storage.scan_named(keys, INVENTORY_SCHEMA, "pack")
+            .group_by("did", "pack")
+            .agg(pl.col("age").max())
+        )
+        [found] = storage.collect([rows], keys)
+        own = found.drop_nulls("age").join(current, on=["did", "pack"], how="semi")
+        oldest.append(
+            own.select("did", days=pl.col("age").replace_strict(days, return_dtype=pl.Float64)).cast(
+                _AGES_SCHEMA
+            )
+        )
+    return pl.concat(oldest)

@@ -1,0 +1,1 @@
+"""What was seen of records and accounts over time, and how fast they go."""

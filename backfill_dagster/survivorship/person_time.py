@@ -1,0 +1,149 @@
+"""How long records were watched, and how many of them went meanwhile: what rates of deletion are made of.
+
+A record is watched from the snapshot that first has it: at each snapshot all that are there are at risk, until the next
+one, or until the account was last known to be at that revision. One that goes counts up to the middle of the time
+between which it went. So a record that was never seen is nowhere, and one that is seen late is counted from then on
+(delayed entry), at the age that it then has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from backfill_dagster.survivorship.ages import (
+    CLASSES,
+    DAY_MICROSECONDS,
+    UNKNOWN,
+    ages_in_days,
+    class_of,
+    days_by_class,
+    typical_ages,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# Of a collection and a class of ages: record-days watched, and records that went.
+WATCHED_SCHEMA = pl.Schema(
+    {"collection": pl.String(), "age": pl.String(), "days": pl.Float64(), "deleted": pl.Float64()}
+)
+# The same of an account, over all ages.
+BY_ACCOUNT_SCHEMA = pl.Schema(
+    {"account": pl.UInt32(), "collection": pl.String(), "days": pl.Float64(), "deleted": pl.Float64()}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Record-days and deletions by collection and age (WATCHED_SCHEMA), and by account (BY_ACCOUNT_SCHEMA).
+
+    `changed` counts the versions that gave way to others, by collection (`collection, changed`): they are no deletions.
+    """
+
+    by_age: pl.DataFrame
+    by_account: pl.DataFrame
+    changed: pl.DataFrame
+
+
+def watched(
+    inventories: Iterable[pl.DataFrame], events: Iterable[pl.DataFrame], accounts: pl.DataFrame
+) -> Watched:
+    """Sum up what was watched.
+
+    `inventories` are those of snapshots (INVENTORY_SCHEMA) with the chain's `fetched_at, confirmed_at, next_at`;
+    `events` what went or came, as of `record_changes.read_events`; `accounts` numbers the DIDs (`did, account`).
+    """
+    by_age, by_account, changed = [WATCHED_SCHEMA.to_frame()], [BY_ACCOUNT_SCHEMA.to_frame()], []
+    for part in (*_of_inventories(inventories), *_of_events(events)):
+        numbered = part.join(accounts, on="did")
+        by_age.append(_sum(numbered, ["collection", "age"]).select(WATCHED_SCHEMA.names()))
+        by_account.append(_sum(numbered, ["account", "collection"]).select(BY_ACCOUNT_SCHEMA.names()))
+        changed.append(part.group_by("collection").agg(pl.col("changed").sum()))
+        # Added up as they come: there are as many parts as packs.
+        by_age, by_account = (
+            [_sum(pl.concat(by_age), ["collection", "age"])],
+            [_sum(pl.concat(by_account), ["account", "collection"])],
+        )
+    total = pl.concat([pl.DataFrame(schema={"collection": pl.String, "changed": pl.Int64}), *changed])
+    return Watched(
+        by_age[0].cast(WATCHED_SCHEMA).sort("collection", "age"),
+        by_account[0].cast(BY_ACCOUNT_SCHEMA).sort("account", "collection"),
+        total.group_by("collection").agg(pl.col("changed").sum()).sort("collection"),
+    )
+
+
+def _sum(rows: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+    # In an order of its own the same numbers can have another sum.
+    return rows.sort(*by, "days").group_by(by, maintain_order=True).agg(pl.col("days", "deleted").sum())
+
+
+def _days(start: pl.Expr, end: pl.Expr) -> pl.Expr:
+    return (end - start).dt.total_microseconds() / DAY_MICROSECONDS
+
+
+def _of_inventories(inventories: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Yield the time that all records of snapshots would have been watched, had none of them gone."""
+    middles = np.array(typical_ages())
+    for inventory in inventories:
+        end = pl.coalesce("next_at", "confirmed_at")
+        rows = inventory.with_columns(span=_days(pl.col("fetched_at"), end)).filter(pl.col("span") > 0)
+        known, unknown = rows.drop_nulls("age"), rows.filter(pl.col("age").is_null())
+        spans, numbers = known["span"].to_numpy(), known["records"].to_numpy().astype(np.float64)
+        spent = days_by_class(middles[known["age"].to_numpy()], spans)
+        parts = [
+            known.select("did", "collection", age=pl.lit(name), days=pl.Series(days * numbers))
+            for name, days in zip(CLASSES, spent, strict=True)
+        ]
+        parts.append(
+            unknown.select("did", "collection", age=pl.lit(UNKNOWN), days=pl.col("span") * pl.col("records"))
+        )
+        yield (
+            pl.concat(parts)
+            .filter(pl.col("days") > 0)
+            .with_columns(deleted=pl.lit(0.0), changed=pl.lit(0, pl.Int64))
+        )
+
+
+def _of_events(events: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Yield the deletions, and the time from then to the next snapshot, less than nothing: it was not watched."""
+    for rows in events:
+        ended = rows.filter("stood_before")
+        middle = pl.col("before_confirmed_at") + (pl.col("fetched_at") - pl.col("before_confirmed_at")) / 2
+        gone = ended.filter(~pl.col("changed")).with_columns(went_at=middle)
+        ages = ages_in_days(gone["rkey"], gone["before_at"])
+        gone = gone.with_columns(
+            age_then=ages,
+            went_after=_days(pl.col("before_at"), pl.col("went_at")),
+            unwatched=_days(pl.col("went_at"), pl.col("fetched_at")),
+        )
+        known, unknown = gone.drop_nulls("age_then"), gone.filter(pl.col("age_then").is_null())
+        ages_gone = (known["age_then"] + known["went_after"]).to_numpy()
+        spent = days_by_class(ages_gone, known["unwatched"].to_numpy())
+        classes = class_of(ages_gone)
+        parts = [
+            known.select(
+                *("did", "collection"),
+                age=pl.lit(name),
+                days=pl.Series(-days),
+                deleted=pl.Series((classes == number).astype(np.float64)),
+            )
+            for number, (name, days) in enumerate(zip(CLASSES, spent, strict=True))
+        ]
+        parts.append(
+            unknown.select(
+                *("did", "collection"), age=pl.lit(UNKNOWN), days=-pl.col("unwatched"), deleted=pl.lit(1.0)
+            )
+        )
+        edits = ended.filter("changed").select(
+            *("did", "collection"), age=pl.lit(UNKNOWN), days=pl.lit(0.0), deleted=pl.lit(0.0)
+        )
+        yield pl.concat(
+            [
+                *(part.with_columns(changed=pl.lit(0, pl.Int64)) for part in parts),
+                edits.with_columns(changed=pl.lit(1, pl.Int64)),
+            ]
+        )

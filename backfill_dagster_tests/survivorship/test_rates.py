@@ -1,0 +1,229 @@
+"""The estimator on simulated records whose hazard is known."""
+
+import math
+from datetime import UTC, date, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backfill_dagster.sandbox.tid import tid
+from backfill_dagster.survivorship.ages import (
+    BIN_EDGES,
+    CLASS_EDGES,
+    CLASSES,
+    ages_in_days,
+    bin_of,
+    days_by_class,
+)
+from backfill_dagster.survivorship.person_time import watched
+from backfill_dagster.survivorship.rates import (
+    ALL_AGES,
+    RATES_SCHEMA,
+    account_rates,
+    deletion_rates,
+    dispersion,
+    hazards,
+    lost_before,
+)
+
+POST = "app.bsky.feed.post"
+START = datetime(2024, 6, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+# Daily rates by class of age, falling as they do: many go at once, few later.
+HAZARDS = (0.05, 0.01, 0.004, 0.002, 0.001, 0.0005)
+NETWORK_DAYS = 500
+
+
+def hazard_sum(ages: np.ndarray) -> np.ndarray:
+    """Return the cumulative hazard up to each age."""
+    spent = np.array(days_by_class(np.zeros_like(ages), ages))
+    return np.array(HAZARDS) @ spent
+
+
+def simulate(
+    seed: int, accounts: int, records: int, collections: list[float], burst: float = 0.0
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, int, pl.DataFrame]:
+    """Simulate accounts that write all the time and delete by HAZARDS; they are collected on these days.
+
+    A share of them (`burst`) deletes all that is left at once, on a day of chance. Returns what `watched` takes, how
+    many records were made up to the first collection, and those then left by day.
+    """
+    chance = np.random.default_rng(seed)
+    total = accounts * records
+    owner = np.repeat(np.arange(accounts), records)
+    made = chance.uniform(0, NETWORK_DAYS, total)
+    # The inverse of the cumulative hazard, on a fine grid.
+    grid = np.concatenate([np.linspace(0, 40, 4000), np.linspace(40.1, 20_000, 20_000)])
+    gone = made + np.interp(chance.exponential(size=total), hazard_sum(grid), grid)
+    purges = np.where(chance.random(accounts) < burst, chance.uniform(400, 500, accounts), np.inf)
+    gone = np.minimum(gone, np.maximum(purges[owner], made))
+    inventories, events = [], []
+    ends = [*collections[1:], None]
+    for day, following in zip(collections, ends, strict=True):
+        there = (made <= day) & (gone > day)
+        ages = pl.Series(day - made[there])
+        seen_at = START + day * DAY
+        inventories.append(
+            pl.DataFrame({"did": [f"did:{o}" for o in owner[there]], "age": bin_of(ages).cast(pl.Int32)})
+            .group_by("did", "age")
+            .agg(records=pl.len())
+            .with_columns(
+                collection=pl.lit(POST),
+                fetched_at=pl.lit(seen_at),
+                confirmed_at=pl.lit(seen_at),
+                next_at=pl.lit(
+                    None if following is None else START + following * DAY, pl.Datetime("us", "UTC")
+                ),
+            )
+        )
+        if following is None:
+            break
+        went = there & (gone <= following)
+        written = [tid(round((START + float(when) * DAY).timestamp() * 1e6), 7) for when in made[went]]
+        events.append(
+            pl.DataFrame({"did": [f"did:{o}" for o in owner[went]], "rkey": written}).with_columns(
+                collection=pl.lit(POST),
+                stood_before=pl.lit(value=True),
+                changed=pl.lit(value=False),
+                before_at=pl.lit(seen_at),
+                before_confirmed_at=pl.lit(seen_at),
+                fetched_at=pl.lit(START + following * DAY),
+            )
+        )
+    first = collections[0]
+    left = pl.DataFrame(
+        {"day": [START.date() + timedelta(days=int(w)) for w in made[(made <= first) & (gone > first)]]}
+    )
+    by_day = left.group_by("day").agg(records=pl.len()).with_columns(table=pl.lit("posts"))
+    numbered = pl.DataFrame({"did": [f"did:{o}" for o in range(accounts)]}).with_row_index("account")
+    found = watched(inventories, events, numbered)
+    return found.by_age, found.by_account, deletion_rates(found), int((made <= first).sum()), by_day
+
+
+def test_rates_and_the_share_that_had_gone_are_found_again() -> None:
+    covered = total = shares_covered = 0
+    for seed in range(8):
+        _, _, rates, made, by_day = simulate(seed, 60, 300, [500.0, 501.0, 504.0, 514.0])
+        found = {
+            age: (low, high) for age, low, high in rates.select("age", "rate_low", "rate_high").iter_rows()
+        }
+        for age, truth in zip(CLASSES, HAZARDS, strict=True):
+            if age in found:
+                total += 1
+                covered += found[age][0] <= truth <= found[age][1]
+        [lost] = lost_before(rates, by_day, START + 500 * DAY, {"posts": POST})
+        truth = 1 - lost.present / made
+        shares_covered += lost.low <= truth <= lost.high
+        assert lost.share == pytest.approx(truth, abs=0.25)
+        assert lost.assumed == ()
+    # Intervals of 95 % hold the truth in about so many cases, and the bounds of all ages at once in more.
+    assert covered / total > 0.9
+    assert shares_covered >= 7
+
+
+def test_accounts_that_delete_everything_at_once_widen_the_interval() -> None:
+    _, by_account, bursts, _, _ = simulate(3, 60, 200, [420.0, 440.0, 460.0], burst=0.3)
+    _, _, even, _, _ = simulate(3, 60, 200, [420.0, 440.0, 460.0])
+    [burst] = bursts.filter(age=ALL_AGES).iter_rows(named=True)
+    [calm] = even.filter(age=ALL_AGES).iter_rows(named=True)
+    assert burst["dispersion"] > 20 > 2 > calm["dispersion"]
+    assert burst["rate_high"] / burst["rate"] - 1 > 3 * (calm["rate_high"] / calm["rate"] - 1)
+    assert by_account["deleted"].sum() == burst["deleted"]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 3000), st.floats(0, 3000)), min_size=1, max_size=20),
+)
+@settings(max_examples=40)
+def test_time_is_cut_into_classes_without_a_rest(spans: list[tuple[float, float]]) -> None:
+    ages, days = (np.array(column) for column in zip(*spans, strict=True))
+    parts = days_by_class(ages, days)
+    assert len(parts) == len(CLASSES)
+    assert np.allclose(sum(parts), days)
+    for part, first in zip(parts, CLASS_EDGES, strict=True):
+        assert (part >= 0).all()
+        assert (part[ages + days <= first] == 0).all()
+
+
+@given(st.floats(0, 4000))
+@settings(max_examples=40)
+def test_an_age_is_in_the_bin_between_its_edges(age: float) -> None:
+    [number] = bin_of(pl.Series([age]))
+    assert BIN_EDGES[number] <= age
+    assert number == len(BIN_EDGES) - 1 or age < BIN_EDGES[number + 1]
+    assert set(CLASS_EDGES) <= set(BIN_EDGES)
+
+
+def test_the_age_is_in_the_key_unless_that_is_impossible() -> None:
+    seen = datetime(2024, 10, 1, tzinfo=UTC)
+
+    def key(instant: datetime) -> str:
+        return tid(round(instant.timestamp() * 1e6), 1)
+
+    keys = [key(seen - 3 * DAY), "self", key(seen + DAY), key(datetime(2015, 1, 1, tzinfo=UTC))]
+    ages = ages_in_days(pl.Series(keys), pl.Series([seen] * 4))
+    assert ages.to_list() == [3.0, None, None, None]
+    assert bin_of(ages).to_list()[1:] == [None] * 3
+
+
+def rates_of(*rows: tuple[str, float]) -> pl.DataFrame:
+    whole = [("records", POST, age, 100.0, 1, None, 1.0, rate, rate / 2, 2 * rate) for age, rate in rows]
+    return pl.DataFrame(whole, schema=RATES_SCHEMA, orient="row")
+
+
+def test_ages_that_were_not_watched_have_the_rate_of_the_next_older_one() -> None:
+    found = hazards(rates_of(("7 to 30 days", 0.02), ("30 to 90 days", 0.01)), POST)
+    assert found is not None
+    assert found.rates == (0.02, 0.02, 0.02, 0.01, 0.01, 0.01)
+    assert found.assumed == ("under 1 day", "1 to 7 days", "90 days to 1 year", "over 1 year")
+    assert found.made_for_each(40) == pytest.approx(math.exp(30 * 0.02 + 10 * 0.01))
+    assert hazards(rates_of(("all ages", 0.5)), POST) is None
+    assert hazards(rates_of(("7 to 30 days", 0.02)), "app.bsky.feed.like") is None
+
+
+def test_what_had_gone_is_what_the_rates_make_of_the_ages() -> None:
+    rates = rates_of(*((age, 0.01) for age in CLASSES))
+    by_day = pl.DataFrame(
+        {"table": ["posts", "replies"], "day": [date(2024, 10, 1)] * 2, "records": [30, 10]}
+    )
+    tables = {"posts": POST, "replies": POST, "likes": "app.bsky.feed.like"}
+    [lost] = lost_before(rates, by_day, datetime(2024, 10, 11, 12, tzinfo=UTC), tables)
+    assert (lost.collection, lost.present) == (POST, 40)
+    shares = (lost.share, lost.low, lost.high)
+    assert shares == pytest.approx([1 - math.exp(-10 * rate) for rate in (0.01, 0.005, 0.02)])
+    # Rates beyond all reason say that nothing is known, and no more.
+    unsure = rates_of(("over 1 year", 1e6)).with_columns(rate_low=pl.lit(0.0))
+    [lost] = lost_before(unsure, by_day, datetime(2026, 10, 11, tzinfo=UTC), {"posts": POST})
+    assert lost.share == pytest.approx(1)
+    assert lost.low == 0
+    assert not lost.is_told
+
+
+def test_a_rate_of_accounts_counts_the_days_between_looks() -> None:
+    times = [START + number * 10 * DAY for number in range(3)]
+    states = pl.DataFrame(
+        [
+            *(("a", state, time) for state, time in zip(["complete"] * 3, times, strict=True)),
+            *(
+                ("b", state, time)
+                for state, time in zip(["complete", "deactivated", "complete"], times, strict=True)
+            ),
+            ("c", "tombstoned", START),
+        ],
+        schema={"did": pl.String, "value": pl.String, "seen_at": pl.Datetime("us", "UTC")},
+        orient="row",
+    )
+    [row] = account_rates(states, ["deactivated", "tombstoned"]).iter_rows(named=True)
+    assert (row["watched"], row["deleted"], row["days"]) == ("accounts", 1, 25.0)
+    assert account_rates(states.filter(did="c"), ["tombstoned"]).is_empty()
+
+
+def test_independent_deletions_are_not_dispersed() -> None:
+    chance = np.random.default_rng(1)
+    days = chance.uniform(10, 1000, 5000)
+    assert dispersion(chance.poisson(0.01 * days).astype(float), days) == pytest.approx(1, abs=0.1)
+    assert dispersion(np.array([100.0, *[0.0] * 99]), np.ones(100)) == pytest.approx(100)
+    assert dispersion(np.zeros(5), np.ones(5)) == 1
