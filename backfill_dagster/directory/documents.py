@@ -6,11 +6,11 @@ Sources: AT Protocol DID specification, "DID Documents"; W3C DID Core 1.0, secti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 import orjson
 
+from backfill_dagster.closed_sets import ClosedSet
 from backfill_dagster.errors import BackfillError
 from backfill_dagster.network.addresses import BadEndpointError, Endpoint, parse_endpoint
 
@@ -23,19 +23,37 @@ _MAX_REASON = 300
 NO_SIGNING_KEY = "the document names no signing key"
 
 
-class DirectoryState(StrEnum):
-    """What looking a DID up came to."""
+_ASKED_AGAIN = "Run it again: what failed is looked up again."
 
-    RESOLVED = "resolved"
-    NOT_FOUND = "not_found"
-    TOMBSTONED = "tombstoned"
-    NO_PDS = "no_pds"
-    BAD_DOCUMENT = "bad_document"
-    UNREACHABLE = "unreachable"
-    REFUSED_ADDRESS = "refused_address"
-    RATE_LIMITED = "rate_limited"
-    SERVER_ERROR = "server_error"
-    NOT_ASKED = "not_asked"
+
+class DirectoryState(ClosedSet):
+    """What looking a DID up came to; of an account that is `unresolved` its `reason`."""
+
+    RESOLVED = "resolved", "Its document names the account's PDS."
+    NOT_FOUND = "not_found", "The directory, or the host of a `did:web`, knows no such DID."
+    TOMBSTONED = "tombstoned", "The DID has been given up for good."
+    NO_PDS = "no_pds", "Its document names no PDS: the account is not hosted anywhere."
+    BAD_DOCUMENT = (
+        "bad_document",
+        "Its document cannot be used: no JSON, of another DID, too large, or with an endpoint that is none.",
+    )
+    UNREACHABLE = "unreachable", "The directory or the host could not be reached in time.", _ASKED_AGAIN
+    REFUSED_ADDRESS = (
+        "refused_address",
+        "The host of the `did:web` is in a private, loopback, link-local or metadata address range.",
+        "Leave it; of a network of your own, set `network.allow_private_addresses`.",
+    )
+    RATE_LIMITED = (
+        "rate_limited",
+        "The directory or the host has asked for nothing but pauses for `network.max_park_minutes`.",
+        "Run it again later, with a lower `network.plc_requests_per_second`.",
+    )
+    SERVER_ERROR = "server_error", "The directory or the host answered with an error.", _ASKED_AGAIN
+    NOT_ASKED = (
+        "not_asked",
+        "Its lookup is still to come: the run's time was over, or the source was read again since.",
+        "Run it again: the next run goes on.",
+    )
 
     @property
     def settled(self) -> bool:

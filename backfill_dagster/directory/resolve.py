@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.directory.resolver import DirectoryRow
 from backfill_dagster.errors import DirectoryUnreachableError
 from backfill_dagster.ticking import ticking
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from datetime import datetime, timedelta
 
     from backfill_dagster.directory.resolver import Resolver
@@ -24,28 +25,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Every column of the directory, with its type and its meaning.
-DIRECTORY_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
-    "did": (pl.String(), "The account's DID: the key of this table."),
-    "handle": (pl.String(), "Handle that the DID document names; not checked against DNS."),
-    "pds": (pl.String(), "Origin of the account's PDS, `scheme://host[:port]`; null unless resolved."),
-    "pds_host": (
+DIRECTORY_COLUMNS: tuple[Column, ...] = (
+    Column("did", pl.String(), "The account's DID: the key of this table.", required=True),
+    Column("handle", pl.String(), "Handle that the DID document names; not checked against DNS."),
+    Column("pds", pl.String(), "Origin of the account's PDS, `scheme://host[:port]`; null unless resolved."),
+    Column(
+        "pds_host",
         pl.String(),
         "Host of the PDS, `host[:port]`, the key of its partition; null unless resolved.",
     ),
-    "key_type": (pl.String(), "Type of the signing key's verification method, such as Multikey."),
-    "key_multibase": (pl.String(), "The signing key's text in multibase, as the document has it."),
-    "state": (pl.String(), f"What the lookup came to: {', '.join(DirectoryState)}."),
-    "reason": (pl.String(), "What was wrong, in words; null if nothing was."),
-    "resolved_at": (
+    Column("key_type", pl.String(), "Type of the signing key's verification method, such as Multikey."),
+    Column("key_multibase", pl.String(), "The signing key's text in multibase, as the document has it."),
+    Column("state", pl.String(), "What the lookup came to.", required=True, words=(DirectoryState,)),
+    Column("reason", pl.String(), "What was wrong, in words; null if nothing was."),
+    Column(
+        "resolved_at",
         pl.Datetime("us", "UTC"),
         "When the answer, or the failure to get one, came; of an export, the time that it is good for.",
+        required=True,
     ),
-    "resolved_by": (
+    Column(
+        "resolved_by",
         pl.String(),
         "How: by a `lookup` of this account, or from the PLC directory's export, `plc_export`.",
     ),
-}
-DIRECTORY_SCHEMA = pl.Schema({name: kind for name, (kind, _) in DIRECTORY_COLUMNS.items()})
+)
+DIRECTORY_SCHEMA = schema_of(DIRECTORY_COLUMNS)
 
 CONCURRENCY = 32
 # Lookups that must all fail to connect, before any other, for the directory to count as unreachable.

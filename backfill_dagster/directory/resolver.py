@@ -23,6 +23,7 @@ from backfill_dagster.directory.documents import (
     LookupFailedError,
     parse_document,
 )
+from backfill_dagster.directory.evidence import EvidenceKind
 from backfill_dagster.network.addresses import host_of, is_host_name
 from backfill_dagster.network.backoff import full_jitter
 from backfill_dagster.network.http import RequestFailedError, RequestFault
@@ -102,6 +103,8 @@ class Resolver:
         self._patience = Patience(network.max_park_minutes * 60, run_time or RunTime())
         self._plc_host = host_of(self.plc_url)
         self._taking_lease = asyncio.Lock()
+        # Told of everything received that names an account's keys, byte for byte.
+        self.on_evidence: Callable[[str, EvidenceKind, bytes], None] = lambda *_: None
 
     async def resolve(self, did: str) -> DirectoryRow:
         """Look up a DID now, past any cache; every outcome is a row."""
@@ -111,6 +114,7 @@ class Resolver:
             identity = parse_document(did, _document_of(did, answer))
         except LookupFailedError as error:
             return DirectoryRow(did, None, None, None, None, None, error.state, error.reason, _now())
+        self.on_evidence(did, EvidenceKind.DID_DOCUMENT, answer.body)
         return _resolved(identity)
 
     async def audit_keys(self, did: str) -> list[tuple[str, str]]:
@@ -122,7 +126,9 @@ class Resolver:
         if not did.startswith("did:plc:"):
             return []
         answer = await self.ask(f"{self.plc_url}/{did}/log/audit", self._plc_gate(), MAX_AUDIT_LOG_BYTES)
-        return parse_audit_keys(_document_of(did, answer))
+        keys = parse_audit_keys(_document_of(did, answer))
+        self.on_evidence(did, EvidenceKind.PLC_AUDIT_LOG, answer.body)
+        return keys
 
     def _plc_gate(self) -> HostGate:
         rate = self._network.plc_requests_per_second
@@ -197,6 +203,7 @@ class Resolver:
             failures += 1
             if lasting or failures > self._processing.max_retries:
                 raise failed
+            self._turns.metrics.retried(gate.host)
             await asyncio.sleep(full_jitter(failures, self._network.retry_base_seconds, self._jitter))
 
 

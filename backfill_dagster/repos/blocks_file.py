@@ -9,9 +9,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from backfill_dagster.columns import Column
 from backfill_dagster.repos.cid import CID_BYTES
 from backfill_dagster.storage import RowGroupWriter
 
@@ -23,13 +25,21 @@ if TYPE_CHECKING:
 
 ROW_GROUP_BYTES = 16 * 2**20
 
+BLOCK_COLUMNS = (
+    Column("did", pl.String(), "DID of the account whose repository holds the record.", required=True),
+    Column(
+        "collection", pl.String(), "First part of the record's key in the repository's tree.", required=True
+    ),
+    Column("rkey", pl.String(), "Second part of the record's key in the repository's tree.", required=True),
+    Column("cid", pl.Binary(), "CID of the block, as its 36 bytes.", required=True),
+    Column("block", pl.Binary(), "The record's exact bytes, in DAG-CBOR.", required=True),
+)
+# A row group's blocks can be more than the offsets of `binary` reach.
+_ARROW_TYPES = (pa.string(), pa.string(), pa.string(), pa.binary(), pa.large_binary())
 BLOCKS_SCHEMA = pa.schema(
     [
-        pa.field("did", pa.string(), nullable=False),
-        pa.field("collection", pa.string(), nullable=False),
-        pa.field("rkey", pa.string(), nullable=False),
-        pa.field("cid", pa.binary(), nullable=False),
-        pa.field("block", pa.large_binary(), nullable=False),
+        pa.field(column.name, kind, nullable=not column.required)
+        for column, kind in zip(BLOCK_COLUMNS, _ARROW_TYPES, strict=True)
     ]
 )
 

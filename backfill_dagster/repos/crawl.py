@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from backfill_dagster.directory.documents import DirectoryState, LookupFailedError
+from backfill_dagster.monitoring import events
 from backfill_dagster.network.backoff import full_jitter
 from backfill_dagster.network.leases import hold_host
 from backfill_dagster.network.patience import Patience, RunOverError
@@ -150,7 +151,8 @@ class Progress:
     """How far a crawl is, in accounts (`total`, `done`, `failures` by reason), bytes and hosts.
 
     A host that is neither active, nor parked, nor done has not had its turn yet. A parked one is left alone for a
-    while: because it asked for that, before another try, or because another run is at it.
+    while: because it asked for that, before another try, or because another run is at it. `packs_open` are full and
+    not written yet.
     """
 
     total: int
@@ -161,6 +163,7 @@ class Progress:
     hosts_active: int = 0
     hosts_parked: int = 0
     hosts_done: int = 0
+    packs_open: int = 0
 
 
 @dataclass(slots=True)
@@ -209,10 +212,13 @@ class Crawl:
         worker_count: int,
         settings: CrawlSettings,
         fetching: Fetching | None = None,
+        before_pack: Callable[[], None] = lambda: None,
     ) -> None:
+        """Take `before_pack` to be called whenever what has arrived is about to be stored."""
         self.root = root
         self.scratch = scratch
         self.turns = turns
+        self.metrics = turns.metrics
         self.gates = gates
         self.leases = leases
         self.resolver = resolver
@@ -220,6 +226,7 @@ class Crawl:
         self.settings = settings
         self.fetching = fetching or FetchesRepos()
         self._workers = workers
+        self._before_pack = before_pack
         self._active_hosts = asyncio.Semaphore(settings.max_concurrent_pds)
         # Two packs per worker keep it busy while bounding what waits on disk.
         self._packs_under_way = asyncio.Semaphore(2 * worker_count)
@@ -265,12 +272,25 @@ class Crawl:
     ) -> None:
         async with self._active_hosts:
             self.progress.hosts_active += 1
+            events.emit(events.HOST_BEGUN, host=crawl.pds_host, accounts=crawl.accounts_left)
             try:
                 report = await crawl.run()
             finally:
                 self.progress.hosts_active -= 1
         self.progress.hosts_done += 1
         reports.append(report)
+        events.emit(
+            events.HOST_DONE,
+            host=report.pds_host,
+            duration=report.seconds,
+            outcomes=dict(report.outcomes),
+            reasons=dict(report.reasons),
+            records=report.records,
+            bytes=report.bytes_received,
+            requests=report.requests,
+            pauses=report.pauses,
+            left=report.left,
+        )
         on_host(report)
 
     @asynccontextmanager
@@ -288,10 +308,17 @@ class Crawl:
 
     async def pack(self, pds_host: str, deliveries: Sequence[Delivery]) -> PackReport:
         """Have a worker prove and pack these deliveries; waits while the workers have enough to do."""
-        async with self._packs_under_way:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._workers, prove_and_pack, self.root, pds_host, tuple(deliveries), self.settings.proof
-            )
+        self.progress.packs_open += 1
+        try:
+            async with self._packs_under_way:
+                self._before_pack()
+                report = await asyncio.get_running_loop().run_in_executor(
+                    self._workers, prove_and_pack, self.root, pds_host, tuple(deliveries), self.settings.proof
+                )
+        finally:
+            self.progress.packs_open -= 1
+        self.metrics.packed(report)
+        return report
 
     def count_bytes(self, received: int) -> None:
         """Count bytes that have arrived."""
@@ -325,6 +352,16 @@ class HostCrawl:
         self._given_up: RepoAnswer | None = None
         self._patience = Patience(crawl.settings.max_park_seconds, crawl.run_time, self._wait)
         self._waiting = asyncio.Lock()
+
+    @property
+    def pds_host(self) -> str:
+        """The host."""
+        return self._report.pds_host
+
+    @property
+    def accounts_left(self) -> int:
+        """Accounts that wait for their turn."""
+        return len(self._queue)
 
     async def run(self) -> HostReport:
         """Work until every account of the host is settled, has failed for good, or has moved."""
@@ -493,6 +530,7 @@ class HostCrawl:
     async def _failed(self, work: _Work, reason: FailureReason, detail: str | None = None) -> None:
         """Put the account off to the next round, or record the failure when its tries are used up."""
         if work.spent <= self._settings.max_retries and reason not in _LASTING:
+            self._crawl.metrics.retried(self._report.pds_host)
             self._again.append(work)
             return
         work.discard()
@@ -523,11 +561,14 @@ class HostCrawl:
             await self._seal_batch()
 
     async def _pack(self, batch: list[tuple[_Work, Delivery]]) -> None:
+        begun = time.monotonic()
         report = await self._crawl.pack(self._report.pds_host, [delivery for _, delivery in batch])
         if report.pack is not None:
             self._report.packs.append(report.pack)
         for attempt in report.written:
             self._count(attempt)
+        if events.is_heard():
+            _tell_of_pack(self._report.pds_host, report, time.monotonic() - begun)
         for work, delivery in batch:
             fault = report.rejected.get(delivery.attempt.did)
             if fault is not None:
@@ -538,6 +579,7 @@ class HostCrawl:
         self._report.outcomes[attempt.outcome] += 1
         self._report.records += attempt.records
         self._report.bytes_received += attempt.bytes_received
+        self._crawl.metrics.attempted(self._report.pds_host, attempt.outcome, attempt.reason)
         if attempt.reason is not None:
             self._report.reasons[attempt.reason] += 1
             self._crawl.progress.failures[attempt.reason] += 1
@@ -587,6 +629,37 @@ class HostCrawl:
             if (left := seconds()) > 0:
                 async with self._crawl.without_host_slot():
                     await asyncio.sleep(left)
+
+
+def _tell_of_pack(pds_host: str, report: PackReport, seconds: float) -> None:
+    """Tell of a pack that is stored, which took so long to prove and write, and of each account in it."""
+    for attempt in report.written:
+        failed = attempt.outcome is Outcome.FAILED
+        events.emit(
+            events.ACCOUNT_FAILED if failed else events.ACCOUNT_SETTLED,
+            host=pds_host,
+            did=attempt.did,
+            pack=report.pack,
+            duration=attempt.seconds,
+            state=str(attempt.outcome),
+            reason=None if attempt.reason is None else str(attempt.reason),
+            bytes=attempt.bytes_received,
+            records=attempt.records,
+            attempts=attempt.attempts,
+            http_status=attempt.http_status,
+            repo_rev=attempt.repo_rev,
+            detail=attempt.detail,
+        )
+    if report.pack is not None:
+        events.emit(
+            events.PACK_COMMITTED,
+            host=pds_host,
+            pack=report.pack,
+            duration=seconds,
+            accounts=len(report.written),
+            records=sum(attempt.records for attempt in report.written),
+            bytes=sum(attempt.bytes_received for attempt in report.written),
+        )
 
 
 def _account(row: DirectoryRow) -> Account:

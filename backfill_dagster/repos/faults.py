@@ -6,19 +6,22 @@ from backfill_dagster.errors import BackfillError
 
 
 class RepoFault(StrEnum):
-    """What was wrong with the file: a closed set, the same for every server."""
+    """What was wrong with the file, the same for every server: a `FailureReason`, which says what it means.
 
-    EMPTY_BODY = "empty_body"  # no byte at all
-    NOT_A_CAR = "not_a_car"  # it does not begin with a CAR header: an error page, another format
-    UNSUPPORTED_CAR = "unsupported_car"  # CARv2, or not exactly one root that can be a commit
-    TRUNCATED = "truncated"  # it ends inside the header or inside a block's frame
-    CORRUPT_BLOCK = "corrupt_block"  # a frame without a CID, or a block that is not what its CID says
+    But a missing block is one only if it stays so.
+    """
+
+    EMPTY_BODY = "empty_body"
+    NOT_A_CAR = "not_a_car"
+    UNSUPPORTED_CAR = "unsupported_car"
+    TRUNCATED = "truncated"
+    CORRUPT_BLOCK = "corrupt_block"
     MISSING_BLOCK = "missing_block"  # the commit or the tree leads to a block that is not in the file
-    BAD_TREE = "bad_tree"  # the tree breaks a rule of its format
-    BAD_COMMIT = "bad_commit"  # the root block is no commit of a known version in canonical encoding
-    WRONG_DID = "wrong_did"  # the commit is another account's
-    BAD_SIGNATURE = "bad_signature"  # none of the account's keys made the commit's signature
-    TOO_LARGE = "too_large"  # larger, in some dimension, than the limits allow
+    BAD_TREE = "bad_tree"
+    BAD_COMMIT = "bad_commit"
+    WRONG_DID = "wrong_did"
+    BAD_SIGNATURE = "bad_signature"
+    TOO_LARGE = "too_large"
 
 
 _MAX_DETAIL = 300

@@ -29,7 +29,7 @@ class Node(NamedTuple):
     trees: list[tuple[int, bytes]]
 
 
-def _head(major: int, argument: int) -> bytes:
+def head(major: int, argument: int) -> bytes:
     """Return the one canonical head of a CBOR item; `argument` below 65536."""
     if argument < 24:
         return bytes([major << 5 | argument])
@@ -42,16 +42,16 @@ def _head(major: int, argument: int) -> bytes:
 NODE_LEVELS = 3
 
 # The pieces of an encoded node (CBOR majors: 0 integer, 2 bytes, 4 array), those with a number made in advance.
-_LINK = b"\xd8\x2a" + _head(2, CID_BYTES + 1) + b"\x00"
-_SUFFIX = [b"\xa4\x61k" + _head(2, length) for length in range(MAX_KEY_BYTES + 1)]
-_SHARED_NO_TREE = [
-    b"\x61p" + _head(0, length) + b"\x61t\xf6\x61v" + _LINK for length in range(MAX_KEY_BYTES + 1)
+LINK = b"\xd8\x2a" + head(2, CID_BYTES + 1) + b"\x00"
+SUFFIX = [b"\xa4\x61k" + head(2, length) for length in range(MAX_KEY_BYTES + 1)]
+SHARED_NO_TREE = [
+    b"\x61p" + head(0, length) + b"\x61t\xf6\x61v" + LINK for length in range(MAX_KEY_BYTES + 1)
 ]
-_SHARED_TREE = [b"\x61p" + _head(0, length) + b"\x61t" + _LINK for length in range(MAX_KEY_BYTES + 1)]
-_VALUE = b"\x61v" + _LINK
-_ENTRIES = b"\xa2\x61e"
-_LEFT = b"\x61l" + _LINK
-_NO_LEFT = b"\x61l\xf6"
+SHARED_TREE = [b"\x61p" + head(0, length) + b"\x61t" + LINK for length in range(MAX_KEY_BYTES + 1)]
+VALUE = b"\x61v" + LINK
+ENTRIES = b"\xa2\x61e"
+LEFT = b"\x61l" + LINK
+NO_LEFT = b"\x61l\xf6"
 _MAX_ENTRIES = 0xFFFF
 
 
@@ -71,7 +71,7 @@ def decode_node(block: bytes, *, max_entries: int) -> Node:
             raise _too_large(f"a node has {len(entries)} entries of at most {max_entries}")
         # The decoder gives links and byte strings the same type, and takes numbers in a longer form than the
         # shortest. So what it read is written again, in the only form that a node can have, and compared.
-        written = [_ENTRIES, _head(4, len(entries))]
+        written = [ENTRIES, head(4, len(entries))]
         key = b""
         for entry in entries:
             suffix, shared, tree, value = entry.values()
@@ -84,11 +84,11 @@ def decode_node(block: bytes, *, max_entries: int) -> Node:
             keys.append(key)
             values.append(value)
             if tree is None:
-                written += (_SUFFIX[len(suffix)], suffix, _SHARED_NO_TREE[shared], value)
+                written += (SUFFIX[len(suffix)], suffix, SHARED_NO_TREE[shared], value)
             else:
-                written += (_SUFFIX[len(suffix)], suffix, _SHARED_TREE[shared], tree, _VALUE, value)
+                written += (SUFFIX[len(suffix)], suffix, SHARED_TREE[shared], tree, VALUE, value)
                 trees.append((len(keys), tree))
-        written += (_NO_LEFT,) if left is None else (_LEFT, left)
+        written += (NO_LEFT,) if left is None else (LEFT, left)
         canonical = b"".join(written) == block
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # The decoder refuses with ValueError and RecursionError; the others mean values of another type.

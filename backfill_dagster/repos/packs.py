@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.repos.blocks_file import write_blocks_file
 from backfill_dagster.repos.outcomes import FailureReason, LeftOut, Obtained, Outcome
 from backfill_dagster.storage import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backfill_dagster.repos.blocks_file import Records
+    from backfill_dagster.repos.masked import Masked
     from backfill_dagster.repos.spans import NotTaken
 
 logger = logging.getLogger(__name__)
@@ -44,57 +46,70 @@ _NEARLY_FULL = 0.75
 _PACKS_AT_ONCE = 64
 
 # Every column of a pack, one row per account attempted, with its type and its meaning.
-PACK_COLUMNS: Mapping[str, tuple[pl.DataType, str]] = {
-    "did": (pl.String(), "The account's DID: the key within a pack."),
-    "pds": (pl.String(), "Origin of the PDS that was asked."),
-    "outcome": (pl.String(), f"How the attempt ended: {', '.join(Outcome)}."),
-    "obtained": (
+PACK_COLUMNS: tuple[Column, ...] = (
+    Column("did", pl.String(), "The account's DID: the key within a pack.", required=True),
+    Column("pds", pl.String(), "Origin of the PDS that was asked.", required=True),
+    Column("outcome", pl.String(), "How the attempt ended.", required=True, words=(Outcome,)),
+    Column(
+        "obtained",
         pl.String(),
-        f"What was asked for: {', '.join(Obtained)}; null in packs of older versions, which is repo.",
+        "What was asked for; null in packs of older versions, which is repo.",
+        words=(Obtained,),
     ),
-    "asked": (
+    Column(
+        "asked",
         pl.String(),
-        "Digest of what was asked for; null for the whole repository. Another list of records has another one.",
+        "Digest of what was asked for, another of each list of records; null for the whole repository.",
     ),
-    "reason": (pl.String(), f"Why it failed; null if it did not: {', '.join(FailureReason)}."),
-    "detail": (pl.String(), "What the server or the check said, in its words."),
-    "http_status": (pl.Int32(), "HTTP status of the last answer; null if there was none."),
-    "server_error": (pl.String(), "Name that the server gave its error, if it did."),
-    "attempts": (pl.Int32(), "Tries that it took, or that were made in vain."),
-    "bytes_received": (pl.Int64(), "Bytes of the last answer's body on the wire."),
-    "seconds": (pl.Float64(), "Duration of the last answer."),
-    "fetched_at": (pl.Datetime("us", "UTC"), "When the last answer was asked for."),
-    "repo_rev": (
+    Column("reason", pl.String(), "Why it failed; null if it did not.", words=(FailureReason,)),
+    Column("detail", pl.String(), "What the server or the check said, in its words."),
+    Column("http_status", pl.Int32(), "HTTP status of the last answer; null if there was none."),
+    Column("server_error", pl.String(), "Name that the server gave its error, if it did."),
+    Column("attempts", pl.Int32(), "Tries that it took, or that were made in vain.", required=True),
+    Column("bytes_received", pl.Int64(), "Bytes of the last answer's body on the wire.", required=True),
+    Column("seconds", pl.Float64(), "Duration of the last answer."),
+    Column("fetched_at", pl.Datetime("us", "UTC"), "When the last answer was asked for.", required=True),
+    Column(
+        "repo_rev",
         pl.String(),
         "Revision (TID) in the repository's commit: of several the oldest; of a listing what the host named, unproven.",
     ),
-    "commit_cid": (pl.String(), "CID of the commit, the root of the repository."),
-    "commit_block": (pl.Binary(), "The signed commit's exact bytes."),
-    "signed_by": (pl.String(), "Which key signed the commit: current, previous, or null if unchecked."),
-    "signing_key": (pl.String(), "That key, as did:key."),
-    "records": (
+    Column("commit_cid", pl.String(), "CID of the commit, the root of the repository."),
+    Column("commit_block", pl.Binary(), "The signed commit's exact bytes."),
+    Column("signed_by", pl.String(), "Which key signed the commit: current, previous, or null if unchecked."),
+    Column("signing_key", pl.String(), "That key, as did:key."),
+    Column(
+        "records",
         pl.Int64(),
         "Records in the repository's tree, counted by walking it; or those that were asked for and are there.",
+        required=True,
     ),
-    "absent": (pl.Int64(), "Records that were asked for and are not there; null for older packs."),
-    "not_taken": (
+    Column("absent", pl.Int64(), "Records that were asked for and are not there; null for older packs."),
+    Column(
+        "not_taken",
         pl.List(
             pl.Struct(
                 {"collection": pl.String(), "rkey": pl.String(), "cid": pl.String(), "reason": pl.String()}
             )
         ),
-        "Those, and what was listed and could not be taken, which counts among the records; with the reason: "
-        f"{', '.join(LeftOut)}.",
+        "Those, and what was listed and could not be taken, which counts among the records; with the reason.",
+        words=(LeftOut,),
     ),
-    "purged": (pl.Int64(), "Of these, those that are not stored because the study has purged them."),
-    "blocks_files": (
+    Column("purged", pl.Int64(), "Of these, those that are not stored because the study has purged them."),
+    Column(
+        "masked",
+        pl.List(pl.Struct({"collection": pl.String(), "rkey": pl.String(), "sha256": pl.String()})),
+        "Those in whose bytes the study has masked accounts that it has purged, with the SHA-256 of what is stored.",
+    ),
+    Column(
+        "blocks_files",
         pl.List(
             pl.Struct({"name": pl.String(), "rows": pl.Int64(), "bytes": pl.Int64(), "sha256": pl.String()})
         ),
         "The files beside the pack with every record's exact bytes; the same for all rows.",
     ),
-}
-PACK_SCHEMA = pl.Schema({name: kind for name, (kind, _) in PACK_COLUMNS.items()})
+)
+PACK_SCHEMA = schema_of(PACK_COLUMNS)
 
 # What a resumed run and the choice of snapshots read of a pack.
 LEDGER_SCHEMA = pl.Schema(
@@ -133,7 +148,8 @@ class Attempt:
     """How the latest attempt on one account ended; one row of a pack.
 
     `seconds` are of the download. Of the `records` of its tree, or of those asked for, `purged` are not stored, because
-    the study has purged them, nor are those `not_taken` that are there.
+    the study has purged them, nor are those `not_taken` that are there; `masked` are stored with purged accounts
+    masked in them.
     """
 
     did: str
@@ -158,10 +174,14 @@ class Attempt:
     absent: int = 0
     not_taken: tuple[NotTaken, ...] = ()
     purged: int = 0
+    masked: tuple[Masked, ...] = ()
 
 
 class PackWriter:
-    """Gathers proven repositories and writes them as one pack; holds at most one blocks file in memory."""
+    """Gathers proven repositories and writes them as one pack; holds at most one blocks file in memory.
+
+    `bytes_written` is the size of the pack, with its blocks files, when it is committed.
+    """
 
     def __init__(self, storage: StudyStorage, pds_host: str, scratch: Path) -> None:
         self._storage = storage
@@ -172,6 +192,7 @@ class PackWriter:
         self._pending_rows = 0
         self._files: list[tuple[Path, int]] = []
         self._attempts: list[Attempt] = []
+        self.bytes_written = 0
 
     def add_records(self, records: Records) -> None:
         """Add records; those of an account and a collection must come in the order of their keys."""
@@ -200,7 +221,9 @@ class PackWriter:
                 self._storage.publish(path, f"{self._folder}/{blocks_file_name(pack, number)}", rows=rows)
                 for number, (path, rows) in enumerate(self._files)
             ]
-            self._storage.write(f"{self._folder}/{pack}.parquet", _pack_frame(self._attempts, stored))
+            rows = _pack_frame(self._attempts, stored)
+            written = self._storage.write(f"{self._folder}/{pack}.parquet", rows)
+        self.bytes_written = sum(file.bytes for file in (*stored, written))
         return pack
 
     def _is_full(self, share: float) -> bool:
@@ -212,7 +235,8 @@ class PackWriter:
         if not self._pending_rows:
             return
         path = self._scratch / f"blocks-{len(self._files)}.parquet"
-        write_blocks_file(path, self._pending)
+        with self._storage.clock.writing():
+            write_blocks_file(path, self._pending)
         self._files.append((path, self._pending_rows))
         self._pending, self._pending_bytes, self._pending_rows = [], 0, 0
 
@@ -320,10 +344,11 @@ def _pack_frame(attempts: Sequence[Attempt], files: Sequence[StoredFile]) -> pl.
         }
         for stored in files
     ]
-    own = [name for name in PACK_SCHEMA if name not in ("blocks_files", "not_taken")]
+    own = [name for name in PACK_SCHEMA if name not in ("blocks_files", "not_taken", "masked")]
     columns: dict[str, list[object]] = {
         name: [getattr(attempt, name) for attempt in attempts] for name in own
     }
     columns["not_taken"] = [[left._asdict() for left in attempt.not_taken] for attempt in attempts]
+    columns["masked"] = [[one._asdict() for one in attempt.masked] for attempt in attempts]
     columns["blocks_files"] = [named] * len(attempts)
     return pl.DataFrame({name: columns[name] for name in PACK_SCHEMA}, schema=PACK_SCHEMA)

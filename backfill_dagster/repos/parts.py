@@ -42,7 +42,7 @@ def add_parts(
         gathered = gather_proven(file, parts, claim, check_signature=check_signature)
     else:
         gathered = gather_listed(file, parts, attempt.did, spool)
-    purged = add_spans(attempt.did, gathered, writer, tombstones)
+    purged, masked = add_spans(attempt.did, gathered, writer, tombstones)
     spool.unlink(missing_ok=True)
     told = _told(attempt.did, gathered.not_taken, tombstones)
     absent = sum(left.reason in NOT_THERE for left in told)
@@ -52,6 +52,7 @@ def add_parts(
         absent=absent,
         not_taken=tuple(told),
         purged=purged,
+        masked=tuple(masked),
     )
     header = gathered.header
     if header is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from backfill_dagster.errors import StorageError
+from backfill_dagster.monitoring.work_cost import WorkCost
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.repos.blocks_file import Records
 from backfill_dagster.repos.car_bytes import open_car, sections_of
 from backfill_dagster.repos.cid import CID_BYTES, cid_text
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey
+from backfill_dagster.repos.masked import Masked, masked_among
 from backfill_dagster.repos.outcomes import Obtained
 from backfill_dagster.repos.packs import Attempt, PackWriter
 from backfill_dagster.repos.parts import add_parts
@@ -61,11 +64,16 @@ class ProofSettings:
 
 @dataclass(frozen=True, slots=True)
 class PackReport:
-    """The pack's name (None if nothing was written), its rows, and the files that did not hold, by DID."""
+    """The pack's name (None if nothing was written), its rows, and the files that did not hold, by DID.
+
+    And the pack's size in bytes, with what the work took.
+    """
 
     pack: str | None
     written: tuple[Attempt, ...]
     rejected: dict[str, tuple[RepoFault, str]]
+    bytes_written: int = 0
+    cost: WorkCost = field(default_factory=WorkCost, compare=False)
 
 
 def prove_and_pack(
@@ -92,12 +100,12 @@ def prove_and_pack(
                 server_error=tombstones.mask(outcome.server_error),
             )
             writer.add_attempt(attempt)
-            written.append(replace(attempt, commit_block=None, not_taken=()))
+            written.append(replace(attempt, commit_block=None, not_taken=(), masked=()))
         pack = writer.commit()
     for delivery in deliveries:
         if delivery.car is not None and delivery.attempt.did not in rejected:
             delivery.car.unlink(missing_ok=True)
-    return PackReport(pack, tuple(written), rejected)
+    return PackReport(pack, tuple(written), rejected, writer.bytes_written, storage.clock.cost())
 
 
 def _prove_all(
@@ -222,7 +230,8 @@ def _add(
 ) -> Iterator[tuple[Delivery, Attempt]]:
     """Add records to the pack; yield those of the deliveries that they are of, and their attempts."""
     purged = _withheld(proven, tombstones)
-    for records in _slices(proven, purged, tombstones):
+    masked: defaultdict[str, list[Masked]] = defaultdict(list)
+    for records in _slices(proven, purged, tombstones, masked):
         writer.add_records(records)
     left_out = np.diff(np.searchsorted(purged, [0, *accumulate(proven.sizes)])).tolist()
     for number, header, size, without in zip(
@@ -239,6 +248,7 @@ def _add(
                 signing_key=header.signing_key,
                 records=size,
                 purged=without,
+                masked=tuple(masked.get(header.did, ())),
             ),
         )
 
@@ -254,7 +264,13 @@ def _withheld(proven: VerifiedRepos, tombstones: Tombstones) -> list[int]:
     return tombstones.withheld_rows(dids, collections, rkeys)
 
 
-def _slices(proven: VerifiedRepos, withheld: list[int], tombstones: Tombstones) -> Iterator[Records]:
+def _slices(
+    proven: VerifiedRepos,
+    withheld: list[int],
+    tombstones: Tombstones,
+    masked: defaultdict[str, list[Masked]],
+) -> Iterator[Records]:
+    """Yield the records that are to be stored; those of each account that are masked in them are added to `masked`."""
     kept = np.ones(len(proven.starts), np.bool_)
     kept[withheld] = False
     bounds = np.cumsum(proven.sizes)
@@ -275,5 +291,9 @@ def _slices(proven: VerifiedRepos, withheld: list[int], tombstones: Tombstones) 
         ends = rows.searchsorted(bounds[owners.start : owners.stop]).tolist()
         for owner, start, end in zip(owners, [0, *ends[:-1]], ends, strict=True):
             some = slice(start, end)
-            yield Records(proven.headers[owner].did, names[some], rkeys[some], cids[some], blocks[some])
+            did = proven.headers[owner].did
+            if blocks[some] != found[some]:
+                paths = names[some].to_pylist(), rkeys[some].to_pylist()
+                masked[did] += [one for _, one in masked_among(*paths, found[some], blocks[some])]
+            yield Records(did, names[some], rkeys[some], cids[some], blocks[some])
         first = last

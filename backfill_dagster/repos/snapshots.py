@@ -14,15 +14,29 @@ from enum import StrEnum
 
 import polars as pl
 
+from backfill_dagster.closed_sets import ClosedSet
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.repos.asked import NOTHING, WHOLE_REPOS, with_asked
 from backfill_dagster.repos.outcomes import Obtained, Outcome
 
-# States that are no server's: from the directory, or of an account not fetched yet.
-UNRESOLVED = "unresolved"
-TOMBSTONED = "tombstoned"
-PENDING = "pending"
-NOTHING_ASKED = "nothing_asked"
+
+class StateWithoutAttempt(ClosedSet):
+    """States of an account that come of no attempt to fetch it; the others are an attempt's `Outcome`."""
+
+    UNRESOLVED = (
+        "unresolved",
+        "The directory does not lead to a PDS; `reason` is the directory's state.",
+        "If `reason` is a failure, run it again; else correct the source.",
+    )
+    TOMBSTONED = "tombstoned", "The DID has been given up for good."
+    PENDING = "pending", "No attempt was made yet for what the study asks now.", "Run `<name>`: it goes on."
+    NOTHING_ASKED = "nothing_asked", "The study asks for single records, and has none of this account."
+
+
+UNRESOLVED = StateWithoutAttempt.UNRESOLVED.value
+TOMBSTONED = StateWithoutAttempt.TOMBSTONED.value
+PENDING = StateWithoutAttempt.PENDING.value
+NOTHING_ASKED = StateWithoutAttempt.NOTHING_ASKED.value
 
 _RESOLVED = "resolved"
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 from backfill_dagster.repos.blocks_file import Records
 from backfill_dagster.repos.car_bytes import join_rows
 from backfill_dagster.repos.cid import CID_BYTES
+from backfill_dagster.repos.masked import masked_among
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from backfill_dagster.purge.tombstones import Tombstones
     from backfill_dagster.repos.asked import RecordPath
+    from backfill_dagster.repos.masked import Masked
     from backfill_dagster.repos.outcomes import LeftOut
     from backfill_dagster.repos.packs import PackWriter
     from backfill_dagster.repos.verify import Header
@@ -56,23 +58,33 @@ class Gathered(NamedTuple):
     header: Header | None = None
 
 
-def add_spans(did: str, gathered: Gathered, writer: PackWriter, tombstones: Tombstones) -> int:
-    """Add an account's records to the pack, but for those that the study has purged; returns how many these are."""
+def add_spans(
+    did: str, gathered: Gathered, writer: PackWriter, tombstones: Tombstones
+) -> tuple[int, list[Masked]]:
+    """Add an account's records to the pack, but for those that the study has purged.
+
+    Returns how many these are, and in which of the others purged accounts are masked.
+    """
+    masked: list[Masked] = []
     paths = [span.path for span in gathered.spans]
     withheld = withheld_paths(did, paths, tombstones)
     spans = [span for number, span in enumerate(gathered.spans) if number not in withheld]
     with gathered.file.open("rb") as file:
         for some in _slices(spans):
+            found = [_read(file, span) for span in some]
+            blocks = tombstones.mask_blocks(found)
+            collections, rkeys = [span.path.collection for span in some], [span.path.rkey for span in some]
+            masked += [one for _, one in masked_among(collections, rkeys, found, blocks)]
             writer.add_records(
                 Records(
                     did,
-                    pa.array([span.path.collection for span in some], pa.large_string()),
-                    pa.array([span.path.rkey for span in some], pa.large_string()),
+                    pa.array(collections, pa.large_string()),
+                    pa.array(rkeys, pa.large_string()),
                     join_rows([span.cid for span in some], CID_BYTES),
-                    tombstones.mask_blocks([_read(file, span) for span in some]),
+                    blocks,
                 )
             )
-    return len(withheld)
+    return len(withheld), masked
 
 
 def withheld_paths(did: str, paths: Sequence[tuple[str, str]], tombstones: Tombstones) -> set[int]:

@@ -555,8 +555,8 @@ def test_each_did_has_one_row_in_its_place() -> None:
 
 
 def test_every_column_is_described() -> None:
-    assert list(DIRECTORY_COLUMNS) == DIRECTORY_SCHEMA.names()
-    assert all(text.endswith(".") for _, text in DIRECTORY_COLUMNS.values())
+    assert [column.name for column in DIRECTORY_COLUMNS] == DIRECTORY_SCHEMA.names()
+    assert all(column.description.endswith(".") for column in DIRECTORY_COLUMNS)
 
 
 def test_nothing_to_look_up_is_an_empty_directory() -> None:

@@ -1,0 +1,149 @@
+"""Every file of a study's folder, with its rows, size and digest."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from backfill_dagster.columns import Column, schema_of
+from backfill_dagster.errors import StorageError
+from backfill_dagster.manifest.keys import MANIFEST_FOLDER, MANIFEST_KEY, PROOF_FOLDER
+from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from backfill_dagster.storage import StudyStorage
+
+# Of files that have not changed since their digests were taken; a manifest is made with it, and never checked by it.
+_KNOWN_KEY = ".digests"
+# What is in a study's folder and no part of its data, by name or folder, and why.
+NOT_COVERED: Mapping[str, str] = {
+    ".lock": "is held by the run that has the study",
+    ".scratch": "is written and deleted by each run",
+    _KNOWN_KEY: "spares the next manifest some work, and is not believed when anything is verified",
+    MANIFEST_KEY: "is the manifest itself; the certificate has its digest",
+    MANIFEST_FOLDER: "is the manifest's own, which has their digests",
+    PROOF_FOLDER: "comes of a verification, and is checked by the next one against its own certificate",
+    "audit_log.parquet": "goes on with each run, also with one that verifies",
+    "run_metadata.parquet": "goes on with each run",
+    "user_metadata.parquet": "repeats what the store of metadata has noted, and when",
+    "monitoring": "goes on with each run",
+    "handoff": "is taken away by those to whom it is handed",
+    "metadata.sqlite": "is shared with others, who may write to it",
+    "metadata.sqlite-wal": "belongs to metadata.sqlite",
+    "metadata.sqlite-shm": "belongs to metadata.sqlite",
+    "metadata.sqlite-journal": "belongs to metadata.sqlite",
+}
+
+FILE_COLUMNS: tuple[Column, ...] = (
+    Column("key", pl.String(), "Path of the file below the study's folder.", required=True),
+    Column("rows", pl.Int64(), "Its rows; null if it is no Parquet file."),
+    Column("bytes", pl.Int64(), "Its size.", required=True),
+    Column("sha256", pl.String(), "SHA-256 of its bytes, in hex.", required=True),
+)
+FILES_SCHEMA = schema_of(FILE_COLUMNS)
+_KNOWN_SCHEMA = pl.Schema({**FILES_SCHEMA, "changed_at": pl.Int64()})
+_PACKS_AT_ONCE = 64
+
+
+class FileState(NamedTuple):
+    """A file as it lies there, and when it was changed last, in nanoseconds."""
+
+    key: str
+    rows: int | None
+    bytes: int
+    sha256: str
+    changed_at: int
+
+
+def covered_keys(storage: StudyStorage) -> list[str]:
+    """Return the files of a study that a manifest covers, sorted."""
+    found = []
+    for path in storage.root.iterdir() if storage.root.is_dir() else ():
+        if path.name in NOT_COVERED:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            found += [inner for inner in path.rglob("*") if inner.is_symlink() or not inner.is_dir()]
+        else:
+            found.append(path)
+    return sorted(path.relative_to(storage.root).as_posix() for path in found)
+
+
+def list_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
+    """Return all covered files (FILES_SCHEMA); those that did not change since the last time are not read again.
+
+    Of a blocks file its pack tells the digest with which it was written: that one is taken if the size is right.
+    """
+    known = {**_told_by_packs(storage), **_known(storage)}
+    keys = covered_keys(storage)
+
+    def state(key: str) -> FileState:
+        status = storage.path(key).stat()
+        told = known.get(key)
+        if told is not None and told.bytes == status.st_size and told.changed_at in (status.st_mtime_ns, 0):
+            return told._replace(changed_at=status.st_mtime_ns)
+        return _look_at(storage, key)
+
+    with ThreadPoolExecutor(threads) as pool:
+        states = pl.DataFrame(list(pool.map(state, keys)), schema=_KNOWN_SCHEMA, orient="row")
+    storage.write(_KNOWN_KEY, states)
+    return states.select(FILES_SCHEMA.names())
+
+
+def read_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
+    """Return all covered files (FILES_SCHEMA), each read whole for it."""
+    with ThreadPoolExecutor(threads) as pool:
+        states = list(pool.map(lambda key: _look_at(storage, key), covered_keys(storage)))
+    return pl.DataFrame(states, schema=_KNOWN_SCHEMA, orient="row").select(FILES_SCHEMA.names())
+
+
+def _look_at(storage: StudyStorage, key: str) -> FileState:
+    path = storage.path(key)
+    try:
+        status = path.stat()
+        sha256 = storage.sha256(key)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    return FileState(key, _rows(storage, key), status.st_size, sha256, status.st_mtime_ns)
+
+
+def _rows(storage: StudyStorage, key: str) -> int | None:
+    if not key.endswith(".parquet"):
+        return None
+    try:
+        return int(pq.read_metadata(storage.path(key)).num_rows)
+    except (OSError, ValueError, pa.ArrowException):
+        # Also for names of columns that are no text.
+        return None
+
+
+def _known(storage: StudyStorage) -> dict[str, FileState]:
+    try:
+        rows = storage.collect([storage.scan([_KNOWN_KEY], _KNOWN_SCHEMA)], [_KNOWN_KEY])[0]
+    except StorageError:
+        return {}
+    return {state.key: state for state in map(FileState._make, rows.iter_rows())}
+
+
+def _told_by_packs(storage: StudyStorage) -> dict[str, FileState]:
+    told: dict[str, FileState] = {}
+    packs = [key for *_, key in pack_keys(storage)]
+    for some in (packs[first : first + _PACKS_AT_ONCE] for first in range(0, len(packs), _PACKS_AT_ONCE)):
+        told |= {state.key: state for state in _blocks_files(storage, some)}
+    return told
+
+
+def _blocks_files(storage: StudyStorage, packs: Iterable[str]) -> list[FileState]:
+    named = {key: key for key in packs}
+    listed = storage.scan_named(named, PACK_SCHEMA, "pack_key").group_by("pack_key")
+    [rows] = storage.collect([listed.agg(pl.col("blocks_files").first())], named)
+    return [
+        FileState(f"{key.rpartition('/')[0]}/{file['name']}", file["rows"], file["bytes"], file["sha256"], 0)
+        for key, files in rows.iter_rows()
+        for file in files or ()
+    ]

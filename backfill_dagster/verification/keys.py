@@ -1,0 +1,44 @@
+"""The signing keys of accounts as the stored documents tell of them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from backfill_dagster.directory.evidence import DOCUMENTS_FOLDER, EVIDENCE_SCHEMA, keys_told
+from backfill_dagster.errors import StorageError
+from backfill_dagster.verification.verdicts import FileProblem, Found
+
+if TYPE_CHECKING:
+    from backfill_dagster.storage import StudyStorage
+
+KEYS_SCHEMA = pl.Schema(dict.fromkeys(("did", "key_type", "key_multibase", "source"), pl.String()))
+
+
+def stored_keys(storage: StudyStorage) -> tuple[pl.DataFrame, list[Found]]:
+    """Return all keys (KEYS_SCHEMA, each once) that documents tell of, and which documents are not what they were.
+
+    One file of documents is in memory at a time.
+    """
+    parts, found = [KEYS_SCHEMA.to_frame()], []
+    for key in storage.keys(DOCUMENTS_FOLDER):
+        try:
+            [rows] = storage.collect([storage.scan([key], EVIDENCE_SCHEMA)], [key])
+        except (StorageError, pl.exceptions.PanicException) as error:
+            found.append(Found(FileProblem.UNREADABLE, key, f"{error!s:.200}"))
+            continue
+        told: list[tuple[str, str, str, str]] = []
+        changed = 0
+        for did, kind, body, sha256 in rows.select("did", "kind", "body", "sha256").iter_rows():
+            if hashlib.sha256(body).hexdigest() != sha256:
+                changed += 1
+                continue
+            told += [
+                (did, one.key_type, one.key_multibase, one.kind.value) for one in keys_told(did, kind, body)
+            ]
+        if changed:
+            found.append(Found(FileProblem.EVIDENCE, key, f"{changed:,} documents"))
+        parts.append(pl.DataFrame(told, schema=KEYS_SCHEMA, orient="row"))
+    return pl.concat(parts).unique(maintain_order=True), found
