@@ -14,11 +14,18 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.context import (
+    BaseContext,
+    ForkServerContext,
+    ForkServerProcess,
+    SpawnContext,
+    SpawnProcess,
+)
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from backfill_dagster.errors import WorkerLostError
+from backfill_dagster.worker_environment import set_libraries_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +41,14 @@ _LOST = (
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Lend a pool of workers; at the end, what was not begun is dropped and what was is waited for.
 
-    Spawned rather than forked: the parent has threads of its own by the time it needs workers. Ended with the
-    stage rather than with the process: a step of Dagster's is a child process itself, and such a one waits for
-    its own children before it tells a pool that is still open to end them.
+    Forked off a process that has loaded their libraries and done nothing since, rather than off this one, which has
+    threads of its own by the time it needs workers; to load them takes longer than many a pool's whole work. Ended
+    with the stage rather than with the process: a step of Dagster's is a child process itself, and such a one waits
+    for its own children before it tells a pool that is still open to end them.
     """
-    pool = ProcessPoolExecutor(max_workers=workers, mp_context=_WorkerContext(), initializer=_set_up)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=_context(), initializer=_set_up, initargs=(dict(os.environ),)
+    )
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -51,41 +61,57 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _WorkerProcess(SpawnProcess):
-    """A spawned process that does not load the program which spawned it.
+@contextmanager
+def _main_unknown() -> Iterator[None]:
+    """Keep from the processes that are started in this block what program it is that starts them.
 
     Python would have each of them load the main module again, so that what is defined there could be sent to it. The
     main module here is the `dagster` command as a rule, whose import takes longer than many a worker's whole work.
     """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
+
+class _Forked(ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802  what multiprocessing calls to start it
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")
-        try:
+        with _main_unknown():
+            return ForkServerProcess._Popen(process_obj)
+
+
+class _Spawned(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        with _main_unknown():
             return SpawnProcess._Popen(process_obj)
-        finally:
-            sys.modules["__main__"] = main
 
 
-class _WorkerContext(SpawnContext):
-    Process = _WorkerProcess
+class _ForkingContext(ForkServerContext):
+    Process = _Forked
 
 
-# What the libraries of a worker read when they are loaded.
-_ENVIRONMENT = {
-    # One Polars thread per worker: the cores are already shared out among the workers.
-    "POLARS_MAX_THREADS": "1",
-    # Polars' allocator would keep what is freed for ten seconds, in which a worker has gone on to other work: by then
-    # it holds the most that any kind of work has needed, of each kind at once.
-    "_RJEM_MALLOC_CONF": "narenas:1,dirty_decay_ms:200,muzzy_decay_ms:0",
-    # Arrow's would keep it for good.
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-}
+class _SpawningContext(SpawnContext):
+    Process = _Spawned
 
 
-def _set_up() -> None:
-    os.environ.update(_ENVIRONMENT)
+def _context() -> BaseContext:
+    # Elsewhere the system's own libraries may not stand a fork.
+    if sys.platform != "linux":
+        return _SpawningContext()
+    context = _ForkingContext()
+    context.set_forkserver_preload(["backfill_dagster.worker_libraries"])
+    return context
+
+
+def _set_up(environment: dict[str, str]) -> None:
+    """Make a worker of a new process, whose environment may be that of an earlier time."""
+    os.environ.clear()
+    os.environ.update(environment)
+    set_libraries_up()
     # Work is acyclic and short-lived, and the collector would walk millions of live objects for nothing.
     gc.disable()
     # Ctrl-C reaches the whole process group; the parent decides what ends.

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from backfill_dagster_tests.conftest import ROOT
 
 PROGRAM = """
@@ -24,28 +26,44 @@ MEMORY = """
 from backfill_dagster.workers import worker_pool
 
 ASK = "(__import__('polars').thread_pool_size(), __import__('pyarrow').default_memory_pool().backend_name)"
-SET = "__import__('os').environ['_RJEM_MALLOC_CONF'] if 'polars' not in __import__('sys').modules else None"
 
 with worker_pool(1) as pool:
-    print("decay" in pool.submit(eval, SET).result(), pool.submit(eval, ASK).result())
+    print(pool.submit(eval, ASK).result())
+"""
+
+ORDER = """
+import os
+import sys
+
+READ = {"polars": "_RJEM_MALLOC_CONF", "numpy": "OPENBLAS_NUM_THREADS", "pyarrow": "ARROW_DEFAULT_MEMORY_POOL"}
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name in READ:
+            print(name, READ[name] in os.environ)
+
+sys.meta_path.insert(0, Watch())
+import backfill_dagster.worker_libraries
+"""
+
+FORKED = """
+import os
+from backfill_dagster.workers import worker_pool
+
+def parent():
+    with worker_pool(1) as pool:
+        os.environ["TOLD"] = os.environ.get("TOLD", "") + "more"
+        return pool.submit(eval, "(__import__('os').getppid(), __import__('os').environ.get('TOLD'))").result()
+
+(first, before), (second, after) = parent(), parent()
+print(first == second, before, after, os.getpid() in (first, second))
 """
 
 
-def test_the_libraries_of_a_worker_give_memory_back(tmp_path: Path) -> None:
-    """What they read from the environment they read once, when they are loaded."""
-    program = tmp_path / "program.py"
-    program.write_text(MEMORY)
-    environment = {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == "True (1, 'system')\n", done.stderr
-
-
-def test_a_worker_loads_what_its_work_needs_and_not_the_program_that_started_it(tmp_path: Path) -> None:
-    """The program has no guard around its beginning either: a worker that ran it again would start workers itself."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+def output_of(folder: Path, text: str) -> str:
+    """Return what a program prints that is started as a file of its own."""
+    program = folder / "program.py"
+    program.write_text(text)
     done = subprocess.run(
         [sys.executable, program],
         cwd=ROOT,
@@ -54,4 +72,21 @@ def test_a_worker_loads_what_its_work_needs_and_not_the_program_that_started_it(
         text=True,
         timeout=60,
     )
-    assert done.stdout == "['polars'] True\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_libraries_of_a_worker_give_memory_back(tmp_path: Path) -> None:
+    """What they read from the environment they read once, when they are loaded."""
+    assert output_of(tmp_path, MEMORY) == "(1, 'system')\n"
+    assert set(output_of(tmp_path, ORDER).splitlines()) == {"numpy True", "polars True", "pyarrow True"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_pools_share_what_has_loaded_the_libraries_and_not_its_environment(tmp_path: Path) -> None:
+    assert output_of(tmp_path, FORKED) == "True None more False\n"
+
+
+def test_a_worker_loads_what_its_work_needs_and_not_the_program_that_started_it(tmp_path: Path) -> None:
+    """The program has no guard around its beginning either: a worker that ran it again would start workers itself."""
+    assert output_of(tmp_path, PROGRAM) == "['polars'] True\n"

@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.closed_sets import ClosedSet
+from backfill_dagster.columns import Column, schema_of
+from backfill_dagster.directory.documents import DirectoryState
+from backfill_dagster.records.outcomes import FilterReason, RejectReason
 from backfill_dagster.records.tables import TABLES, USUAL_TABLES
-from backfill_dagster.repos.outcomes import Obtained, Outcome
+from backfill_dagster.repos.outcomes import FailureReason, LeftOut, Obtained, Outcome
 from backfill_dagster.repos.snapshots import (
     NOTHING_ASKED,
     PENDING,
     TOMBSTONED,
     UNRESOLVED,
+    StateWithoutAttempt,
     account_states,
     current_hosts,
     latest_attempts,
@@ -20,7 +25,7 @@ from backfill_dagster.repos.snapshots import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 # States of an account that its owner or an operator has withdrawn; a failure to reach it is none of these.
 INACTIVE_STATES = frozenset(
@@ -46,86 +51,152 @@ ACCOUNT_STATES = frozenset(
     }
 )
 
+
+class HiddenReason(ClosedSet):
+    """Why records that were converted are not in the tables: a reason of `filtered`, beside a `FilterReason`."""
+
+    ACCOUNT_INACTIVE = (
+        "account_inactive",
+        "Its account is not active any more, and `inactive_accounts` hides it.",
+        "`inactive_accounts: keep` shows it, if the study may.",
+    )
+    ACCOUNT_LEFT_SOURCE = "account_left_source", "Its account is not in the source any more."
+
+
 _REASON_COUNTS = pl.List(pl.Struct({"reason": pl.String(), "records": pl.Int64()}))
 
-_COLUMNS_BEFORE: Mapping[str, tuple[pl.DataType, str]] = {
-    "did": (pl.String(), "The account's DID: the key of this table."),
-    "handle": (
+_COLUMNS_BEFORE = (
+    Column("did", pl.String(), "The account's DID: the key of this table.", required=True),
+    Column(
+        "handle",
         pl.String(),
         "Handle named by the DID document when it was resolved; not checked against DNS.",
     ),
-    "pds": (pl.String(), "Origin of the PDS that the DID document names."),
-    "pds_host": (pl.String(), "Host (and port) of the PDS where the account lives by the latest word on it."),
-    "state": (pl.String(), "The one state that the account ended in."),
-    "reason": (pl.String(), "Why, for a state that needs a reason: a failure, or a directory state."),
-    "detail": (pl.String(), "What the server or the check said, in its words."),
-    "in_source": (pl.Boolean(), "Whether the study's source lists the account now."),
-    "shown": (pl.Boolean(), "Whether the account's rows stand in the tables."),
-    "obtained": (
+    Column("pds", pl.String(), "Origin of the PDS that the DID document names."),
+    Column(
+        "pds_host",
         pl.String(),
-        f"How the snapshot was obtained: {', '.join(Obtained)}; null if there is no snapshot.",
+        "Host (and port) of the PDS where the account lives by the latest word on it.",
     ),
-    "repo_rev": (
+    Column(
+        "state",
+        pl.String(),
+        "The one state that the account ended in.",
+        required=True,
+        words=(Outcome, StateWithoutAttempt),
+    ),
+    Column(
+        "reason",
+        pl.String(),
+        "Why, for a state that needs a reason: a failure, or a directory state.",
+        words=(FailureReason, DirectoryState),
+    ),
+    Column("detail", pl.String(), "What the server or the check said, in its words."),
+    Column("in_source", pl.Boolean(), "Whether the study's source lists the account now.", required=True),
+    Column("shown", pl.Boolean(), "Whether the account's rows stand in the tables.", required=True),
+    Column(
+        "obtained",
+        pl.String(),
+        "How the snapshot was obtained; null if there is no snapshot.",
+        words=(Obtained,),
+    ),
+    Column(
+        "repo_rev",
         pl.String(),
         "Revision (TID) of the snapshot; null if there is no snapshot, or its host did not name one.",
     ),
-    "snapshot_host": (pl.String(), "PDS that the snapshot came from."),
-    "snapshot_fetched_at": (pl.Datetime("us", "UTC"), "When the snapshot was fetched."),
-    "signed_by": (
+    Column("snapshot_host", pl.String(), "PDS that the snapshot came from."),
+    Column("snapshot_fetched_at", pl.Datetime("us", "UTC"), "When the snapshot was fetched."),
+    Column(
+        "signed_by",
         pl.String(),
         "Which key signed the snapshot's commit: current, previous, or null if unchecked.",
     ),
-    "attempts": (pl.Int32(), "Tries of the latest fetch."),
-    "http_status": (pl.Int32(), "HTTP status of the latest answer."),
-    "bytes_received": (pl.Int64(), "Bytes received for the latest fetch."),
-    "records_fetched": (
+    Column("attempts", pl.Int32(), "Tries of the latest fetch."),
+    Column("http_status", pl.Int32(), "HTTP status of the latest answer."),
+    Column("bytes_received", pl.Int64(), "Bytes received for the latest fetch."),
+    Column(
+        "records_fetched",
         pl.Int64(),
         "Records in the snapshot's tree, counted by walking it; or those that were asked for and are there.",
+        required=True,
     ),
-    "records_absent": (
+    Column(
+        "records_absent",
         pl.Int64(),
         "Records that were asked for and are not there, which are not among those fetched.",
+        required=True,
     ),
-    "records_kept": (pl.Int64(), "Records that stand in the tables, counted by reading the final files."),
-    "records_filtered": (pl.Int64(), "Records left out by the study's own choice."),
-    "records_rejected": (pl.Int64(), "Records that cannot be decoded or have no usable key."),
-    "filtered": (_REASON_COUNTS, "Records left out, by reason."),
-    "rejected": (_REASON_COUNTS, "Records rejected, by reason."),
-}
-_COLUMNS_AFTER: Mapping[str, tuple[pl.DataType, str]] = {
-    "undated": (pl.Int64(), "Of the records kept, those without a date that can be believed."),
-    "with_issues": (
+    Column(
+        "records_kept",
+        pl.Int64(),
+        "Records that stand in the tables, counted by reading the final files.",
+        required=True,
+    ),
+    Column("records_filtered", pl.Int64(), "Records left out by the study's own choice.", required=True),
+    Column(
+        "records_rejected", pl.Int64(), "Records that cannot be decoded or have no usable key.", required=True
+    ),
+    Column(
+        "filtered",
+        _REASON_COUNTS,
+        "Records left out, by reason.",
+        words=(FilterReason, HiddenReason),
+    ),
+    Column(
+        "rejected",
+        _REASON_COUNTS,
+        "Records rejected, by reason.",
+        words=(RejectReason, LeftOut),
+    ),
+)
+_COLUMNS_AFTER = (
+    Column(
+        "undated",
+        pl.Int64(),
+        "Of the records kept, those without a date that can be believed.",
+        required=True,
+    ),
+    Column(
+        "with_issues",
         pl.Int64(),
         "Of the records kept, those with a field that does not hold what its lexicon promises.",
+        required=True,
     ),
-    "first_created_at": (pl.Datetime("us", "UTC"), "Earliest believed creation time among the records kept."),
-    "last_created_at": (pl.Datetime("us", "UTC"), "Latest believed creation time among the records kept."),
-}
+    Column(
+        "first_created_at",
+        pl.Datetime("us", "UTC"),
+        "Earliest believed creation time among the records kept.",
+    ),
+    Column(
+        "last_created_at", pl.Datetime("us", "UTC"), "Latest believed creation time among the records kept."
+    ),
+)
 
 
-def account_columns(tables: Iterable[str] = ()) -> dict[str, tuple[pl.DataType, str]]:
-    """Return every column of accounts.parquet, with its type and its meaning, in a study with these tables.
+def account_columns(tables: Iterable[str] = ()) -> tuple[Column, ...]:
+    """Return every column of accounts.parquet in a study with these tables.
 
     The usual tables are counted in every study, so that those of several can be read together; others where they are.
     """
     counted = dict.fromkeys([*USUAL_TABLES, *tables])
-    return {
-        **_COLUMNS_BEFORE,
-        **{table: (pl.Int64(), f"Rows in `{table}`, undated ones included.") for table in counted},
-        **_COLUMNS_AFTER,
-    }
+    return (
+        *_COLUMNS_BEFORE,
+        *(
+            Column(table, pl.Int64(), f"Rows in `{table}`, undated ones included.", required=True)
+            for table in counted
+        ),
+        *_COLUMNS_AFTER,
+    )
 
 
 def accounts_schema(tables: Iterable[str] = ()) -> pl.Schema:
     """Return the schema of accounts.parquet in a study with these tables."""
-    return pl.Schema({name: kind for name, (kind, _) in account_columns(tables).items()})
+    return schema_of(account_columns(tables))
 
 
 # Of a study that has no tables but the usual ones.
 ACCOUNTS_SCHEMA = accounts_schema()
-
-HIDDEN_INACTIVE = "account_inactive"
-HIDDEN_LEFT_SOURCE = "account_left_source"
 
 
 def visible_accounts(
@@ -275,7 +346,9 @@ def _fates(counts: pl.DataFrame, visible: pl.DataFrame) -> pl.DataFrame:
     """Sum the conversions' counts per account; what was kept there but is not shown counts as filtered."""
     hidden = visible.filter(~pl.col("shown")).select(
         "did",
-        hidden=pl.when("in_source").then(pl.lit(HIDDEN_INACTIVE)).otherwise(pl.lit(HIDDEN_LEFT_SOURCE)),
+        hidden=pl.when("in_source")
+        .then(pl.lit(HiddenReason.ACCOUNT_INACTIVE.value))
+        .otherwise(pl.lit(HiddenReason.ACCOUNT_LEFT_SOURCE.value)),
     )
     told = counts.join(hidden, on="did", how="left").with_columns(
         reason=pl.when((pl.col("fate") == "kept") & pl.col("hidden").is_not_null())

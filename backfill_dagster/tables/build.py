@@ -28,20 +28,21 @@ from backfill_dagster.tables.ledger import (
     note_built,
     read_built,
 )
-from backfill_dagster.tables.parts import Part, WindowFile, write_part
+from backfill_dagster.tables.parts import Part, WindowFile, WrittenPart, read_together, write_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
+    from backfill_dagster.monitoring.work_cost import WorkCost
     from backfill_dagster.records.windows import Granularity
-    from backfill_dagster.storage import StoredFile, StudyStorage
+    from backfill_dagster.storage import StudyStorage
 
     Workers: TypeAlias = Callable[[], AbstractContextManager[Executor]]
 
 # What is read by this process itself: less than worker processes are worth, and than they need memory.
-_SMALL_BYTES = 8 * 2**20
+_SMALL_BYTES = 2 * 2**20
 # Parts that are handed to worker processes before they are done with the first of them: enough that none waits.
 _PARTS_AHEAD = 4 * (os.cpu_count() or 1)
 # Raised whenever the same records would make another file.
@@ -94,30 +95,52 @@ class WindowedTable:
         self._windows = windows
         self._contents = contents
 
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return self._table
+
     def stale(self, windows: Iterable[str]) -> list[str]:
         """Return those of these windows whose files are not what they ought to be; reads no records."""
         return [found.window for found in self._look_at(windows) if not found.current]
 
     def build(
-        self, windows: Sequence[str], *, again: bool = False, workers: Workers | None = None
+        self,
+        windows: Sequence[str],
+        *,
+        again: bool = False,
+        workers: Workers | None = None,
+        on_cost: Callable[[WorkCost], None] = lambda _: None,
     ) -> list[PartitionReport]:
         """Build those of these windows that are stale, or all of them `again`; report each.
 
         What lies in folders of windows that the study does not have is removed. If there is much to do, it is done by
-        `workers`, which are asked for then.
+        `workers`, which are asked for then. `on_cost` is told what each piece of the work took.
 
         Raises StorageError if the converted records are not those of which their index tells.
         """
-        self._remove_strangers()
-        stale = [found for found in self._look_at(windows) if again or not found.current]
-        if stale:
-            self._rebuild(stale, again=again, workers=workers)
-        built, rebuilt = self._built(), {found.window for found in stale}
-        return [_report(window, built[self.folder(window)], rebuilt=window in rebuilt) for window in windows]
+        [reports] = build_together(
+            [self], windows, again=again, workers=workers, on_cost=lambda _, cost: on_cost(cost)
+        )
+        return reports
 
     def folder(self, window: str) -> str:
         """Return the key of a window's folder."""
         return _folder(self._table, window, self._granularity)
+
+    def files(self) -> Iterator[str]:
+        """Yield the keys of all files that the table must have."""
+        for window, files in self._expected.items():
+            yield from (f"{self.folder(window)}/{name}" for name in files)
+
+    def parts(self) -> Iterator[Part]:
+        """Yield what each of them is made of, those of one part together, whether or not they are up to date."""
+        groups: dict[tuple[int, int], list[WindowFile]] = defaultdict(list)
+        for window in [*self._windows, UNDATED]:
+            for name, wanted in self._expected.get(window, {}).items():
+                file = WindowFile(window, self.folder(window), name, wanted.rows)
+                groups[wanted.parts, wanted.number].append(file)
+        yield from (self._part(files) for _, files in sorted(groups.items()))
 
     @cached_property
     def _expected(self) -> dict[str, dict[str, WindowPart]]:
@@ -170,31 +193,6 @@ class WindowedTable:
             current = folder in built and not others and sound.keys() == expected.keys() == told.keys()
             yield _Found(window, sound, others, current)
 
-    def _rebuild(self, stale: Sequence[_Found], *, again: bool, workers: Workers | None) -> None:
-        folders = [self.folder(found.window) for found in stale]
-        entries: list[_Entry] = []
-        todo: dict[tuple[int, int], list[WindowFile]] = defaultdict(list)
-        for found in stale:
-            folder, sound = self.folder(found.window), {} if again else found.sound
-            entries += [(folder, name, *sound[name]) for name in sorted(sound)]
-            for name, wanted in self._expected.get(found.window, {}).items():
-                if name not in sound:
-                    file = WindowFile(found.window, folder, name, wanted.rows)
-                    todo[wanted.parts, wanted.number].append(file)
-        self._note(folders, entries)
-        groups = [files for _, files in sorted(todo.items())]
-        for files, written in zip(groups, self._write(groups, workers), strict=True):
-            for file, stored in zip(files, written, strict=True):
-                digest = _digest(self._expected[file.window][file.name])
-                entries.append((file.folder, file.name, digest, stored.rows, stored.bytes))
-            # What is done stays done if the run ends here.
-            self._note(folders, entries)
-        for found in stale:
-            for name in found.others:
-                self._storage.remove(f"{self.folder(found.window)}/{name}")
-        if empty := set(folders) - {entry[0] for entry in entries}:
-            self._note(folders, [*entries, *((folder, None, 0, 0, 0) for folder in empty)])
-
     def _part(self, files: Sequence[WindowFile]) -> Part:
         # They are the same part of their windows.
         part = self._expected[files[0].window][files[0].name]
@@ -211,24 +209,6 @@ class WindowedTable:
             self._contents.shown_of(packs),
         )
 
-    def _write(
-        self, groups: Sequence[Sequence[WindowFile]], workers: Workers | None
-    ) -> Iterator[list[StoredFile]]:
-        """Write the files of one part after the other; yield them as they are stored, in order."""
-        root, parts = self._storage.root, map(self._part, groups)
-        if workers is None or self._bytes_of(groups) <= _SMALL_BYTES:
-            yield from (write_part(root, part) for part in parts)
-            return
-        with workers() as pool:
-            # A part names the accounts that it is made of, so that not all are held at once.
-            waiting = deque(pool.submit(write_part, root, part) for part in islice(parts, _PARTS_AHEAD))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(write_part, root, part) for part in islice(parts, 1))
-
-    def _bytes_of(self, groups: Iterable[Sequence[WindowFile]]) -> int:
-        return sum(self._expected[file.window][file.name].bytes for files in groups for file in files)
-
     def _note(self, folders: Sequence[str], entries: Sequence[_Entry]) -> None:
         told = pl.DataFrame(entries, schema=LEDGER_SCHEMA, orient="row")
         note_built(self._storage, self._table, folders, told)
@@ -242,6 +222,104 @@ class WindowedTable:
         for folder, files in strangers.items():
             for name in files:
                 self._storage.remove(f"{folder}/{name}")
+
+
+def build_together(
+    tables: Sequence[WindowedTable],
+    windows: Sequence[str],
+    *,
+    again: bool = False,
+    workers: Workers | None = None,
+    on_cost: Callable[[str, WorkCost], None] = lambda _table, _cost: None,
+) -> list[list[PartitionReport]]:
+    """Build what is stale of these windows of several tables, or all `again`; report each table's, in their order.
+
+    One pool of workers does what is to be done of all, so that none waits where a table has few parts. `on_cost` is
+    told the table as well; all else is as with one table alone.
+    """
+    builds = [_Build(table, windows, again=again) for table in tables]
+    # The largest first: what comes last is short then.
+    waiting = sorted((build for build in builds if build.groups), key=lambda build: -build.bytes)
+    for build, files, written in _written(waiting, workers):
+        on_cost(build.table.name, written.cost)
+        build.store(files, written)
+    return [build.finish(windows) for build in builds]
+
+
+class _Build:
+    """What is to be done to bring some windows of a table up to date, and what of that is done."""
+
+    def __init__(self, table: WindowedTable, windows: Sequence[str], *, again: bool) -> None:
+        self.table = table
+        table._remove_strangers()
+        self._stale = [found for found in table._look_at(windows) if again or not found.current]
+        self._folders = [table.folder(found.window) for found in self._stale]
+        self._entries: list[_Entry] = []
+        todo: dict[tuple[int, int], list[WindowFile]] = defaultdict(list)
+        for found, folder in zip(self._stale, self._folders, strict=True):
+            sound = {} if again else found.sound
+            self._entries += [(folder, name, *sound[name]) for name in sorted(sound)]
+            for name, wanted in table._expected.get(found.window, {}).items():
+                if name not in sound:
+                    file = WindowFile(found.window, folder, name, wanted.rows)
+                    todo[wanted.parts, wanted.number].append(file)
+        self.groups = [group for _, files in sorted(todo.items()) for group in read_together(files)]
+        self._note()
+
+    @property
+    def bytes(self) -> int:
+        """How much is to be read, in bytes of converted files."""
+        expected = self.table._expected
+        return sum(expected[file.window][file.name].bytes for files in self.groups for file in files)
+
+    def store(self, files: Sequence[WindowFile], written: WrittenPart) -> None:
+        """Take note of files that were written: what is done stays done if the run ends here."""
+        for file, stored in zip(files, written.files, strict=True):
+            digest = _digest(self.table._expected[file.window][file.name])
+            self._entries.append((file.folder, file.name, digest, stored.rows, stored.bytes))
+        self._note()
+
+    def finish(self, windows: Sequence[str]) -> list[PartitionReport]:
+        """Remove what is too much, now that all is written, and report these windows."""
+        for found, folder in zip(self._stale, self._folders, strict=True):
+            for name in found.others:
+                self.table._storage.remove(f"{folder}/{name}")
+        if empty := set(self._folders) - {entry[0] for entry in self._entries}:
+            self._entries += [(folder, None, 0, 0, 0) for folder in empty]
+            self._note()
+        built, rebuilt = self.table._built(), {found.window for found in self._stale}
+        return [
+            _report(window, built[self.table.folder(window)], rebuilt=window in rebuilt) for window in windows
+        ]
+
+    def _note(self) -> None:
+        if self._stale:
+            self.table._note(self._folders, self._entries)
+
+
+def _written(
+    builds: Sequence[_Build], workers: Workers | None
+) -> Iterator[tuple[_Build, list[WindowFile], WrittenPart]]:
+    """Write what is to be written, in order; yield it as it is stored."""
+    # A part names the accounts that it is made of, so that not all are held at once.
+    parts = (
+        (build, files, build.table._storage.root, build.table._part(files))
+        for build in builds
+        for files in build.groups
+    )
+    if workers is None or sum(build.bytes for build in builds) <= _SMALL_BYTES:
+        for build, files, root, part in parts:
+            yield build, files, write_part(root, part)
+        return
+    with workers() as pool:
+        submitted = (
+            (build, files, pool.submit(write_part, root, part)) for build, files, root, part in parts
+        )
+        waiting = deque(islice(submitted, _PARTS_AHEAD))
+        while waiting:
+            build, files, future = waiting.popleft()
+            yield build, files, future.result()
+            waiting.extend(islice(submitted, 1))
 
 
 def remove_other_tables(storage: StudyStorage, tables: Collection[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.errors import StorageError
 
 if TYPE_CHECKING:
@@ -19,15 +20,14 @@ if TYPE_CHECKING:
 
 LEDGER_FOLDER = "built"
 
-LEDGER_SCHEMA = pl.Schema(
-    {
-        "folder": pl.String(),  # of one window, or of the undated rows
-        "part": pl.String(),  # the file's name; null in the one row of a folder without files
-        "digest": pl.UInt64(),  # of the content that the part was made of
-        "rows": pl.Int64(),
-        "bytes": pl.Int64(),
-    }
+LEDGER_COLUMNS = (
+    Column("folder", pl.String(), "Folder of one time window, or of the undated rows.", required=True),
+    Column("part", pl.String(), "Name of the file; null in the one row of a folder without files."),
+    Column("digest", pl.UInt64(), "Digest of the content that the file was made of.", required=True),
+    Column("rows", pl.Int64(), "Rows of the file.", required=True),
+    Column("bytes", pl.Int64(), "Size of the file.", required=True),
 )
+LEDGER_SCHEMA = schema_of(LEDGER_COLUMNS)
 
 
 def ledger_key(table: str) -> str:

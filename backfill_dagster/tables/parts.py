@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from backfill_dagster.monitoring.work_cost import WorkCost
     from backfill_dagster.records.windows import Granularity
     from backfill_dagster.storage import StoredFile
 
@@ -57,14 +58,23 @@ class Part:
     shown: pl.DataFrame
 
 
-def write_part(root: Path, part: Part) -> list[StoredFile]:
+@dataclass(frozen=True, slots=True)
+class WrittenPart:
+    """The files of a part as they are stored, and what the work took."""
+
+    files: list[StoredFile]
+    cost: WorkCost
+
+
+def write_part(root: Path, part: Part) -> WrittenPart:
     """Write a part's files; raises StorageError if the converted records are not those of which their index tells."""
     storage = StudyStorage(root)
-    return [stored for files in _groups(part.files) for stored in _write(storage, part, files)]
+    stored = [stored for files in read_together(part.files) for stored in _write(storage, part, files)]
+    return WrittenPart(stored, storage.clock.cost())
 
 
-def _groups(files: Sequence[WindowFile]) -> Iterator[list[WindowFile]]:
-    """Yield files whose windows are read together; the undated rows, which are found otherwise, by themselves."""
+def read_together(files: Sequence[WindowFile]) -> Iterator[list[WindowFile]]:
+    """Yield those of a part's files whose windows are read at once; undated rows, found otherwise, by themselves."""
     group: list[WindowFile] = []
     rows = 0
     for file in files:
