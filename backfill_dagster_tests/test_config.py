@@ -94,6 +94,43 @@ def test_environment_variables_fill_values(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        "!!timestamp 'x'",
+        "!!int ''",
+        "!!float 'x'",
+        "!!bool x",
+        "!!set [a]",
+        "!!omap x",
+        "!!binary ö",
+        "[" * 5000,
+    ],
+)
+def test_a_value_that_its_tag_does_not_fit_is_no_yaml(tmp_path: Path, value: str) -> None:
+    assert "study.yaml: is not valid YAML" in complaint(tmp_path, f"{INLINE}\nversion: {value}")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "2024-01-01: 1",
+        "time_range: {start_date: '0001-01-01T00:00:00+14:00'}",
+        "time_range: {start_date: 0001-01-01T00:00:00+14:00}",
+        "version: 0x" + "f" * 20_000,
+        "processing: {batch_size: 0x" + "f" * 20_000 + "}",
+        "processing: {requests_per_second: 0x" + "f" * 20_000 + "}",
+        "storage: {path: 0x" + "f" * 20_000 + "}",
+        "? [a, b]\n: 1",
+        "1: {2: 3}",
+    ],
+)
+def test_a_value_that_cannot_be_is_told_of_its_file_alone(tmp_path: Path, part: str) -> None:
+    assert "study.yaml: backfill" in complaint(
+        tmp_path, f"{INLINE}\n{part}"
+    ) or "not valid YAML" in complaint(tmp_path, f"{INLINE}\n{part}")
+
+
+@pytest.mark.parametrize(
     ("body", "shown"),
     [
         (INLINE + "\nowners: ['${PASSWORD}']", "owners.0 = '${PASSWORD}'"),
@@ -463,3 +500,14 @@ def test_every_type_of_source_is_documented() -> None:
     assert {
         kind for kind in SOURCES if not any(f"type: {kind}" in text for text in documented_examples())
     } == set()
+
+
+def test_two_consumers_do_not_take_the_same_records_from_one_place(tmp_path: Path) -> None:
+    def consumers(*tables: str, **parts: str) -> str:
+        said = [{"type": "sqlite", "path": "queue.sqlite", "tables": [table], **parts} for table in tables]
+        return f"{INLINE}\nintegrations: {{consumers: {dict(zip(('one', 'two'), said, strict=True))}}}"
+
+    assert "two.path = 'queue.sqlite': one has posts there already" in complaint(
+        tmp_path, consumers("posts", "posts")
+    )
+    assert len(load(tmp_path, consumers("posts", "likes")).integrations.consumers) == 2

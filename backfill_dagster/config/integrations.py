@@ -90,3 +90,17 @@ class Integrations(Section):
     consumers: dict[ConsumerName, Consumer] = Field(
         default_factory=dict, description="Who takes records over, by names of your choice."
     )
+
+    @model_validator(mode="after")
+    def _each_in_its_own_place(self) -> Integrations:
+        taken: dict[tuple[str, str | None, str], str] = {}
+        for name, consumer in self.consumers.items():
+            for table in consumer.tables if consumer.path is not None else ():
+                place = (str(consumer.path), consumer.queue_table, table)
+                if place in taken:
+                    raise ValueError(
+                        f"consumers.{name}.path = {str(consumer.path)!r}: {taken[place]} has {table} there already; "
+                        "each record would be there twice"
+                    )
+                taken[place] = name
+        return self

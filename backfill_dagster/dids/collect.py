@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.dids.entries import counted_entries
 from backfill_dagster.dids.exclusion import Exclusion, read_exclusion
-from backfill_dagster.dids.handle_syntax import is_handle, may_name_somebody, normal_handle
+from backfill_dagster.dids.handle_syntax import HandleRejection, is_handle, may_name_somebody, normal_handle
 from backfill_dagster.dids.syntax import WHITESPACE, DidRejection, rejection_of, stripped
 from backfill_dagster.errors import SourceError
 from backfill_dagster.purge.tombstones import Tombstones
@@ -21,10 +22,29 @@ if TYPE_CHECKING:
 
     from backfill_dagster.dids.entries import EntrySource, SourceAccess
 
-DIDS_SCHEMA = pl.Schema({"did": pl.String})
-REJECTS_SCHEMA = pl.Schema(
-    {"position": pl.Int64, "input": pl.String, "reason": pl.String, "entry": pl.String}
+DID_COLUMNS = (Column("did", pl.String(), "DID of an account of the study, each once.", required=True),)
+DIDS_SCHEMA = schema_of(DID_COLUMNS)
+REJECT_COLUMNS = (
+    Column(
+        "position", pl.Int64(), "Place of the entry among all of the source, counted from 0.", required=True
+    ),
+    Column(
+        "input",
+        pl.String(),
+        "The entry's first 200 characters; null for one that stands for an account that the study has purged.",
+    ),
+    Column(
+        "reason",
+        pl.String(),
+        "Why it names no account to collect.",
+        required=True,
+        words=(DidRejection, HandleRejection),
+    ),
+    Column(
+        "entry", pl.String(), "The DID that it stands for, if that is known and another text, as of a handle."
+    ),
 )
+REJECTS_SCHEMA = schema_of(REJECT_COLUMNS)
 SOURCE_FIELD, EXCLUDE_FIELD = "backfill.source", "backfill.exclude"
 MAX_INPUT_SHOWN = 200
 

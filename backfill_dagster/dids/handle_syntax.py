@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from backfill_dagster.closed_sets import ClosedSet
 from backfill_dagster.dids.syntax import WHITESPACE
 
 if TYPE_CHECKING:
@@ -22,15 +22,35 @@ _DEVELOPMENT = "test"
 _MAY_NAME = r"[A-Za-z0-9-]\.[A-Za-z]|did:[a-z]+:[A-Za-z0-9._-]{20}"
 
 
-class HandleRejection(StrEnum):
+class HandleRejection(ClosedSet):
     """Why a handle stands for no account."""
 
-    BAD_HANDLE = "bad_handle"
-    NOT_FOUND = "handle_not_found"
-    CONFLICT = "handle_conflict"
-    MISMATCH = "handle_mismatch"
-    REFUSED_ADDRESS = "handle_refused_address"
-    UNREACHABLE = "handle_unreachable"
+    BAD_HANDLE = (
+        "bad_handle",
+        "It has not the syntax of a handle, or is below a domain that none can be below (`.local`, `.example`, "
+        "`.onion` …; `.test` outside a sandbox).",
+        "Correct the source.",
+    )
+    NOT_FOUND = (
+        "handle_not_found",
+        "Neither DNS nor the handle's own host names a DID.",
+        "Ask the account's owner; better, list DIDs.",
+    )
+    CONFLICT = "handle_conflict", "DNS names several DIDs."
+    MISMATCH = (
+        "handle_mismatch",
+        "The document of the DID that it names does not name this handle first, or there is none.",
+    )
+    REFUSED_ADDRESS = (
+        "handle_refused_address",
+        "Its host is in a private address range.",
+        "Leave it; of a network of your own, set `network.allow_private_addresses`.",
+    )
+    UNREACHABLE = (
+        "handle_unreachable",
+        "Somebody did not answer: nothing is known yet.",
+        "Run it again: the next run asks again.",
+    )
 
     @property
     def passing(self) -> bool:

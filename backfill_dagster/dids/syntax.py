@@ -7,9 +7,10 @@ together.
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 
 import polars as pl
+
+from backfill_dagster.closed_sets import ClosedSet
 
 MAX_DID_LENGTH = 2048
 # What lists copied from spreadsheets and web pages have around their entries: also the no-break space, the
@@ -26,18 +27,29 @@ _WEB = rf"did:web:(?:{_LABEL}\.)+[a-zA-Z](?:[a-zA-Z0-9-]{{0,61}}[a-zA-Z0-9])?"
 _MAX_WEB = len("did:web:") + 253
 
 
-class DidRejection(StrEnum):
+class DidRejection(ClosedSet):
     """Why an entry of a source names no account to collect."""
 
-    EMPTY = "empty"
-    TOO_LONG = "too_long"
-    NOT_A_DID = "not_a_did"
-    BAD_PLC = "bad_plc"
-    BAD_WEB = "bad_web"
-    UNSUPPORTED_METHOD = "unsupported_method"
-    DUPLICATE = "duplicate"
-    EXCLUDED = "excluded"
-    PURGED = "purged"
+    EMPTY = "empty", "There is no value in that row."
+    TOO_LONG = "too_long", "It is longer than a DID can be, 2,048 characters.", "Correct the source."
+    NOT_A_DID = (
+        "not_a_did",
+        "It is something else, such as a handle or the address of a page.",
+        "Correct the source; a list of handles is a source of type `handles`.",
+    )
+    BAD_PLC = (
+        "bad_plc",
+        "It begins with `did:plc:`, but not exactly 24 characters of a-z and 2-7 follow.",
+        "Correct the source.",
+    )
+    BAD_WEB = "bad_web", "It begins with `did:web:`, but no host name alone follows.", "Correct the source."
+    UNSUPPORTED_METHOD = (
+        "unsupported_method",
+        "It is a DID of another method than `did:plc` and `did:web`; no account of the network has one.",
+    )
+    DUPLICATE = "duplicate", "It stood further up already."
+    EXCLUDED = "excluded", "It is in `exclude`, or in a `without`."
+    PURGED = "purged", "It names an account that this study has purged; what stood there is not stored."
 
     @property
     def malformed(self) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from backfill_dagster.config.sources import (
     AssetSource,
+    CollectedSource,
     CollectionSource,
     CsvSource,
     ExceptSource,
@@ -23,6 +24,7 @@ from backfill_dagster.config.sources import (
 )
 from backfill_dagster.dids.sources.asset import AssetEntries
 from backfill_dagster.dids.sources.bluesky_list import ListEntries
+from backfill_dagster.dids.sources.collected import CollectedEntries
 from backfill_dagster.dids.sources.collection import CollectionEntries
 from backfill_dagster.dids.sources.csv_table import CsvEntries
 from backfill_dagster.dids.sources.difference import ExceptEntries
@@ -65,16 +67,10 @@ def entry_source(config: Source, field: str, *, storage: Path, column: str = "di
             return ExceptEntries(member(config.source, "source"), member(config.without, "without"), field)
         case InlineSource():
             return InlineEntries(config, field)
-        case HandlesSource():
-            return HandleEntries(config, field)
-        case PdsSource():
-            return PdsEntries(config, field)
-        case CollectionSource():
-            return CollectionEntries(config, field)
-        case ListSource():
-            return ListEntries(config, field)
-        case PlcExportSource():
-            return PlcExportEntries(config, field)
+        case CollectedSource():
+            return CollectedEntries(config, field, storage)
+        case HandlesSource() | PdsSource() | CollectionSource() | ListSource() | PlcExportSource():
+            return _from_servers(config, field)
         case _:
             return _tabular(config, field, storage, column)
 
@@ -91,6 +87,24 @@ def read_columns(
     if not isinstance(source, TabularEntries):
         raise SourceError(f"{field}.type = {config.type!r}: has no columns to read")
     return source.read(Columns(tuple(columns), f"{field}: column", any_type=True), access)
+
+
+def _from_servers(
+    config: HandlesSource | PdsSource | CollectionSource | ListSource | PlcExportSource, field: str
+) -> EntrySource:
+    match config:
+        case HandlesSource():
+            return HandleEntries(config, field)
+        case PdsSource():
+            return PdsEntries(config, field)
+        case CollectionSource():
+            return CollectionEntries(config, field)
+        case ListSource():
+            return ListEntries(config, field)
+        case PlcExportSource():
+            return PlcExportEntries(config, field)
+        case _:
+            assert_never(config)
 
 
 def _tabular(

@@ -29,6 +29,7 @@ LEAST: dict[str, dict[str, object]] = {
     "sqlite": {"path": "x"},
     "s3": {"path": "s3://bucket/x.csv"},
     "asset": {"backfill": "x"},
+    "collected": {"backfill": "x"},
     "handles": {"handles": ["x.com"]},
     "pds": {"hosts": ["https://pds.example.com"]},
     "collection": {"collection": "app.bsky.feed.post"},
