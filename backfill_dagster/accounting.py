@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.dictionary.written import write_dictionary
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.fingerprints import records_fingerprint
 from backfill_dagster.records.conversion import read_counts
@@ -62,6 +63,7 @@ def build_accounts(study: Study) -> AccountsBuild:
     source = storage.read(SOURCE_KEY)
     accounts, wrong = _summarise(study, source, kept)
     storage.write(ACCOUNTS_KEY, accounts, metadata={_MADE_OF: made_of})
+    write_dictionary(study)
     return AccountsBuild(accounts, source, wrong, repeated)
 
 

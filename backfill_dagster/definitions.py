@@ -25,17 +25,20 @@ from backfill_dagster.dids.sources.lineage import (
     upstream_assets,
 )
 from backfill_dagster.errors import ConfigError
-from backfill_dagster.orchestration.alerts import failure_alert
+from backfill_dagster.orchestration.alerts import alert_sensors
 from backfill_dagster.orchestration.assets import study_assets
-from backfill_dagster.orchestration.console import human_console
+from backfill_dagster.orchestration.audit import audit_log_asset
+from backfill_dagster.orchestration.console import console_logger
 from backfill_dagster.orchestration.jobs import broken_job, stage_jobs, study_jobs
+from backfill_dagster.orchestration.legacy_job import legacy_job
 from backfill_dagster.orchestration.ownership import owned
 from backfill_dagster.orchestration.resources import LimitsResource, StudyLockResource
 from backfill_dagster.orchestration.schedules import study_schedules
 from backfill_dagster.orchestration.sensors import report_automation, study_sensors
+from backfill_dagster.orchestration.terminal import kept_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 CONFIGS_VARIABLE = "BACKFILL_CONFIGS"
 DEFAULT_CONFIGS = "configs"
@@ -58,7 +61,10 @@ def build_defs(configs: Path | None = None) -> dg.Definitions:
         except ConfigError as complaint:
             broken.append((re.sub(r"[^A-Za-z0-9_]", "_", path.stem), complaint))
     broken += [(name, complaint) for name, complaint in _without_upstream(loaded)]
-    parts = [_shared(), *(made.definitions for made in loaded.values())]
+    studies = {name: made.study for name, made in loaded.items()}
+    if any(study.monitoring.log_format == "json" for study in studies.values()):
+        kept_stderr()
+    parts = [_shared(studies), *(made.definitions for made in loaded.values())]
     taken = {job.name for part in parts for job in part.jobs or ()} | RESERVED_NAMES
     for wanted, error in broken:
         name = next(name for name in _candidates(wanted) if name not in taken)
@@ -147,7 +153,7 @@ def _definitions_of(path: Path, study: Study) -> dg.Definitions:
             raise ConfigError(f"{path}: {field}.backfill = {source.backfill!r}: is the backfill itself")
     try:
         made = study_definitions(study)
-        dg.Definitions.validate_loadable(dg.Definitions.merge(_shared(), made))
+        dg.Definitions.validate_loadable(dg.Definitions.merge(_shared({study.name: study}), made))
     except dg.DagsterError as error:
         raise ConfigError(f"{path}: Dagster does not accept it: {' '.join(str(error).split())}") from error
     return made
@@ -165,20 +171,21 @@ def study_definitions(study: Study) -> dg.Definitions:
     with warnings.catch_warnings():
         # Backfill policies are beta in this release of Dagster, which says so at every use.
         warnings.simplefilter("ignore", dg.BetaWarning)
-        assets = owned(study, study_assets(study))
+        assets = owned(study, [*study_assets(study), audit_log_asset(study)])
     stages = stage_jobs(study, assets)
     return dg.Definitions(
         assets=assets,
         jobs=[*stages.values(), *study_jobs(study)],
         schedules=study_schedules(study),
-        sensors=[*study_sensors(study, stages), report_automation(study), failure_alert(study)],
+        sensors=[*study_sensors(study, stages), report_automation(study), *alert_sensors(study)],
     )
 
 
-def _shared() -> dg.Definitions:
+def _shared(studies: Mapping[str, Study]) -> dg.Definitions:
     return dg.Definitions(
+        jobs=[legacy_job()],
         resources={"limits": LimitsResource(), "study_lock": StudyLockResource()},
-        loggers={"console": human_console},
+        loggers={"console": console_logger(studies)},
         # A stage shares its work out among processes by itself; a process per step would only start slowly.
         executor=dg.in_process_executor,
     )

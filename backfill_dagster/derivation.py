@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from backfill_dagster.columns import Column
     from backfill_dagster.config.derived import FeedUse
     from backfill_dagster.config.study import Study
-    from backfill_dagster.records.tables import Column
     from backfill_dagster.tables.build import PartitionReport
 
 DERIVED: dict[str, type[Derivation]] = {

@@ -15,27 +15,37 @@ from __future__ import annotations
 import difflib
 import logging
 from concurrent.futures import as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import polars as pl
 
 from backfill_dagster import derivation, fetch_modes, filtering
 from backfill_dagster.accounting import build_accounts
+from backfill_dagster.attrition.build import build_attrition
 from backfill_dagster.connections import Connections, open_connections
 from backfill_dagster.derived.feed_use import PostsUsedInFeeds
+from backfill_dagster.dictionary.written import write_dictionary
 from backfill_dagster.dids.collect import EXCLUDE_FIELD, SOURCE_FIELD, CollectedDids, collect_dids
 from backfill_dagster.dids.entries import SourceAccess
 from backfill_dagster.dids.sources.by_type import entry_source
 from backfill_dagster.dids.sources.union import joint_stamp
 from backfill_dagster.directory.documents import DirectoryState
+from backfill_dagster.directory.evidence import EvidenceLog, put_together
 from backfill_dagster.directory.export_rows import rows_from_export
-from backfill_dagster.directory.history import with_state_since
+from backfill_dagster.directory.history import with_new_answers, with_state_since
 from backfill_dagster.directory.resolve import as_directory, resolve_directory
 from backfill_dagster.errors import ConfigError, StorageError, first_known
 from backfill_dagster.fingerprints import records_fingerprint
 from backfill_dagster.interrupts import run_interruptible
+from backfill_dagster.manifest.written import write_manifest
+from backfill_dagster.metadata_stores.of_study import write_user_metadata
+from backfill_dagster.monitoring import events
+from backfill_dagster.monitoring.host_labels import accounts_by_host
+from backfill_dagster.monitoring.study_metrics import unmeasured
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.records.conversion import (
     ConversionReport,
@@ -63,6 +73,7 @@ from backfill_dagster.repos.snapshots import FetchMode, accounts_to_fetch, snaps
 from backfill_dagster.repos.verify import RepoLimits
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.study_files import (
+    DIRECTORY_HISTORY_KEY,
     DIRECTORY_KEY,
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
@@ -72,14 +83,15 @@ from backfill_dagster.study_files import (
     source_dids,
     study_tables,
 )
-from backfill_dagster.tables.build import PartitionReport, WindowedTable, remove_other_tables
+from backfill_dagster.survivorship.build import build_account_history, build_record_changes
+from backfill_dagster.tables.build import PartitionReport, WindowedTable, build_together, remove_other_tables
 from backfill_dagster.tables.contents import TableContents
 from backfill_dagster.tables.inspection import Inspection, inspect_windows
 from backfill_dagster.tables.ledger import LEDGER_SCHEMA, note_built
 from backfill_dagster.workers import worker_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
@@ -88,6 +100,7 @@ if TYPE_CHECKING:
     from backfill_dagster.config.study import Study
     from backfill_dagster.dids.entries import EntrySource
     from backfill_dagster.directory.resolve import DirectoryProgress
+    from backfill_dagster.monitoring.study_metrics import StudyMetrics
     from backfill_dagster.network.limits import HostGates
 
 logger = logging.getLogger(__name__)
@@ -102,16 +115,20 @@ _SMALL_BYTES = 64 * 2**20
 _Result = TypeVar("_Result")
 
 
-def collect_source(study: Study, gates: HostGates | None = None) -> CollectedDids:
+def collect_source(
+    study: Study, gates: HostGates | None = None, *, metrics: StudyMetrics | None = None
+) -> CollectedDids:
     """Stage 1: read the source, keep each well-formed DID once, and store both what was kept and what was not."""
     storage = StudyStorage(study.root)
-    collected = read_source(study, gates)
+    collected = read_source(study, gates, metrics=metrics)
     storage.write(SOURCE_REJECTS_KEY, collected.rejects)
     storage.write(SOURCE_KEY, collected.dids)
     return collected
 
 
-def read_source(study: Study, gates: HostGates | None = None) -> CollectedDids:
+def read_source(
+    study: Study, gates: HostGates | None = None, *, metrics: StudyMetrics | None = None
+) -> CollectedDids:
     """Read the study's source less what it excludes, and store nothing; asks servers only if these lists need it."""
     storage = StudyStorage(study.root)
     source, exclude = _account_lists(study)
@@ -123,7 +140,7 @@ def read_source(study: Study, gates: HostGates | None = None) -> CollectedDids:
 
     with storage.scratch() as scratch:
         if source.needs_network or (exclude is not None and exclude.needs_network):
-            return _with_connections(study, gates, read)
+            return _with_connections(study, gates, read, metrics=metrics)
         return run_interruptible(read(None))
 
 
@@ -149,12 +166,13 @@ def resolve_accounts(
     *,
     network: Network | None = None,
     on_progress: Callable[[DirectoryProgress], None] = lambda _: None,
+    metrics: StudyMetrics | None = None,
 ) -> pl.DataFrame:
     """Stage 2: resolve every DID of the source to its handle, PDS and key; returns the directory.
 
     Rows of accounts that left the source are kept, so that their stored data can still be accounted for.
     """
-    network = network or study.network
+    network, metrics = network or study.network, metrics or unmeasured()
     storage = StudyStorage(study.root)
     dids = storage.read(SOURCE_KEY)["did"]
     tombstones = Tombstones.load(storage)
@@ -166,34 +184,56 @@ def resolve_accounts(
         else []
     )
 
+    put_together(storage)
+    evidence = EvidenceLog(storage)
+
     def keep(part: pl.DataFrame) -> None:
+        evidence.flush()
         parts.append(tombstones.mask_texts(part))
         storage.write(UNFINISHED_DIRECTORY_KEY, pl.concat(parts))
 
     async def resolve(connections: Connections) -> pl.DataFrame:
+        async def in_bulk(missing: pl.Series) -> pl.DataFrame:
+            rows = await rows_from_export(missing, connections)
+            evidence.add_exported(rows)
+            return rows
+
+        connections.resolver.on_evidence = evidence.add
         return await resolve_directory(
             dids,
             resolver=connections.resolver,
             known=known,
-            in_bulk=lambda missing: rows_from_export(missing, connections),
+            in_bulk=in_bulk,
             checkpoint=keep,
-            on_progress=on_progress,
+            on_progress=metrics.following("directory", on_progress),
             max_age=timedelta(hours=network.directory_max_age_hours),
             now=datetime.now(UTC),
         )
 
-    directory = _with_connections(study.model_copy(update={"network": network}), gates, resolve)
+    directory = _with_connections(
+        study.model_copy(update={"network": network}), gates, resolve, metrics=metrics
+    )
+    evidence.flush()
     if known is not None:
         left = known.filter(~pl.col("did").is_in(dids.implode()))
         directory = pl.concat([directory, as_directory(left)])
     # A document can name somebody else.
     directory = tombstones.mask_texts(directory)
-    directory = with_state_since(
-        directory, storage.read(DIRECTORY_KEY) if storage.exists(DIRECTORY_KEY) else None
-    )
+    earlier = storage.read(DIRECTORY_KEY) if storage.exists(DIRECTORY_KEY) else None
+    directory = with_state_since(directory, earlier)
+    # First: it would take what is new for what was known.
+    _keep_answers(storage, earlier, directory)
     storage.write(DIRECTORY_KEY, directory)
     storage.remove(UNFINISHED_DIRECTORY_KEY)
     return directory
+
+
+def _keep_answers(storage: StudyStorage, earlier: pl.DataFrame | None, directory: pl.DataFrame) -> None:
+    """Keep what the directory says now beside what it said before, if that is anything else."""
+    known = storage.read(DIRECTORY_HISTORY_KEY) if storage.exists(DIRECTORY_HISTORY_KEY) else None
+    answers = with_new_answers(known, earlier, directory)
+    if known is None or not answers.equals(known):
+        storage.write(DIRECTORY_HISTORY_KEY, answers)
 
 
 def fetch_repos(
@@ -206,6 +246,7 @@ def fetch_repos(
     gates: HostGates | None = None,
     on_host: Callable[[HostReport], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    metrics: StudyMetrics | None = None,
 ) -> list[HostReport]:
     """Stage 3: download, prove and store the repository, or what else the study asks, of all whom the mode is for.
 
@@ -214,7 +255,7 @@ def fetch_repos(
     SourceError for a list of records to ask for that cannot be read.
     """
     storage = StudyStorage(study.root)
-    processing = processing or study.processing
+    processing, metrics = processing or study.processing, metrics or unmeasured()
     storage.sweep_scratch()
     # Of all hosts: a killed run can have followed an account to one that has nothing else to fetch.
     for host in stored_hosts(storage):
@@ -231,9 +272,14 @@ def fetch_repos(
     ensure_space(storage, estimate_space(waiting, alike, processing))
     columns = waiting.select("did", "pds", "pds_host", "key_type", "key_multibase", "known_rev")
     accounts = [Account.from_directory(*row) for row in columns.iter_rows()]
+    metrics.name_hosts(accounts_by_host(storage.read(DIRECTORY_KEY)))
+
+    evidence = EvidenceLog(storage)
 
     async def crawl(connections: Connections) -> list[HostReport]:
-        with storage.scratch() as scratch, worker_pool(processing.worker_count) as workers:
+        count = processing.worker_count
+        connections.resolver.on_evidence = evidence.add
+        with storage.scratch() as scratch, metrics.workers(count), worker_pool(count) as workers:
             crawl = Crawl(
                 root=study.root,
                 scratch=scratch,
@@ -243,13 +289,19 @@ def fetch_repos(
                 resolver=connections.resolver,
                 run_time=connections.run_time,
                 workers=workers,
-                worker_count=processing.worker_count,
+                worker_count=count,
                 settings=_crawl_settings(study, processing),
                 fetching=fetch_modes.fetching(asks),
+                before_pack=evidence.flush,
             )
-            return await crawl.run(accounts, on_host, on_progress)
+            metrics.fetch_progress(crawl.progress)
+            try:
+                return await crawl.run(accounts, on_host, metrics.following("repos", on_progress))
+            finally:
+                # Also what was looked up for no pack any more.
+                evidence.flush()
 
-    return _with_connections(study, gates, crawl, processing)
+    return _with_connections(study, gates, crawl, processing, metrics)
 
 
 @dataclass(slots=True)
@@ -268,25 +320,28 @@ def convert_records(
     again: bool = False,
     on_pack: Callable[[ConversionReport], None] = lambda _: None,
     on_progress: Callable[[ConversionProgress], None] = lambda _: None,
+    metrics: StudyMetrics | None = None,
 ) -> int:
     """Stage 4: decode, type and classify the records of every stored pack that holds a snapshot.
 
     Packs converted with the same settings before are passed over, unless they are to be converted `again`.
     Returns how many were converted.
     """
-    storage = StudyStorage(study.root)
+    storage, metrics = StudyStorage(study.root), metrics or unmeasured()
+    on_progress = metrics.following("records", on_progress)
     filtering.read_filter_lists(study)
     filters, fingerprint = filtering.stored_filters(study), records_fingerprint(study)
     settings, granularity = record_settings(study), granularity_of(study.time_range)
     todo = packs_to_convert(study, pds_hosts, again=again)
     if not todo:
         return 0
-    with worker_pool(study.processing.worker_count) as workers:
+    count = study.processing.worker_count
+    with metrics.workers(count), worker_pool(count) as workers:
         futures = [
             workers.submit(
                 convert_pack,
                 study.root,
-                _pack_files(storage, *pack),
+                pack_files(storage, *pack),
                 settings,
                 filters,
                 granularity,
@@ -304,7 +359,14 @@ def convert_records(
                 # A damaged file costs its pack; what the others hold is converted first.
                 failures.append(error)
                 continue
+            events.emit(
+                events.PACK_CONVERTED,
+                host=report.pds_host,
+                pack=report.pack,
+                records=sum(number for *_, number in report.counts),
+            )
             on_pack(report)
+            metrics.converted(report)
             progress.done += 1
             progress.records += sum(number for *_, number in report.counts)
             on_progress(progress)
@@ -339,23 +401,35 @@ def stale_windows(study: Study) -> dict[str, list[str]]:
     Or that were never built, or whose files are not those that were written. Reads indexes, no records.
     """
     windows = study_windows(study.time_range)
-    return {name: table.stale(windows) for name, table in _tables(study).items()}
+    return {name: table.stale(windows) for name, table in record_tables(study).items()}
 
 
 def is_undated_stale(study: Study) -> bool:
     """Tell whether the undated rows of any table have changed since they were built; reads no records."""
-    return any(table.stale([UNDATED]) for table in _tables(study).values())
+    return any(table.stale([UNDATED]) for table in record_tables(study).values())
 
 
 def build_table(
-    study: Study, table: str, windows: Sequence[str] | None = None, *, again: bool = False
+    study: Study,
+    table: str,
+    windows: Sequence[str] | None = None,
+    *,
+    again: bool = False,
+    metrics: StudyMetrics | None = None,
 ) -> list[PartitionReport]:
     """Stage 5: bring one table's time windows (all of the study's, or those named) up to date.
 
     Or build them all `again`. Returns a report of each, also of those that were up to date.
     """
     chosen = study_windows(study.time_range) if windows is None else windows
-    return _tables(study)[table].build(chosen, again=again, workers=_workers(study))
+    write_dictionary(study)
+    metrics = metrics or unmeasured()
+    return record_tables(study)[table].build(
+        chosen,
+        again=again,
+        workers=_workers(study, metrics),
+        on_cost=partial(metrics.worked, table, "build"),
+    )
 
 
 def inspect_table(study: Study, table: str, windows: Sequence[str]) -> Inspection:
@@ -368,28 +442,39 @@ def inspect_table(study: Study, table: str, windows: Sequence[str]) -> Inspectio
     return inspection
 
 
-def build_undated_rows(study: Study, *, again: bool = False) -> dict[str, PartitionReport]:
+def build_undated_rows(
+    study: Study, *, again: bool = False, metrics: StudyMetrics | None = None
+) -> dict[str, PartitionReport]:
     """Stage 5: bring the rows whose date cannot be believed up to date, per table; or build them all `again`.
 
     Tables that the study no longer has are removed.
     """
-    tables = _tables(study)
+    tables, metrics = record_tables(study), metrics or unmeasured()
     remove_other_tables(StudyStorage(study.root), list(tables))
-    return {
-        name: table.build([UNDATED], again=again, workers=_workers(study))[0]
-        for name, table in tables.items()
-    }
+    reports = build_together(
+        list(tables.values()),
+        [UNDATED],
+        again=again,
+        workers=_workers(study, metrics),
+        on_cost=lambda _, cost: metrics.worked(UNDATED, "build", cost),
+    )
+    return {name: report for name, [report] in zip(tables, reports, strict=True)}
 
 
 def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
-    """Stages 5 and 6, whole: every table, the undated rows, what is derived, and the accounts.
+    """Stages 5 and 6, whole: every table, the undated rows, what is derived, the accounts, and what was lost.
 
     What is up to date stays as it is, unless all is to be built `again`.
     """
     build_record_tables(study, again=again)
     accounts = build_accounts(study).accounts
+    build_record_changes(study)
+    build_account_history(study)
+    build_attrition(study)
+    write_user_metadata(study)
     # Last: what it reads besides the tables may be gone.
     build_derived(study, again=again)
+    write_manifest(study)
     return accounts
 
 
@@ -407,9 +492,8 @@ def build_derived(study: Study, *, again: bool = False) -> None:
 
 def build_record_tables(study: Study, *, again: bool = False) -> None:
     """Stage 5, but for the accounts: bring every table and the undated rows up to date, or build all `again`."""
-    tables, windows = _tables(study), [*study_windows(study.time_range), UNDATED]
-    for table in tables.values():
-        table.build(windows, again=again, workers=_workers(study))
+    tables, windows = record_tables(study), [*study_windows(study.time_range), UNDATED]
+    build_together(list(tables.values()), windows, again=again, workers=_workers(study, unmeasured()))
     remove_other_tables(StudyStorage(study.root), list(tables))
 
 
@@ -453,7 +537,8 @@ def hosts_to_convert(study: Study, *, again: bool = False) -> list[str]:
     return sorted({host for host, _, _ in packs_to_convert(study, again=again)})
 
 
-def _tables(study: Study) -> dict[str, WindowedTable]:
+def record_tables(study: Study) -> dict[str, WindowedTable]:
+    """Return the study's tables, with what belongs in each by now."""
     storage, time_range = StudyStorage(study.root), study.time_range
     contents = TableContents(storage, shown_snapshots(study))
     granularity, windows = granularity_of(time_range), study_windows(time_range)
@@ -462,8 +547,14 @@ def _tables(study: Study) -> dict[str, WindowedTable]:
     }
 
 
-def _workers(study: Study) -> Callable[[], AbstractContextManager[Executor]]:
-    return lambda: worker_pool(study.processing.worker_count)
+def _workers(study: Study, metrics: StudyMetrics) -> Callable[[], AbstractContextManager[Executor]]:
+    @contextmanager
+    def workers() -> Iterator[Executor]:
+        count = study.processing.worker_count
+        with metrics.workers(count), worker_pool(count) as pool:
+            yield pool
+
+    return workers
 
 
 def _is_signed(study: Study, processing: Processing) -> bool:
@@ -516,7 +607,7 @@ def packs_to_convert(
     ]
 
 
-def _pack_files(storage: StudyStorage, host: str, pack: str, key: str) -> PackFiles:
+def pack_files(storage: StudyStorage, host: str, pack: str, key: str) -> PackFiles:
     """Name a pack's blocks files, and the digests that they must have."""
     [listed] = storage.collect([storage.scan([key], PACK_SCHEMA).select("blocks_files").head(1)], [key])
     folder = f"repos/{partition_folder(host)}"
@@ -548,9 +639,10 @@ def _with_connections(
     gates: HostGates | None,
     work: Callable[[Connections], Coroutine[None, None, _Result]],
     processing: Processing | None = None,
+    metrics: StudyMetrics | None = None,
 ) -> _Result:
     async def run() -> _Result:
-        async with open_connections(study, gates, processing or study.processing) as connections:
+        async with open_connections(study, gates, processing or study.processing, metrics) as connections:
             return await work(connections)
 
     try:

@@ -8,12 +8,25 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from backfill_dagster import derivation, filtering
+from backfill_dagster import derivation, filtering, handing_over
 from backfill_dagster.config.sources import InlineSource
 from backfill_dagster.derived.feed_use import purge_shown
 from backfill_dagster.dids.sources.lineage import study_sources
+from backfill_dagster.directory.evidence import purge_evidence
+from backfill_dagster.legacy.tree import purge_legacy
+from backfill_dagster.manifest.keys import MANIFEST_KEY
+from backfill_dagster.manifest.written import (
+    manifest_runs,
+    remove_manifest,
+    remove_proof,
+    write_manifest,
+)
+from backfill_dagster.metadata_stores import of_study
+from backfill_dagster.monitoring.account_names import AccountHashes
+from backfill_dagster.monitoring.log_key import stored_log_key
 from backfill_dagster.pipeline import rebuild
 from backfill_dagster.purge.expiry import GONE_STATES, expired_accounts
+from backfill_dagster.purge.logs import log_mask, purge_log
 from backfill_dagster.purge.report import PurgeReport
 from backfill_dagster.purge.request import PurgeRequest, read_request
 from backfill_dagster.purge.rewrite import (
@@ -29,11 +42,13 @@ from backfill_dagster.repos.packs import pack_keys, read_ledger
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.study_files import (
     ACCOUNTS_KEY,
+    DIRECTORY_HISTORY_KEY,
     DIRECTORY_KEY,
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
     UNFINISHED_DIRECTORY_KEY,
 )
+from backfill_dagster.survivorship.purge import purge_observations
 from backfill_dagster.tables.accounts import INACTIVE_STATES
 from backfill_dagster.workers import worker_pool
 
@@ -98,42 +113,83 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
         return PurgeReport()
     removed = _count_derived(storage, tombstones)
     handles = _handles_of_purged(storage, tombstones)
+    # Before the source and the directory, which know whom the hashes of a log stand for.
+    masked_in_log = _purge_log(study, request, tombstones, handles)
+    # They name accounts, and are of what is about to change.
+    had_manifest, runs = storage.exists(MANIFEST_KEY), manifest_runs(storage)
+    remove_manifest(storage)
+    remove_proof(storage)
     packs = _purge_packs(study)
     remove_leftovers(storage)
+    handed_over = handing_over.purge(study, tombstones)
+    legacy = purge_legacy(storage, tombstones)
     removed |= {
         "attempts": sum(pack.attempts for pack in packs),
         "blocks": sum(pack.blocks for pack in packs),
+        "documents": purge_evidence(storage, tombstones),
         "feeds": purge_shown(storage, tombstones),
         "filters": filtering.purge_lists(storage, tombstones),
+        "handoff": handed_over[0],
+        "legacy": legacy[0],
+        "metadata_store": of_study.purge(study, tombstones),
         # Before the directory, which alone knows the handles: a purge that is interrupted looks for them again.
         "source_dids": purge_source(storage, SOURCE_KEY, SOURCE_REJECTS_KEY, tombstones, handles),
         "directory": purge_rows(storage, DIRECTORY_KEY, tombstones)
         + purge_rows(storage, UNFINISHED_DIRECTORY_KEY, tombstones),
+        "directory_history": purge_rows(storage, DIRECTORY_HISTORY_KEY, tombstones),
+        **purge_observations(storage, tombstones),
     }
     report = PurgeReport(
         accounts=len(request.dids),
         records=len(request.records),
         removed=dict(sorted(removed.items())),
-        masked=sum(pack.masked for pack in packs),
+        masked=sum(pack.masked for pack in packs) + handed_over[1] + legacy[1],
         hosts=tuple(sorted({pack.pds_host for pack in packs})),
+        masked_in_log=masked_in_log,
         named_in_config=_named_in_config(study, tombstones),
     )
     if (report.changed or was_unfinished) and storage.exists(DIRECTORY_KEY):
         derivation.remove_all(study)
         rebuild(study)
     settle(storage, datetime.now(UTC))
+    if had_manifest or storage.exists(MANIFEST_KEY):
+        # Of the tombstones as well, which are settled now.
+        write_manifest(study, manifest_runs(storage) or runs)
     return report
 
 
 def _handles_of_purged(storage: StudyStorage, tombstones: Tombstones) -> list[str]:
     """Return the handles, in lower case, that the directory still has of purged accounts."""
     handles: set[str] = set()
-    for key in (DIRECTORY_KEY, UNFINISHED_DIRECTORY_KEY):
+    for key in (DIRECTORY_KEY, UNFINISHED_DIRECTORY_KEY, DIRECTORY_HISTORY_KEY):
         if storage.exists(key):
             rows = storage.read(key)
             held = rows.filter(pl.col("did").is_in(tombstones.held_among(rows["did"])))
             handles.update(held["handle"].drop_nulls().str.to_lowercase())
     return sorted(handles)
+
+
+def _purge_log(study: Study, request: PurgeRequest, tombstones: Tombstones, handles: Sequence[str]) -> int:
+    """Mask the purged in the study's structured log, if there is one; return how many lines named them."""
+    path, storage = study.monitoring.log_file, StudyStorage(study.root)
+    if path is None:
+        return 0
+    key = stored_log_key(storage)
+    known = [SOURCE_KEY, DIRECTORY_KEY, UNFINISHED_DIRECTORY_KEY]
+    held = {
+        did
+        for name in known
+        if storage.exists(name)
+        for did in tombstones.held_among(storage.read(name)["did"])
+    }
+    mask = log_mask(
+        tombstones,
+        handles=handles,
+        hashes=None if key is None else AccountHashes(key),
+        dids=sorted(held.union(request.dids)),
+        records=request.records,
+    )
+    return purge_log(path, study.name, mask)
 
 
 def _purge_packs(study: Study) -> list[PackPurge]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backfill_dagster.errors import StorageError
+from backfill_dagster.monitoring.work_cost import WorkClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,10 +63,11 @@ def partition_host(folder: str) -> str:
 
 
 class StudyStorage:
-    """The folder `<storage.path>/<name>/` of one study."""
+    """The folder `<storage.path>/<name>/` of one study; its `clock` tells apart what is spent on writing to it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.clock = WorkClock()
 
     def path(self, key: str) -> Path:
         """Return where the file of this key lies; refuses a key that leaves the study's folder."""
@@ -178,13 +180,14 @@ class StudyStorage:
     ) -> StoredFile:
         local = scratch / "frame.parquet"
         try:
-            frame.write_parquet(
-                local,
-                compression="zstd",
-                compression_level=COMPRESSION_LEVEL,
-                row_group_size=row_group,
-                metadata={"schema_version": SCHEMA_VERSION, **(metadata or {})},
-            )
+            with self.clock.writing():
+                frame.write_parquet(
+                    local,
+                    compression="zstd",
+                    compression_level=COMPRESSION_LEVEL,
+                    row_group_size=row_group,
+                    metadata={"schema_version": SCHEMA_VERSION, **(metadata or {})},
+                )
         except (OSError, pl.exceptions.PolarsError) as error:
             raise StorageError.unwritable(self.path(key), _cause_of(error, local)) from error
         return self.publish(local, key, rows=frame.height)
@@ -200,7 +203,7 @@ class StudyStorage:
     def publish(self, local: Path, key: str, *, rows: int) -> StoredFile:
         """Move a finished scratch file to its key in one step."""
         target = self.path(key)
-        with _writing(target):
+        with self.clock.writing(), _writing(target):
             with local.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 size = file.tell()
@@ -208,6 +211,13 @@ class StudyStorage:
             target.parent.mkdir(parents=True, exist_ok=True)
             local.replace(target)
         return StoredFile(key=key, rows=rows, bytes=size, sha256=digest)
+
+    def link(self, key: str, target: Path) -> None:
+        """Make a file of this key that is another one by a link: what is written here takes the link's place."""
+        path = self.path(key)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(target.absolute())
 
     def remove(self, key: str) -> None:
         """Delete one file, if it is there."""

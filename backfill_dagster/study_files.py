@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backfill_dagster import fetch_modes
-from backfill_dagster.directory.history import with_unasked
+from backfill_dagster.directory.history import dated_answers, with_unasked
 from backfill_dagster.records.tables import OTHER_RECORDS, TABLES_OF_COLLECTION
 from backfill_dagster.repos.asked import with_asked
 from backfill_dagster.repos.packs import read_ledger
@@ -21,6 +21,7 @@ SOURCE_KEY = "source_dids.parquet"
 SOURCE_REJECTS_KEY = "source_rejects.parquet"
 DIRECTORY_KEY = "directory.parquet"
 UNFINISHED_DIRECTORY_KEY = "directory_unfinished.parquet"
+DIRECTORY_HISTORY_KEY = "directory_history.parquet"
 ACCOUNTS_KEY = "accounts.parquet"
 
 
@@ -43,6 +44,12 @@ def asked_directory(study: Study, dids: pl.Series | None = None) -> pl.DataFrame
     directory = StudyStorage(study.root).read(DIRECTORY_KEY)
     told = directory if dids is None else with_unasked(directory, dids)
     return with_asked(told, fetch_modes.stored_asks(study))
+
+
+def directory_answers(storage: StudyStorage) -> pl.DataFrame:
+    """Return all that the directory has said of the accounts (`directory.history.ANSWERS_SCHEMA`), and when."""
+    answers = storage.read(DIRECTORY_HISTORY_KEY) if storage.exists(DIRECTORY_HISTORY_KEY) else None
+    return dated_answers(answers, storage.read(DIRECTORY_KEY))
 
 
 def shown_snapshots(study: Study) -> pl.DataFrame:

@@ -14,7 +14,9 @@ settings.load_profile("suite")
 OPT_IN = {
     "live": "tests against the official PLC and PDS servers",
     "daemon": "tests of a study that runs itself under `dagster dev`",
+    "walkthrough": "the tutorial, command by command",
     "browser": "tests of the UI in Chromium",
+    "prometheus": "tests of the metrics in Prometheus itself",
 }
 
 

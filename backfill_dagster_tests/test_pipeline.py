@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,9 @@ from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.sandbox.truth import RecordTruth, first_for_subject
+from backfill_dagster.tables import build, parts
 from backfill_dagster.tables.accounts import unreconciled
+from backfill_dagster.workers import worker_pool
 from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
 
 GET_REPO = "com.atproto.sync.getRepo"
@@ -132,6 +135,31 @@ def test_fetched_is_kept_and_filtered_and_rejected(collected: Study, network: Sa
         assert row["records_fetched"] == len(records)
         assert row["records_rejected"] == sum(record.defect is not None for record in records)
         assert row["records_kept"] == sum(record.table is not None for record in records)
+
+
+def test_tables_built_by_one_pool_are_those_that_are_built_one_by_one(
+    collected: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = []
+
+    @contextmanager
+    def counted(workers: int) -> Iterator[Executor]:
+        with worker_pool(workers) as pool:
+            pools.append(pool)
+            yield pool
+
+    monkeypatch.setattr(pipeline, "worker_pool", counted)
+    for table in TABLES:
+        pipeline.build_table(collected, table, again=True)
+    pipeline.build_undated_rows(collected, again=True)
+    assert not pools
+    before = table_hashes(collected)
+    monkeypatch.setattr(build, "_SMALL_BYTES", 0)
+    # Each window by itself.
+    monkeypatch.setattr(parts, "ROWS_AT_ONCE", 1)
+    pipeline.build_record_tables(collected, again=True)
+    assert len(pools) == 1
+    assert table_hashes(collected) == before
 
 
 def test_accounts_in_many_lots_by_workers_are_the_same(

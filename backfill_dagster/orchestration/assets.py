@@ -17,6 +17,7 @@ from backfill_dagster import accounting, fingerprints, pipeline, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.dids.sources.lineage import ACCOUNTS, RECORDS
 from backfill_dagster.filtering import stored_lists
+from backfill_dagster.monitoring.study_metrics import StudyMetrics
 from backfill_dagster.orchestration.checks import (
     accounts_check_results,
     accounts_checks,
@@ -25,6 +26,9 @@ from backfill_dagster.orchestration.checks import (
 )
 from backfill_dagster.orchestration.columns import column_metadata
 from backfill_dagster.orchestration.derived_assets import derived_assets
+from backfill_dagster.orchestration.handoff_assets import handoff_assets
+from backfill_dagster.orchestration.loss_assets import loss_assets
+from backfill_dagster.orchestration.manifest_asset import manifest_asset
 from backfill_dagster.orchestration.metadata import (
     accounts_metadata,
     conversion_metadata,
@@ -34,6 +38,7 @@ from backfill_dagster.orchestration.metadata import (
     source_metadata,
     window_metadata,
 )
+from backfill_dagster.orchestration.metadata_assets import metadata_assets
 from backfill_dagster.orchestration.partitions import pds_partitions, register_hosts, time_partitions
 from backfill_dagster.orchestration.progress import (
     conversion_standing,
@@ -57,11 +62,14 @@ from backfill_dagster.orchestration.stage import (
     other_backfills,
     stage,
 )
+from backfill_dagster.orchestration.watched_run import count, count_rows
 from backfill_dagster.records.conversion import ConversionReport
+from backfill_dagster.records.outcomes import Fate
 from backfill_dagster.records.tables import TABLE_BY_NAME
 from backfill_dagster.records.windows import granularity_of
 from backfill_dagster.report.page import build_report
 from backfill_dagster.repos.crawl import HostReport
+from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.packs import read_ledger
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage, partition_folder
@@ -89,7 +97,14 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
     undated = _undated(study, records)
     derived = derived_assets(study, tables)
     accounts = _accounts(study, [*tables, undated])
-    return [source, directory, repos, records, *tables, undated, *derived, accounts, _report(study, accounts)]
+    handed_over = handoff_assets(study, tables, undated)
+    metadata = metadata_assets(study, accounts)
+    losses = loss_assets(study, directory, repos, accounts)
+    report = _report(study, [accounts, *losses])
+    made = [source, directory, repos, records, *tables, undated, *derived, accounts, *losses, report]
+    # What is made of the tables, so that whatever builds any of it has the manifest written anew.
+    manifest = manifest_asset(study, [*derived, accounts, *losses, report])
+    return [*made, *handed_over, *metadata, manifest]
 
 
 def _source_dids(study: Study) -> dg.AssetsDefinition:
@@ -105,8 +120,15 @@ def _source_dids(study: Study) -> dg.AssetsDefinition:
     def source_dids(
         context: dg.AssetExecutionContext, limits: LimitsResource, study_lock: StudyLockResource
     ) -> dg.MaterializeResult[None]:
-        with stage(context, study, study_lock):
-            collected = pipeline.collect_source(study, limits.gates())
+        with stage(context, study, study_lock) as metrics:
+            collected = pipeline.collect_source(study, limits.gates(), metrics=metrics)
+            count(
+                context,
+                "source_dids",
+                given=collected.given,
+                kept=collected.dids.height,
+                left_out=collected.rejects.height,
+            )
         return dg.MaterializeResult(
             metadata=source_metadata(collected, study.root / study_files.SOURCE_KEY),
             data_version=_version(collected.dids["did"]),
@@ -134,12 +156,18 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
         study_lock: StudyLockResource,
     ) -> dg.MaterializeResult[None]:
         with (
-            stage(context, study, study_lock),
+            stage(context, study, study_lock) as metrics,
             reported_progress(context, "Looking up", directory_standing) as report_progress,
         ):
             resolved = pipeline.resolve_accounts(
-                study, limits.gates(), network=config.over(study.network), on_progress=report_progress
+                study,
+                limits.gates(),
+                network=config.over(study.network),
+                on_progress=report_progress,
+                metrics=metrics,
             )
+            states = Counter(resolved["state"])
+            count(context, "directory", **{str(state): number for state, number in sorted(states.items())})
         hosts = resolved["pds_host"].drop_nulls().unique()
         new = register_hosts(context.instance, study, hosts)
         return dg.MaterializeResult(
@@ -174,14 +202,18 @@ def _repos(study: Study, directory: dg.AssetsDefinition) -> dg.AssetsDefinition:
         limits: LimitsResource,
         study_lock: StudyLockResource,
     ) -> Iterator[dg.AssetMaterialization]:
-        with stage(context, study, study_lock):
-            yield from _fetch(context, study, config, limits)
+        with stage(context, study, study_lock) as metrics:
+            yield from _fetch(context, study, config, limits, metrics)
 
     return repos
 
 
 def _fetch(
-    context: dg.AssetExecutionContext, study: Study, config: AssetFetchSettings, limits: LimitsResource
+    context: dg.AssetExecutionContext,
+    study: Study,
+    config: AssetFetchSettings,
+    limits: LimitsResource,
+    metrics: StudyMetrics,
 ) -> Iterator[dg.AssetMaterialization]:
     hosts = config.hosts_among(context.partition_keys)
     reports: dict[str, HostReport] = {}
@@ -209,7 +241,9 @@ def _fetch(
             gates=limits.gates(),
             on_host=on_host,
             on_progress=report_progress,
+            metrics=metrics,
         )
+    _count_fetch(context, reports.values())
     failed = sorted(report.pds_host for report in reports.values() if report.failed)
     silent = set(context.partition_keys if failed else hosts) - reports.keys()
     for host in sorted(_settled_hosts(study, config, silent, run_fails=bool(failed))):
@@ -226,6 +260,31 @@ def _fetch(
             metadata={"hosts": failed, "reasons": _reasons(reports[host] for host in failed)},
             allow_retries=False,
         )
+
+
+def _count_fetch(context: dg.AssetExecutionContext, reports: Iterable[HostReport]) -> None:
+    outcomes: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
+    for report in reports:
+        outcomes.update(report.outcomes)
+        totals.update(
+            records_fetched=report.records,
+            bytes_received=report.bytes_received,
+            requests=report.requests,
+            pauses=report.pauses,
+            accounts_left=report.left,
+            packs=len(report.packs),
+            hosts=1,
+            hosts_failed=report.failed,
+        )
+    count(
+        context,
+        "repos",
+        accounts_asked=sum(outcomes.values()),
+        accounts_complete=outcomes[Outcome.COMPLETE] + outcomes[Outcome.UNCHANGED],
+        accounts_failed=outcomes[Outcome.FAILED],
+        **totals,
+    )
 
 
 def _settled_hosts(
@@ -293,16 +352,27 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
         hosts = list(context.partition_keys)
         converted: Counter[str] = Counter()
 
+        fates: Counter[str] = Counter()
+
         def on_pack(report: ConversionReport) -> None:
             converted[report.pds_host] += 1
+            for _, fate, _, number in report.counts:
+                fates[fate] += number
 
         with (
-            stage(context, study, study_lock),
+            stage(context, study, study_lock) as metrics,
             reported_progress(context, "Converting", conversion_standing) as report_progress,
         ):
             pipeline.convert_records(
-                study, hosts, again=config.again, on_pack=on_pack, on_progress=report_progress
+                study,
+                hosts,
+                again=config.again,
+                on_pack=on_pack,
+                on_progress=report_progress,
+                metrics=metrics,
             )
+            by_fate = {f"records_{fate}": fates[fate] for fate in Fate}
+            count(context, "records", packs=converted.total(), **by_fate)
             counts, lists = pipeline.count_converted(study, hosts), stored_lists(study)
         for host in hosts:
             folder = study.root / "records" / partition_folder(host)
@@ -337,15 +407,18 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
     def windows(
         context: dg.AssetExecutionContext, config: TableSettings, study_lock: StudyLockResource
     ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckResult]:
-        with stage(context, study, study_lock):
-            reports = pipeline.build_table(study, name, list(context.partition_keys), again=config.again)
+        with stage(context, study, study_lock) as metrics:
+            asked = list(context.partition_keys)
+            reports = pipeline.build_table(study, name, asked, again=config.again, metrics=metrics)
             rebuilt = [report for report in reports if report.rebuilt]
             inspection = pipeline.inspect_table(study, name, [report.partition for report in rebuilt])
+            table_rows = built_rows(StudyStorage(study.root), name)
+            count(context, name, windows=len(reports), windows_built=len(rebuilt))
+            count_rows(context, name, table_rows)
         context.log.info(
             f"{name}: {sum(report.rows for report in reports):,} rows in {len(reports)} {granularity.word}s, "
             f"{len(rebuilt)} of which were built"
         )
-        table_rows = built_rows(StudyStorage(study.root), name)
         for report in rebuilt if config.only_stale else reports:
             folder = study.root / "tables" / name / granularity.folder(report.partition)
             yield dg.AssetMaterialization(
@@ -372,8 +445,9 @@ def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
     def undated(
         context: dg.AssetExecutionContext, config: BuildSettings, study_lock: StudyLockResource
     ) -> dg.MaterializeResult[None]:
-        with stage(context, study, study_lock):
-            reports = pipeline.build_undated_rows(study, again=config.again)
+        with stage(context, study, study_lock) as metrics:
+            reports = pipeline.build_undated_rows(study, again=config.again, metrics=metrics)
+            count(context, "undated", **{table: report.rows for table, report in reports.items()})
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": sum(report.rows for report in reports.values()),
@@ -398,8 +472,11 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
         metadata=column_metadata(study, "accounts"),
     )
     def accounts(context: dg.AssetExecutionContext, study_lock: StudyLockResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it only bare
-        with stage(context, study, study_lock):
+        with stage(context, study, study_lock) as metrics:
             built = accounting.build_accounts(study)
+            metrics.accounted(built.accounts, study_files.study_tables(study))
+            states = Counter(built.accounts.filter("in_source")["state"])
+            count(context, "accounts", **dict(sorted(states.items())))
         return dg.MaterializeResult(
             metadata=accounts_metadata(built.accounts, study.root / study_files.ACCOUNTS_KEY),
             check_results=list(accounts_check_results(study, built)),
@@ -408,16 +485,16 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
     return accounts
 
 
-def _report(study: Study, accounts: dg.AssetsDefinition) -> dg.AssetsDefinition:
+def _report(study: Study, made_of: list[dg.AssetsDefinition]) -> dg.AssetsDefinition:
     @dg.asset(
         key=asset_key(study, "report"),
         group_name=study.name,
         kinds={"html", "matplotlib"},
-        deps=[accounts],
+        deps=made_of,
         automation_condition=dg.AutomationCondition.eager(),
         description="One page to read and to print: records per day, accounts by final state, hosts by size and speed, "
-        "what was left out and why, and how the accounts cover the study period. Names no account. Open the file at "
-        "`path` in a browser.",
+        "what was left out and why, how the accounts cover the study period, what was lost on the way, and how fast "
+        "what was collected goes. Names no account. Open the file at `path` in a browser.",
     )
     def report(
         context: dg.AssetExecutionContext, study_lock: StudyLockResource

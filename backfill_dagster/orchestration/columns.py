@@ -5,23 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import dagster as dg
-import polars as pl
 
 from backfill_dagster import study_files
+from backfill_dagster.columns import type_name
 from backfill_dagster.derivation import DERIVED
-from backfill_dagster.derived.engaged import ENGAGED_ACCOUNTS, ENGAGED_POSTS
-from backfill_dagster.directory.resolve import DIRECTORY_COLUMNS
+from backfill_dagster.dictionary.resources import study_resources
 from backfill_dagster.records.tables import TABLE_BY_NAME
-from backfill_dagster.repos.packs import PACK_COLUMNS
-from backfill_dagster.tables.accounts import account_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
+    from backfill_dagster.columns import Column
     from backfill_dagster.config.study import Study
-    from backfill_dagster.records.tables import Column
-
-_Columns = dict[str, tuple[pl.DataType, str]]
 
 # Columns of an account that are taken over from another asset under the same or another name.
 _ACCOUNT_SOURCES = {
@@ -40,11 +35,12 @@ _ACCOUNT_SOURCES = {
     "records_absent": ("repos", "absent"),
     "obtained": ("repos", "obtained"),
 }
-_DERIVED = {
-    **{name: derived.columns for name, derived in DERIVED.items()},
-    "engaged_accounts": ENGAGED_ACCOUNTS,
-    "engaged_posts": ENGAGED_POSTS,
-}
+_DERIVED = frozenset(
+    (
+        *(*DERIVED, "engaged_accounts", "engaged_posts"),
+        *("record_changes", "account_history", "attrition"),
+    )
+)
 # Columns of a record that its repository, rather than its own bytes, tells.
 _OF_THE_REPOSITORY = {"did": "did", "repo_rev": "repo_rev", "pds": "pds", "obtained": "obtained"}
 
@@ -53,9 +49,17 @@ def column_metadata(study: Study, asset: str) -> dict[str, dg.TableSchema | dg.T
     """Return the column schema of an asset, and its column lineage, as metadata of its definition."""
     columns = _columns(study, asset)
     schema = dg.TableSchema(
-        columns=[dg.TableColumn(name, _type_name(kind), text) for name, (kind, text) in columns.items()]
+        columns=[
+            dg.TableColumn(
+                column.name,
+                type_name(column.dtype),
+                column.description,
+                constraints=dg.TableColumnConstraints(nullable=not column.required),
+            )
+            for column in columns
+        ]
     )
-    sources = {name: [source] for name in columns if (source := _source(asset, name))}
+    sources = {column.name: [source] for column in columns if (source := _source(asset, column.name))}
     lineage = {
         column: [dg.TableColumnDep(dg.AssetKey([study.name, upstream]), name) for upstream, name in origins]
         for column, origins in sources.items()
@@ -66,51 +70,19 @@ def column_metadata(study: Study, asset: str) -> dict[str, dg.TableSchema | dg.T
     }
 
 
-def _type_name(kind: object) -> str:
-    """Name the type of a column as it stands in Parquet, whatever that is read with."""
-    if isinstance(kind, pl.List):
-        return f"list<{_type_name(kind.inner)}>"
-    if isinstance(kind, pl.Struct):
-        return f"struct<{', '.join(f'{field.name}: {_type_name(field.dtype)}' for field in kind.fields)}>"
-    if isinstance(kind, pl.Datetime):
-        return f"timestamp[{kind.time_unit}, {kind.time_zone or 'no zone'}]"
-    return str(kind).lower()
-
-
-def _columns(study: Study, asset: str) -> Mapping[str, tuple[pl.DataType, str]]:
-    match asset:
-        case "source_dids":
-            return {"did": (pl.String(), "DID of an account of the study, each once.")}
-        case "directory":
-            return DIRECTORY_COLUMNS
-        case "repos":
-            return PACK_COLUMNS
-        case "accounts":
-            return account_columns(study_files.study_tables(study))
-        case derived if derived in _DERIVED:
-            return _described(_DERIVED[derived])
-        case "records" | "undated":
-            merged: _Columns = {}
-            for table in study_files.study_tables(study):
-                for column in TABLE_BY_NAME[table].columns:
-                    merged.setdefault(column.name, (column.dtype, column.description))
-            return merged
-        case _:
-            return _of_table(asset)
-
-
-def _of_table(table: str) -> _Columns:
-    return _described(TABLE_BY_NAME[table].columns)
-
-
-def _described(columns: Iterable[Column]) -> _Columns:
-    return {column.name: (column.dtype, column.description) for column in columns}
+def _columns(study: Study, asset: str) -> Iterable[Column]:
+    """Return the columns of an asset's rows; of one that is several tables, those of all of them."""
+    if asset in ("records", "undated"):
+        tables = study_files.study_tables(study)
+        return {column.name: column for table in tables for column in TABLE_BY_NAME[table].columns}.values()
+    stored = {resource.name: resource.columns for resource in study_resources(study)}
+    return stored["packs" if asset == "repos" else asset]
 
 
 def _source(asset: str, column: str) -> tuple[str, str] | None:
     """Return the upstream asset and column that a column is made of; None for one that this asset makes."""
     match asset:
-        case "source_dids":
+        case "source_dids" | "audit_log":
             return None
         case "directory":
             return ("source_dids", "did") if column == "did" else None
@@ -118,6 +90,8 @@ def _source(asset: str, column: str) -> tuple[str, str] | None:
             return ("directory", column) if column in ("did", "pds") else None
         case "records":
             return "repos", _OF_THE_REPOSITORY.get(column, "blocks_files")
+        case "user_metadata" | "run_metadata":
+            return ("accounts", "did") if column == "did" else None
         case "accounts":
             if column in TABLE_BY_NAME:
                 return column, "uri"

@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from backfill_dagster.orchestration.terminal import attached_terminal
+from backfill_dagster.monitoring import events
+from backfill_dagster.monitoring.structured_log import StructuredLog
+from backfill_dagster.orchestration.run_logs import note_console, run_log
+from backfill_dagster.orchestration.terminal import attached_terminal, write_to_stderr
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from backfill_dagster.config.study import Study
     from backfill_dagster.orchestration.terminal import Terminal
 
@@ -67,6 +72,40 @@ class _TerminalHandler(logging.Handler):
             self.handleError(record)
 
 
+class _StructuredHandler(logging.Handler):
+    """Passes on to the structured log of the run what the console is told.
+
+    Before that is open and after it is closed, lines go to the terminal alone, and name nobody: it is not known yet
+    how accounts are to be named.
+    """
+
+    def __init__(self, fallback: StructuredLog | None) -> None:
+        super().__init__()
+        self._fallback = fallback
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told: Any = getattr(record, "dagster_meta", {})
+        log = run_log(told.get("run_id"), told.get("job_tags") or {}) or self._fallback
+        if log is None:
+            return
+        event, message = _event(record), _message(record)
+        if event is None:
+            if not message.startswith("Dependencies for step"):
+                log.message(record.levelno, message)
+        elif event.event_type is dg.DagsterEventType.ASSET_OBSERVATION:
+            log.message(logging.INFO, message, event=events.PROGRESS, **_progress(event))
+        elif event.event_type is dg.DagsterEventType.STEP_FAILURE:
+            log.message(logging.ERROR, message, event=events.STEP_FAILED, step=event.step_key)
+
+
+def _progress(event: dg.DagsterEvent) -> dict[str, Any]:
+    """Return the numbers of an observation of how far a stage is."""
+    metadata = event.asset_observation_data.asset_observation.metadata
+    prefix = "progress/"
+    numbers = {name.removeprefix(prefix): value.value for name, value in metadata.items() if prefix in name}
+    return {"stage": event.asset_observation_data.asset_observation.asset_key.path[-1], **numbers}
+
+
 def _event(record: logging.LogRecord) -> dg.DagsterEvent | None:
     event: dg.DagsterEvent | None = getattr(record, "dagster_meta", {}).get("dagster_event")
     return event
@@ -96,29 +135,59 @@ def failure_reason(event: dg.DagsterEvent) -> str:
     return str(error.message).strip()
 
 
-@dg.logger(
-    config_schema=dg.Field(
-        {"log_level": dg.Field(str, is_required=False, default_value="INFO")},
-        is_required=False,
-        default_value={},
-    ),
-    description="Readable messages on the terminal.",
-)
-def human_console(context: dg.InitLoggerContext) -> logging.Logger:
-    """Return the logger that writes to the terminal."""
-    logger = logging.Logger("backfill_dagster.console")
-    terminal = attached_terminal()
-    handler = _TerminalHandler(terminal) if terminal else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_HumanFormatter())
-    handler.addFilter(_HumanFilter(context.logger_config["log_level"], terminal))
-    logger.addHandler(handler)
-    return logger
+def is_interruption(event: dg.DagsterEvent) -> bool:
+    """Tell whether a step failed because somebody ended the run."""
+    error = event.step_failure_data.error
+    while error is not None:
+        if error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+            return True
+        error = error.cause
+    return False
+
+
+def console_logger(studies: Mapping[str, Study]) -> dg.LoggerDefinition:
+    """Return the logger of a code location: it writes to the terminal in the way that the run's study wants."""
+
+    @dg.logger(
+        # The fields of Dagster's own console logger, in whose place it is.
+        config_schema=dg.Field(
+            {
+                "log_level": dg.Field(str, is_required=False, default_value="INFO"),
+                "name": dg.Field(str, is_required=False, default_value="", description="The study's name."),
+            },
+            is_required=False,
+            default_value={},
+        ),
+        description="Messages on the terminal: readable ones, or one JSON object a line.",
+    )
+    def console(context: dg.InitLoggerContext) -> logging.Logger:
+        level, study = context.logger_config["log_level"], studies.get(context.logger_config["name"])
+        logger = logging.Logger("backfill_dagster.console")
+        if context.run_id is not None:
+            note_console(context.run_id)
+        if study is not None and study.monitoring.log_format == "json":
+            log = StructuredLog(
+                study.name, context.run_id, level=level, sinks=(write_to_stderr,), anonymous=True
+            )
+            logger.addHandler(_StructuredHandler(log))
+            return logger
+        terminal = attached_terminal()
+        handler = _TerminalHandler(terminal) if terminal else logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_HumanFormatter())
+        handler.addFilter(_HumanFilter(level, terminal))
+        logger.addHandler(_StructuredHandler(None))
+        logger.addHandler(handler)
+        return logger
+
+    return console
 
 
 def console_config(study: Study | None) -> dict[str, Any]:
     """Return the run configuration that puts this logger on the terminal; Dagster takes its own without it."""
-    level = "INFO" if study is None else study.monitoring.log_level
-    return {"loggers": {"console": {"config": {"log_level": level}}}}
+    config: dict[str, str] = {"log_level": "INFO" if study is None else study.monitoring.log_level}
+    if study is not None:
+        config["name"] = study.name
+    return {"loggers": {"console": {"config": config}}}
 
 
 # Of the whole process: a failure passes through a child run and its parent, and is told once.

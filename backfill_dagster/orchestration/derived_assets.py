@@ -23,6 +23,7 @@ from backfill_dagster.orchestration.stage import (
     other_backfills,
     stage,
 )
+from backfill_dagster.orchestration.watched_run import count
 from backfill_dagster.records.windows import granularity_of
 
 # Those whose windows are made of the same windows of the tables, and of nothing else.
@@ -66,6 +67,13 @@ def _derived(study: Study, name: str, tables: list[dg.AssetsDefinition]) -> dg.A
             rebuilt = [report for report in reports if report.rebuilt]
             inspection = derivation.inspect(study, record_tables, name, [one.partition for one in rebuilt])
             notes = derivation.notes(study, record_tables, name)
+            count(
+                context,
+                name,
+                windows=len(reports),
+                windows_built=len(rebuilt),
+                rows=sum(one.rows for one in reports),
+            )
         context.log.info(
             f"{name}: {sum(report.rows for report in reports):,} rows in {len(reports)} {granularity.word}s, "
             f"{len(rebuilt)} of which have changed"

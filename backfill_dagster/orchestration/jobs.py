@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import dagster as dg
 from pydantic import ValidationError
 
-from backfill_dagster import accounting, derivation, pending, pipeline, study_files
+from backfill_dagster import accounting, derivation, handing_over, pending, pipeline, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.filtering import read_filter_lists
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
+from backfill_dagster.orchestration.handoff_assets import handoff_name
 from backfill_dagster.orchestration.history import belongs_to
 from backfill_dagster.orchestration.partitions import (
     covering_range,
@@ -35,6 +36,8 @@ from backfill_dagster.orchestration.run_settings import (
 )
 from backfill_dagster.orchestration.summary import study_summary
 from backfill_dagster.orchestration.tags import PARENT_TAG, RANGE_END, RANGE_START, STUDY_TAG
+from backfill_dagster.orchestration.verify_job import verify_job
+from backfill_dagster.orchestration.watched_run import watch
 from backfill_dagster.repos.packs import stored_hosts
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage
@@ -66,7 +69,20 @@ def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "dict[str, Un
         "tables": study_files.study_tables(study),
         "derive": derivation.derived_names(study),
         "engaged": ["engaged_accounts"] if study.discovery is not None else [],
-        "accounts": ["undated", "accounts", "report"],
+        "accounts": [
+            *(
+                "undated",
+                "accounts",
+                "record_changes",
+                "account_history",
+                "attrition",
+                "report",
+                "user_metadata",
+            ),
+            "manifest",
+        ],
+        "handoff": [handoff_name(consumer) for consumer in handing_over.consumers(study)],
+        "manifest": ["manifest"],
     }
     return {
         stage: dg.define_asset_job(
@@ -89,6 +105,8 @@ _STAGE_DESCRIPTIONS = {
     "derive": "Builds a range of time windows of every derived table.",
     "engaged": "Lists whom and what the study's accounts engaged with.",
     "accounts": "Builds the undated rows, the table of accounts and the report, and checks the sums.",
+    "handoff": "Hands records to the consumers that the study names.",
+    "manifest": "Lists every file with its digest, and what it was made of.",
 }
 
 
@@ -122,6 +140,7 @@ def study_jobs(study: Study) -> list[dg.JobDefinition]:
         _sequence(study, f"{name}_retry_failed", *retry),
         _sequence(study, f"{name}_refresh", *refresh),
         purge_job(study, _begin, partial(_build, again=False)),
+        verify_job(study, _begin),
     ]
 
 
@@ -171,6 +190,7 @@ def _begin_op(study: Study, job: str) -> dg.OpDefinition:
     @dg.op(name=f"{job}__begin", description="Takes the study for this run alone.")
     def begin(context: dg.OpExecutionContext, study_lock: StudyLockResource) -> list[str]:
         with clear_failures():
+            watch(study, context.run, context.instance, study_lock)
             # What a later op would refuse is refused before the stages between have asked anybody.
             _fetch_settings(context, study, job).check(study.processing)
             _begin(context, study, study_lock)
@@ -228,6 +248,7 @@ def _summary_op(study: Study, job: str) -> dg.OpDefinition:
 
 
 def _begin(context: dg.OpExecutionContext, study: Study, study_lock: StudyLockResource) -> None:
+    watch(study, context.run, context.instance, study_lock)
     study_lock.take(study, context.run_id)
     storage = StudyStorage(study.root)
     storage.sweep_scratch()
@@ -304,6 +325,11 @@ def _build(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None
     _run_stage(context, study, "accounts", asset_config={"undated": {"again": again}})
     # After the undated rows, of which it is made too; and last, for what it reads besides may be gone.
     _derive(context, study, again=again)
+    if handing_over.pending_consumers(study):
+        _run_stage(context, study, "handoff")
+    if derivation.derived_names(study) or study.discovery is not None:
+        # The stage before has told of what was there by then.
+        _run_stage(context, study, "manifest")
 
 
 def _build_windows(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None:

@@ -246,6 +246,8 @@ def accounts_metadata(accounts: pl.DataFrame, path: Path) -> Metadata:
     return {
         "dagster/row_count": accounts.height,
         "accounts_by_state": counts_table(states),
+        # The same for programs.
+        "accounts_per_state": dict(accounts.group_by("state").len().sort("state").iter_rows()),
         **totals,
         "undated": int(accounts["undated"].sum()),
         "rejected_by_reason": counts_table(reason_totals(accounts, "rejected")),

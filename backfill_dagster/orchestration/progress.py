@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import dagster as dg
 
 from backfill_dagster.orchestration.terminal import attached_terminal
+from backfill_dagster.orchestration.watched_run import watched_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -106,6 +107,10 @@ class ProgressReporter(Generic[_Progress]):
             self._next_event = now + min(max(_PAUSE_SHARE * passed, FIRST_PAUSE), LONGEST_PAUSE)
             self._log(line, _metadata(standing, rate, megabyte_rate, passed, left))
 
+    def standing(self) -> Standing | None:
+        """Return where the stage stands; None if it has not said. Another thread may ask."""
+        return None if self._latest is None else self._view(self._latest)
+
     def finish(self) -> None:
         """Tell of the stage as a whole, if there was anything to do in it."""
         if self._latest is None:
@@ -135,6 +140,8 @@ def reported_progress(
     terminal = attached_terminal()
     shown = terminal.show_bar(title) if terminal and terminal.has_log else nullcontext()
     reporter = ProgressReporter(view, log)
+    if (watched := watched_run(context.run)) is not None:
+        watched.follow(reporter.standing)
     try:
         with shown as reporter.bar:
             yield reporter

@@ -5,6 +5,7 @@ in it: in a file they leave no trace, and the job says so.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from backfill_dagster.orchestration.history import forget_purged
 from backfill_dagster.orchestration.metadata import stored_records
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.tags import STUDY_TAG
+from backfill_dagster.orchestration.watched_run import count, watched_run
 from backfill_dagster.purge.report import PurgeReport
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.repos.packs import read_ledger
@@ -63,7 +65,9 @@ def purge_job(study: Study, begin: Begin, rebuild: Rebuild) -> dg.JobDefinition:
     def remove(context: dg.OpExecutionContext, config: PurgeSettings, study_lock: StudyLockResource) -> None:
         with clear_failures():
             begin(context, study, study_lock)
-            _purge(context, study, config, rebuild)
+            watched = watched_run(context.run)
+            with watched.stage("purge") if watched else nullcontext():
+                _purge(context, study, config, rebuild)
 
     @dg.config_mapping(config_schema=_FIELDS)
     def settings(given: dict[str, Any]) -> dict[str, Any]:
@@ -129,11 +133,13 @@ def _tell(context: dg.OpExecutionContext, study: Study, report: PurgeReport) -> 
         "records": report.records,
         **rows,
         "masked_in_records_of_others": report.masked,
+        "masked_in_log_lines": report.masked_in_log,
         **runs,
     }
     listed = ", ".join(
         f"{number:,} {kind.removeprefix('removed_')}" for kind, number in (rows | runs).items() if number
     )
+    count(context, "purge", **{name: int(number) for name, number in counts.items()})
     context.log.info(
         f"Purged {report.accounts:,} accounts and {report.records:,} single records; removed: {listed or 'nothing'}; "
         f"masked in {report.masked:,} records of others."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -17,7 +17,7 @@ from backfill_dagster.errors import StorageError
 from backfill_dagster.orchestration.tags import PARENT_TAG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from backfill_dagster.config.study import Study
@@ -47,6 +47,7 @@ class StudyLockResource(dg.ConfigurableResource["StudyLockResource"]):
     """
 
     _held: dict[str, int] = PrivateAttr(default_factory=dict)
+    _at_end: ExitStack = PrivateAttr(default_factory=ExitStack)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[StudyLockResource]:  # noqa: ARG002
@@ -54,9 +55,16 @@ class StudyLockResource(dg.ConfigurableResource["StudyLockResource"]):
         try:
             yield self
         finally:
-            for descriptor in self._held.values():
-                os.close(descriptor)
-            self._held.clear()
+            try:
+                self._at_end.close()
+            finally:
+                for descriptor in self._held.values():
+                    os.close(descriptor)
+                self._held.clear()
+
+    def at_end(self, finish: Callable[[], object]) -> None:
+        """Have this called when the run is over, while it still has what it has taken."""
+        self._at_end.callback(finish)
 
     def take(self, study: Study, run_id: str) -> None:
         """Take the study for this run alone; raises StudyBusyError naming the run that has it, or StorageError."""

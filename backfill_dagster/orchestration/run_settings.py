@@ -34,6 +34,9 @@ _FETCH_FIELDS = {
         "max_run_minutes",
     )
 }
+# What a purge is given, and what of all settings names accounts or records.
+PURGE_FIELDS = ("dids", "uris", "file")
+_NAMING = frozenset({"only_dids", "dids", "uris"})
 _DIRECTORY_FIELDS = {
     "max_age_hours": "directory_max_age_hours",
     "plc_requests_per_second": "plc_requests_per_second",
@@ -129,6 +132,22 @@ class TableSettings(BuildSettings):
     only_stale: bool = Field(
         default=False, description="Build and report only the partitions whose records have changed."
     )
+
+
+def differing_settings(study: Study, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a step's configuration what differs from the YAML; of accounts and records only how many."""
+    usual: dict[str, Any] = {
+        **{field: getattr(study.processing, name) for field, name in _FETCH_FIELDS.items()},
+        **{field: getattr(study.network, name) for field, name in _DIRECTORY_FIELDS.items()},
+        "mode": FetchMode.UNSETTLED.value,
+    }
+    told = {name: value for name, value in given.items() if value and value != usual.get(name)}
+    # A number of theirs can be 0, which is none of the values that say nothing.
+    told |= {name: value for name, value in given.items() if name in usual and value != usual[name]}
+    return {
+        name: len(value) if name in _NAMING and isinstance(value, list) else value
+        for name, value in told.items()
+    }
 
 
 def fetch_settings_class(study: Study, base: type[_Settings]) -> type[_Settings]:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from backfill_dagster import accounting, derivation, fingerprints, pending, pipeline, study_files
+from backfill_dagster import (
+    accounting,
+    derivation,
+    fingerprints,
+    handing_over,
+    pending,
+    pipeline,
+    study_files,
+)
 from backfill_dagster.errors import BackfillError, SourceError
 from backfill_dagster.filtering import lists_stamp
 from backfill_dagster.orchestration.activity import activity
@@ -69,7 +77,7 @@ def study_sensors(
     """Return the sensors that start a study's stages, whose asset jobs are given by stage."""
     automation = study.automation
     discover, fetch = {"discover": jobs["discover"]}, {"fetch": jobs["fetch"]}
-    stages = ("convert", "tables", "accounts", "engaged", "derive")
+    stages = ("convert", "tables", "accounts", "engaged", "derive", "handoff")
     build = {stage: jobs[stage] for stage in stages if stage in jobs}
     return [
         _sensor(
@@ -106,20 +114,24 @@ def study_sensors(
             lambda instance: _build_work(study, instance),
             on=automation.on_new_data,
             description="Turns new packs into records, then builds the partitions of the tables that changed, then "
-            "the accounts and what is derived. Starts no network traffic; off if automation.on_new_data is false.",
+            "the accounts and what is derived, and hands over what is new. Starts no network traffic; off if "
+            "automation.on_new_data is false.",
         ),
     ]
 
 
 def report_automation(study: Study) -> dg.AutomationConditionSensorDefinition:
-    """Return what keeps the report up to date: a plain dependency, which Dagster's own automation sees best."""
+    """Return what keeps the report and the manifest up to date: plain dependencies, which Dagster sees best."""
     return dg.AutomationConditionSensorDefinition(
         name=f"{study.name}_report",
-        target=dg.AssetSelection.assets(dg.AssetKey([study.name, "report"])),
+        target=dg.AssetSelection.assets(
+            *(dg.AssetKey([study.name, name]) for name in ("report", "manifest"))
+        ),
         default_status=_status(study.automation.on_new_data),
         minimum_interval_seconds=2 * _EVERY_SECONDS,
         run_tags={STUDY_TAG: study.name},
-        description="Builds the report when the table of accounts is newer. Off if automation.on_new_data is false.",
+        description="Builds the report and the manifest when what they are made of is newer. Off if "
+        "automation.on_new_data is false.",
     )
 
 
@@ -226,6 +238,9 @@ def _build_work(study: Study, instance: dg.DagsterInstance) -> Work | None:
         config = {name: {"only_stale": True} for name in derivation.derived_names(study)}
         identity = [derived, accounting.accounts_inputs(study), derivation.settings_stamp(study)]
         return Work("derive", identity, changed, config)
+    consumers = handing_over.pending_consumers(study)
+    if consumers:
+        return Work("handoff", [consumers, accounting.accounts_inputs(study)])
     return None
 
 

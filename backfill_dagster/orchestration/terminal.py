@@ -112,6 +112,19 @@ class Bar:
             return False
 
 
+def write_to_stderr(line: bytes) -> None:
+    """Write a whole line to what this process's stderr was before Dagster captured it."""
+    with suppress(OSError):  # nobody reads it any more
+        while line:
+            line = line[os.write(kept_stderr(), line) :]
+
+
+@cache
+def kept_stderr() -> int:
+    """Return a descriptor of this process's stderr; the first call decides, and so comes before any step."""
+    return os.dup(sys.__stderr__.fileno() if sys.__stderr__ else 2)
+
+
 @cache
 def attached_terminal() -> Terminal | None:
     """Return the terminal that this process's stderr is, if a person looks at it; the first call decides."""

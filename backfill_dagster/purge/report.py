@@ -11,9 +11,10 @@ class PurgeReport:
 
     `accounts` and `records` are what was asked for. `removed` counts rows by the kind of file that they stood in:
     `blocks` and `attempts` (of packs), `records`, `rejects`, `tables`, `undated`, `accounts`, `directory`,
-    `source_dids`, `filters` (lists of records and subjects). `masked` counts stored records of others in which a purged
-    account was named. `hosts` are
-    those whose packs were written anew. `named_in_config` counts the accounts that the study's own YAML lists.
+    `source_dids`, `filters` (lists of records and subjects), `handoff` (batches, queues and ledgers), `metadata_store`,
+    `legacy`. `masked` counts stored records of others in which a purged
+    account was named, `masked_in_log` lines of the study's log file. `hosts` are those whose packs were written anew.
+    `named_in_config` counts the accounts that the study's own YAML lists.
     """
 
     accounts: int = 0
@@ -21,6 +22,7 @@ class PurgeReport:
     removed: dict[str, int] = field(default_factory=dict)
     masked: int = 0
     hosts: tuple[str, ...] = ()
+    masked_in_log: int = 0
     named_in_config: int = 0
 
     @property

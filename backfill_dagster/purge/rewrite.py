@@ -12,7 +12,7 @@ of it again.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from backfill_dagster.purge.tombstones import PURGED, Tombstones
 from backfill_dagster.repos.blocks_file import BLOCKS_SCHEMA
+from backfill_dagster.repos.masked import masked_among
 from backfill_dagster.repos.outcomes import NOT_THERE, Outcome
 from backfill_dagster.repos.packs import (
     PACK_SCHEMA,
@@ -35,6 +36,8 @@ from backfill_dagster.storage import RowGroupWriter, StoredFile, StudyStorage, p
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
+
+    from backfill_dagster.repos.masked import Masked
 
 _PACK_NAME_LENGTH = 20
 # Files of which rows are counted at once.
@@ -62,7 +65,7 @@ def purge_pack(root: Path, pds_host: str, key: str) -> PackPurge | None:
     rows = storage.scan([key], PACK_SCHEMA).collect()
     purged = tombstones.held_among(rows["did"])
     stays = rows.filter(~pl.col("did").is_in(purged))
-    masked_rows = _without_not_taken(tombstones.mask_texts(stays), tombstones)
+    masked_rows = _without_masked(_without_not_taken(tombstones.mask_texts(stays), tombstones), tombstones)
     folder = f"repos/{partition_folder(pds_host)}"
     old_blocks = [f"{folder}/{file['name']}" for file in rows["blocks_files"].to_list()[0] or []]
     whole = _are_whole(storage, folder, rows)
@@ -163,13 +166,21 @@ def _count_rows(storage: StudyStorage, keys: Sequence[str], tombstones: Tombston
 
 @dataclass(frozen=True, slots=True)
 class _Rewritten:
-    """A blocks file in scratch: its rows, those left out, and of the latter single records by account."""
+    """A blocks file in scratch: its rows, those left out, and of the latter single records by account.
+
+    And in which records of which account the purged are masked now.
+    """
 
     path: Path
     rows: int
     removed: int
     withheld: Counter[str]
-    masked: int
+    masked_records: tuple[tuple[str, Masked], ...]
+
+    @property
+    def masked(self) -> int:
+        """How many records they are."""
+        return len(self.masked_records)
 
 
 def _are_whole(storage: StudyStorage, folder: str, rows: pl.DataFrame) -> bool:
@@ -193,8 +204,9 @@ def _may_hold_purged(path: Path, tombstones: Tombstones) -> bool:
 
 def _rewrite_blocks(source: Path, target: Path, purged: frozenset[str], tombstones: Tombstones) -> _Rewritten:
     """Copy a blocks file without what is purged, row group by row group."""
-    rows = removed = masked = 0
+    rows = removed = 0
     withheld: Counter[str] = Counter()
+    masked: list[tuple[str, Masked]] = []
     with (
         pq.ParquetFile(source) as file,
         RowGroupWriter(target, BLOCKS_SCHEMA, dictionary=("did", "collection")) as writer,
@@ -208,7 +220,8 @@ def _rewrite_blocks(source: Path, target: Path, purged: frozenset[str], tombston
             kept = group.filter(pa.array(stays, pa.bool_()))
             before = kept["block"].to_pylist()
             after = tombstones.mask_blocks(before)
-            masked += sum(old != new for old, new in zip(before, after, strict=True))
+            owners, collections, rkeys = _keys(kept)
+            masked += [(owners[place], one) for place, one in masked_among(collections, rkeys, before, after)]
             column = pa.array(after, BLOCKS_SCHEMA.field("block").type)
             kept = kept.set_column(
                 BLOCKS_SCHEMA.get_field_index("block"), BLOCKS_SCHEMA.field("block"), column
@@ -217,7 +230,7 @@ def _rewrite_blocks(source: Path, target: Path, purged: frozenset[str], tombston
             removed += group.num_rows - kept.num_rows
             if kept.num_rows:
                 writer.write(kept.cast(BLOCKS_SCHEMA))
-    return _Rewritten(target, rows, removed, withheld, masked)
+    return _Rewritten(target, rows, removed, withheld, tuple(masked))
 
 
 def _without_not_taken(rows: pl.DataFrame, tombstones: Tombstones) -> pl.DataFrame:
@@ -242,19 +255,50 @@ def _without_not_taken(rows: pl.DataFrame, tombstones: Tombstones) -> pl.DataFra
     )
 
 
+def _without_masked(rows: pl.DataFrame, tombstones: Tombstones) -> pl.DataFrame:
+    """Take purged records out of what the rows of a pack tell of those that are masked."""
+    told: list[list[dict[str, str]]] = []
+    for did, entries in rows.select("did", "masked").iter_rows():
+        collections, rkeys = ([entry[part] for entry in entries or ()] for part in ("collection", "rkey"))
+        withheld = set(tombstones.withheld_rows([did] * len(rkeys), collections, rkeys))
+        told.append([entry for number, entry in enumerate(entries or ()) if number not in withheld])
+    if sum(map(len, told)) == int(rows["masked"].list.len().sum() or 0):
+        return rows
+    return rows.with_columns(pl.Series("masked", told, PACK_SCHEMA["masked"]))
+
+
 def _keys(group: pa.Table) -> tuple[list[str], list[str], list[str]]:
     return group["did"].to_pylist(), group["collection"].to_pylist(), group["rkey"].to_pylist()
 
 
-def _less(attempts: pl.DataFrame, files: Iterable[_Rewritten]) -> pl.DataFrame:
-    """Note in the rows of a pack how many single records of each account were taken out."""
+def _less(attempts: pl.DataFrame, files: Sequence[_Rewritten]) -> pl.DataFrame:
+    """Note in the rows of a pack how many single records of each account were taken out, and which are masked."""
     withheld: Counter[str] = Counter()
     for file in files:
         withheld.update(file.withheld)
     more = [withheld[did] for did in attempts["did"]]
     return attempts.with_columns(
+        pl.Series("masked", _all_masked(attempts, files), PACK_SCHEMA["masked"]),
         purged=pl.col("purged").fill_null(0) + pl.Series(more, dtype=pl.Int64),
     )
+
+
+def _all_masked(attempts: pl.DataFrame, files: Iterable[_Rewritten]) -> list[list[dict[str, str]]]:
+    """Return what is masked in the records of each row of a pack: what was before, and what is now."""
+    new: defaultdict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+    for file in files:
+        for did, (collection, rkey, sha256) in file.masked_records:
+            new[did][collection, rkey] = sha256
+    told = []
+    for did, before in attempts.select("did", "masked").iter_rows():
+        known = {(one["collection"], one["rkey"]): one["sha256"] for one in before or ()} | new[did]
+        told.append(
+            [
+                {"collection": collection, "rkey": rkey, "sha256": sha256}
+                for (collection, rkey), sha256 in known.items()
+            ]
+        )
+    return told
 
 
 def _publish(storage: StudyStorage, folder: str, attempts: pl.DataFrame, files: Sequence[_Rewritten]) -> None:

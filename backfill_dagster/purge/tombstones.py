@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.purge.mentions import (
     canonical_did,
     mask_block,
@@ -34,16 +35,19 @@ if TYPE_CHECKING:
 TOMBSTONES_KEY = "purged.parquet"
 PURGED = "purged"
 
-_SCHEMA = pl.Schema(
-    {
-        "kind": pl.String(),  # did or record
-        "hash": pl.Binary(),
-        "account": pl.Binary(),  # of a record: the hash of its account's DID
-        "web_length": pl.Int32(),  # of a did:web: its length, by which it is found in bytes
-        "asked_at": pl.Datetime("us", "UTC"),
-        "removed_at": pl.Datetime("us", "UTC"),  # null until nothing that is stored holds it
-    }
+TOMBSTONE_COLUMNS = (
+    Column("kind", pl.String(), "What is not to be collected again: did or record.", required=True),
+    Column("hash", pl.Binary(), "Salted SHA-256 of its DID or URI.", required=True),
+    Column("account", pl.Binary(), "Of a record: the hash of its account's DID."),
+    Column("web_length", pl.Int32(), "Of a did:web: its length, by which it is found in bytes."),
+    Column("asked_at", pl.Datetime("us", "UTC"), "When the purge was asked for.", required=True),
+    Column(
+        "removed_at",
+        pl.Datetime("us", "UTC"),
+        "When nothing that is stored held it any more; null until then.",
+    ),
 )
+_SCHEMA = schema_of(TOMBSTONE_COLUMNS)
 _DID, _RECORD = "did", "record"
 _SALT = "salt"
 _SALT_BYTES = 32
@@ -144,6 +148,17 @@ class Tombstones:
     def mask(self, text: str | None) -> str | None:
         """Return a text with purged accounts masked."""
         return mask_text(text, self.holds_did) if text and self.dids else text
+
+    def mask_record_uris(self, text: str) -> str:
+        """Return a text with the AT-URIs of purged records crossed out; of the same length."""
+        if not self.records:
+            return text
+        return _URI.sub(
+            lambda match: (
+                re.sub("[A-Za-z0-9]", "x", match.group()) if self.holds_uri(match.group()) else match.group()
+            ),
+            text,
+        )
 
     def mask_texts(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return a frame with purged accounts masked in all columns of text."""

@@ -17,11 +17,14 @@ GET_REPO = "com.atproto.sync.getRepo"
 
 def main(folder: Path, task: str, *, lock: bool) -> None:
     # Imported here, because every worker process imports this module.
-    from backfill_dagster import pipeline, purging
+    from backfill_dagster import handing_over, pipeline, purging
     from backfill_dagster.config.loading import load_study
     from backfill_dagster.report.page import build_report
     from backfill_dagster.sandbox.network import process_sandbox
+    from backfill_dagster.verification.verify import verify
+    from backfill_dagster_tests.crash.handed_over import take_over
     from backfill_dagster_tests.crash.scenario import in_parts, set_faults, to_purge
+    from backfill_dagster_tests.crash.watched import watched
 
     study = load_study(folder / f"{STUDY}.yaml")
     assert study.network.sandbox is not None
@@ -34,24 +37,29 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
         study_lock = StudyLockResource()
         with study_lock.yield_for_execution(dg.build_init_resource_context()):
             study_lock.take(study, "crash-test")
-    if task == "purge":
-        dids, uris = to_purge(network)
-        purging.purge(study, dids=dids, uris=uris)
-    elif task == "parts":
-        for part in in_parts(study):
-            pipeline.collect_source(part)
-            pipeline.resolve_accounts(part)
-            pipeline.fetch_repos(part)
-            pipeline.convert_records(part)
-            pipeline.build_tables(part)
-    else:
-        set_faults(network)
-        pipeline.collect_source(study)
-        pipeline.resolve_accounts(study)
-        pipeline.fetch_repos(study)
-        pipeline.convert_records(study)
-        pipeline.build_tables(study)
-        build_report(study)
+    with watched(study, task, network.dids if task == "collect" else ()):
+        if task == "purge":
+            # What a verification leaves names people, too.
+            verify(study)
+            dids, uris = to_purge(network)
+            purging.purge(study, dids=dids, uris=uris)
+        elif task == "parts":
+            for part in in_parts(study):
+                pipeline.collect_source(part)
+                pipeline.resolve_accounts(part)
+                pipeline.fetch_repos(part)
+                pipeline.convert_records(part)
+                pipeline.build_tables(part)
+        else:
+            set_faults(network)
+            pipeline.collect_source(study)
+            pipeline.resolve_accounts(study)
+            pipeline.fetch_repos(study)
+            pipeline.convert_records(study)
+            pipeline.build_tables(study)
+            handing_over.hand_over_all(study)
+            take_over(folder, study, to_purge(network)[0][0], "block")
+            build_report(study)
     asked = [request.did for request in network.requests.all(path=GET_REPO)]
     (folder / "requests.json").write_bytes(orjson.dumps(asked))
 

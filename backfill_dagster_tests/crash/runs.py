@@ -23,6 +23,9 @@ import polars as pl
 from polars.testing import assert_frame_equal
 
 from backfill_dagster import study_files
+from backfill_dagster.monitoring.audit_log import FOLDER as RUNS_FOLDER
+from backfill_dagster.monitoring.audit_log import AuditLog, RunStatus
+from backfill_dagster.monitoring.outbox import Outbox
 from backfill_dagster.records.tables import TABLES
 from backfill_dagster.report.page import REPORT_KEY
 from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys, read_ledger
@@ -30,6 +33,7 @@ from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import unreconciled
 from backfill_dagster_tests.conftest import ROOT
 from backfill_dagster_tests.crash.command import STUDY
+from backfill_dagster_tests.crash.handed_over import handed_over
 from backfill_dagster_tests.crash.scenario import SETTINGS, crash_study, earlier_run, leave_scratch, to_purge
 from backfill_dagster_tests.purge.stored_bytes import files_with
 from backfill_dagster_tests.studies import sandbox
@@ -42,8 +46,11 @@ FAILPOINTS = Path(__file__).parent / "failpoints"
 # Of a row, what depends on when it was made.
 CLOCK_COLUMNS = ["snapshot_fetched_at", "resolved_at", "state_since"]
 # Of a study's own files, those that an undisturbed run may leave, and those that it must.
-MUST_STAY = {"source_dids", "source_rejects", "directory", "accounts"}
-MAY_STAY = {*MUST_STAY, "purged", "engaged_accounts", "engaged_posts"}
+MUST_STAY = {"source_dids", "source_rejects", "directory", "accounts", "audit_log"}
+MAY_STAY = {
+    *(*MUST_STAY, "purged", "engaged_accounts", "engaged_posts", "user_metadata", "run_metadata"),
+    *("account_history", "attrition", "deletion_rates", "directory_history", "record_changes"),
+}
 
 Task = Literal["collect", "purge", "parts"]
 
@@ -202,6 +209,8 @@ class CrashRun:
         for table in TABLES:
             assert_frame_equal(read_rows(self.study, table), read_rows(reference, table))
         assert derived_rows(self.study) == derived_rows(reference)
+        assert handed_over(self.study) == handed_over(reference)
+        assert set(handed_over(self.study).values()) <= {1}
         for key in (study_files.SOURCE_KEY, study_files.DIRECTORY_KEY, study_files.ACCOUNTS_KEY):
             found, expected = (
                 StudyStorage(study.root).read(key).drop(CLOCK_COLUMNS, strict=False)
@@ -214,6 +223,14 @@ class CrashRun:
             [purged], _ = to_purge(sandbox(SETTINGS))
             assert files_with(self.study.root, purged) == []
         self._check_nothing_left()
+        self._check_logs()
+
+    def _check_logs(self) -> None:
+        *earlier, last = AuditLog(self._storage).read()["status"]
+        assert last == RunStatus.SUCCESS
+        assert set(earlier) <= {RunStatus.SUCCESS, RunStatus.DIED}
+        assert self._storage.keys(RUNS_FOLDER, "*") == []
+        assert Outbox(self._storage).pending() == []
 
     def _check_packs(self) -> None:
         for host, _, key in pack_keys(self._storage):

@@ -31,6 +31,8 @@ from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.sandbox.truth import AccountTruth
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster_tests.crash.command import STUDY
+from backfill_dagster_tests.crash.handed_over import CONSUMERS, leave_staged, take_over
+from backfill_dagster_tests.crash.watched import LOG_KEY, leave_dead_runs
 from backfill_dagster_tests.studies import sandbox, sandbox_study
 
 SETTINGS = SandboxSettings(seed=11, accounts=36, hosts=2, records=6)
@@ -59,6 +61,8 @@ def crash_study(folder: Path) -> Study:
         network={"plc_export": {"use": "always"}},
         discovery={},
         derived=derived,
+        monitoring={"log_file": str(folder / "data" / STUDY / LOG_KEY)},
+        integrations={"consumers": CONSUMERS},
     )
 
 
@@ -80,7 +84,9 @@ def earlier_run(folder: Path) -> Path:
     pipeline.fetch_repos(study)
     pipeline.convert_records(study)
     pipeline.build_tables(study)
+    take_over(folder, study, to_purge(sandbox(SETTINGS))[0][0], "follow")
     _leave_what_is_left(study)
+    leave_staged(StudyStorage(study.root))
     return study.storage.path
 
 
@@ -174,6 +180,7 @@ def _leave_what_is_left(study: Study) -> None:
     shutil.copy(part, part.with_name("part-00001.parquet"))
     shown = pl.DataFrame(schema=SHOWN_SCHEMA)
     storage.write(f"{SHOWN_FOLDER}/part-00009.parquet", shown)
+    leave_dead_runs(study.root)
 
 
 def _unfinished_directory() -> pl.DataFrame:

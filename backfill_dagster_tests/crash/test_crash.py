@@ -14,6 +14,7 @@ from backfill_dagster_tests.crash.runs import CrashLab, Failpoint
 
 # By parts of a failpoint's name, which has lines of the source in it besides.
 ON_THE_WAY = [
+    (" parent replace ", "monitoring/audit_log.py:_write", "before"),
     (" parent replace ", "directory/export_copy.py:write", "after"),
     (" parent replace ", "pipeline.py:keep", "after"),
     (" parent unlink ", "pipeline.py:resolve_accounts", "before"),
@@ -28,13 +29,20 @@ ON_THE_WAY = [
     (" parent replace ", "derivation.py:discover_engaged", "after"),
     (" parent replace ", "derived/feed_use.py:store_shown", "after"),
     (" parent replace ", "derived/build.py:_rebuild", "before"),
+    (" parent replace ", "handoff/ledger.py:enter", "after"),
+    (" parent replace ", "handoff/outbox.py:deliver", "after"),
+    (" parent unlink ", "handoff/ledger.py:merge", "before"),
+    (" parent replace ", "legacy/tree.py:_write", "after"),
 ]
 PARTS_ON_THE_WAY = [
     ("parent", "repos/listings.py:_keep", "before"),
     ("worker", "repos/listed_records.py:gather_listed", "before"),
     ("parent", "repos/single_records.py:_keep", "after"),
 ]
-PURGE_ON_THE_WAY = [(" parent unlink ", "purge/rewrite.py:purge_pack", "after")]
+PURGE_ON_THE_WAY = [
+    (" parent pwrite ", "purge/logs.py:purge_log", "after"),
+    (" parent unlink ", "purge/rewrite.py:purge_pack", "after"),
+]
 
 
 @pytest.fixture(scope="module")

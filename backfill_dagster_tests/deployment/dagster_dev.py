@@ -117,7 +117,7 @@ class Deployment:
 @contextmanager
 def dagster_dev(folder: Path) -> Iterator[Deployment]:
     """Run `dagster dev` on the studies in a folder's `configs` until the block ends; nothing of it stays alive."""
-    port = _free_port()
+    port = free_port()
     shutil.copy(ROOT / "dagster.yaml", folder)
     environment = {
         **os.environ,
@@ -145,7 +145,8 @@ def dagster_dev(folder: Path) -> Iterator[Deployment]:
         _end(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -10,7 +10,7 @@ import polars as pl
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from backfill_dagster.records.issues import Problem
+from backfill_dagster.records.issues import FieldProblem
 from backfill_dagster.records.timestamps import read_datetimes
 
 DAYS = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
@@ -19,7 +19,7 @@ WHITE = " \t\n"
 
 class Reading(NamedTuple):
     instant: datetime | None
-    problem: Problem | None
+    problem: FieldProblem | None
 
 
 class NotADateError(Exception):
@@ -57,7 +57,7 @@ def slow_reading(text: str) -> Reading:
     try:
         return _read(text)
     except NotADateError:
-        return Reading(None, Problem.UNPARSEABLE)
+        return Reading(None, FieldProblem.UNPARSEABLE)
 
 
 def _read(text: str) -> Reading:
@@ -72,7 +72,7 @@ def _read(text: str) -> Reading:
         raise NotADateError
     days = _days_before(year, month) + day
     if not letters.rest:
-        return _at(days * 86_400, 0, Problem.DATE_ONLY)
+        return _at(days * 86_400, 0, FieldProblem.DATE_ONLY)
     is_standard &= letters.expect("T", "t", " ", "_") == "T"
     hour = letters.number(2)
     letters.expect(":")
@@ -100,9 +100,9 @@ def _read(text: str) -> Reading:
         # A leap second is the last of a day in UTC.
         raise NotADateError
     if zone is None:
-        return _at(seconds, microseconds, Problem.NO_ZONE)
+        return _at(seconds, microseconds, FieldProblem.NO_ZONE)
     is_standard &= zone_is_standard and hour < 24
-    return _at(seconds, microseconds, None if is_standard else Problem.NONSTANDARD)
+    return _at(seconds, microseconds, None if is_standard else FieldProblem.NONSTANDARD)
 
 
 def _zone(letters: Letters) -> tuple[int | None, bool]:
@@ -136,21 +136,21 @@ def _is_leap(year: int) -> bool:
     return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
 
 
-def _at(seconds: int, microseconds: int, problem: Problem | None) -> Reading:
+def _at(seconds: int, microseconds: int, problem: FieldProblem | None) -> Reading:
     # The year 0 has 366 days.
     try:
         instant = datetime.min.replace(tzinfo=UTC) + timedelta(
             seconds=seconds - 366 * 86_400, microseconds=microseconds
         )
     except OverflowError:
-        return Reading(None, Problem.OUT_OF_RANGE)
+        return Reading(None, FieldProblem.OUT_OF_RANGE)
     return Reading(instant, problem)
 
 
 def read(raw: list[str]) -> list[Reading]:
     frame = read_datetimes(pl.Series(raw, dtype=pl.String))
     return [
-        Reading(instant, None if problem is None else Problem(problem))
+        Reading(instant, None if problem is None else FieldProblem(problem))
         for instant, problem in frame.select("instant", "problem").iter_rows()
     ]
 
@@ -241,21 +241,21 @@ def test_the_slow_parser_knows_the_calendar() -> None:
         "9999-12-31",
     ):
         assert slow_reading(text).instant == datetime.fromisoformat(text).replace(tzinfo=UTC)
-    assert slow_reading("2100-02-29") == Reading(None, Problem.UNPARSEABLE)
+    assert slow_reading("2100-02-29") == Reading(None, FieldProblem.UNPARSEABLE)
 
 
 def test_a_long_text_is_no_date_and_costs_no_time() -> None:
     longest = "2024-10-05T12:00:00." + "1" * 1_003 + "Z"
     assert read([f" {longest} ", f"{longest}Z", longest.replace("Z", "1Z")]) == [
         slow_reading(f" {longest} "),
-        Reading(None, Problem.UNPARSEABLE),
-        Reading(None, Problem.UNPARSEABLE),
+        Reading(None, FieldProblem.UNPARSEABLE),
+        Reading(None, FieldProblem.UNPARSEABLE),
     ]
 
     megabytes = ["2024-10-05T12:00:00." + "1" * 4_000_000 + "Z"] * 2
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        assert read(megabytes) == [Reading(None, Problem.UNPARSEABLE)] * 2
+        assert read(megabytes) == [Reading(None, FieldProblem.UNPARSEABLE)] * 2
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 1

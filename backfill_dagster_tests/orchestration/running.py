@@ -1,5 +1,6 @@
 """Runs a job of a folder of studies as the command line does: in this process, on a given instance."""
 
+import functools
 import uuid
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from backfill_dagster.definitions import build_defs
 
 
+@functools.lru_cache(maxsize=1)
 def repository_of(configs: str, _fresh: str) -> dg.RepositoryDefinition:
-    """Return the code location of a folder of YAML files: called back by Dagster, which keeps it by arguments."""
+    """Return the code location of a folder of YAML files: called back by Dagster, several times for each run."""
     return build_defs(Path(configs)).get_repository_def()
 
 

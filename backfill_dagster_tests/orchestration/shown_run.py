@@ -6,8 +6,10 @@ from pathlib import Path
 
 import dagster as dg
 
-from backfill_dagster.orchestration.console import console_config, human_console
+from backfill_dagster.config.study import Study
+from backfill_dagster.orchestration.console import console_config, console_logger
 from backfill_dagster.orchestration.progress import fetch_standing, reported_progress
+from backfill_dagster.orchestration.terminal import kept_stderr
 from backfill_dagster.repos.crawl import Progress
 
 
@@ -26,9 +28,17 @@ def repos(context: dg.AssetExecutionContext) -> None:
 if __name__ == "__main__":
     home = Path(sys.argv[1])
     home.mkdir()
+    study, studies = None, {}
+    if sys.argv[2:] == ["json"]:
+        source = {"type": "inline", "dids": ["did:plc:" + "a" * 24]}
+        study = Study.model_validate(
+            {"name": "study", "source": source, "monitoring": {"log_format": "json", "log_level": "WARNING"}}
+        )
+        studies[study.name] = study
+        kept_stderr()
     job = dg.define_asset_job(
-        "job", [repos], config=console_config(None), executor_def=dg.in_process_executor
+        "job", [repos], config=console_config(study), executor_def=dg.in_process_executor
     )
-    definitions = dg.Definitions([repos], jobs=[job], loggers={"console": human_console})
+    definitions = dg.Definitions([repos], jobs=[job], loggers={"console": console_logger(studies)})
     with dg.DagsterInstance.local_temp(str(home)) as instance:
         definitions.resolve_job_def("job").execute_in_process(instance=instance)

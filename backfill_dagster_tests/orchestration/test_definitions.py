@@ -7,7 +7,8 @@ import pytest
 from backfill_dagster.definitions import build_defs
 from backfill_dagster_tests.studies import sandbox_study
 
-ASSETS = {"source_dids", "directory", "repos", "records", "undated", "accounts", "report"}
+ASSETS = {"source_dids", "directory", "repos", "records", "undated", "accounts", "report", "audit_log"}
+ASSETS |= {"user_metadata", "run_metadata", "record_changes", "account_history", "attrition", "manifest"}
 TABLES = {"posts", "replies", "likes", "reposts", "follows", "blocks"}
 
 
@@ -27,7 +28,7 @@ def test_every_yaml_becomes_a_lineage_of_its_own(tmp_path: Path) -> None:
     dg.Definitions.validate_loadable(defs)
     assert asset_names(defs, "one") == ASSETS | TABLES
     assert asset_names(defs, "two") == ASSETS | {"posts", "replies"}
-    assert {"one", "one_rebuild", "two", "two_rebuild"} <= job_names(defs)
+    assert {"one", "one_rebuild", "one_verify", "two", "two_rebuild", "two_verify"} <= job_names(defs)
 
 
 def test_a_broken_yaml_takes_no_other_down(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_every_asset_says_what_its_columns_are_and_what_they_are_made_of(tmp_pat
         if schema is not None:
             columns[key.path[1]] = {column.name for column in schema.columns}
             assert all(column.description for column in schema.columns)
-    assert set(columns) == (ASSETS | TABLES) - {"report"}
+    assert set(columns) == (ASSETS | TABLES) - {"report", "manifest"}
     for key in graph.get_all_asset_keys():
         lineage = graph.get(key).metadata.get("dagster/column_lineage")
         for column, origins in ({} if lineage is None else lineage.deps_by_column).items():
@@ -199,7 +200,8 @@ def test_an_unknown_asset_is_answered_with_those_there_are(tmp_path: Path) -> No
 
     message = complaint(build_defs(tmp_path), "lost")
     assert (
-        "backfill.source.asset = 'acounts': backfill 'users' has no such asset; it has accounts, " in message
+        "backfill.source.asset = 'acounts': backfill 'users' has no such asset; it has account_history, "
+        in message
     )
 
 

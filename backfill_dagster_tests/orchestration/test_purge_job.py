@@ -13,6 +13,7 @@ from backfill_dagster import purging, study_files
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import StorageError
+from backfill_dagster_tests.instances import local_instance
 from backfill_dagster_tests.orchestration.running import execute
 from backfill_dagster_tests.purge.stored_bytes import files_with
 from backfill_dagster_tests.studies import sandbox, sandbox_study
@@ -31,7 +32,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def instance(home: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+    with local_instance(home, compute_logs=True) as instance:
         yield instance
 
 

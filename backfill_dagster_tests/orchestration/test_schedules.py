@@ -11,6 +11,7 @@ import pytest
 from backfill_dagster.definitions import build_defs
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.orchestration.resources import StudyLockResource
+from backfill_dagster_tests.instances import local_instance
 from backfill_dagster_tests.studies import sandbox_study
 
 
@@ -20,9 +21,7 @@ def schedules(configs: Path) -> dict[str, dg.ScheduleDefinition]:
 
 def evaluate(configs: Path, name: str) -> Any:
     repository = build_defs(configs).get_repository_def()
-    home = configs / "instance"
-    home.mkdir(exist_ok=True)
-    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+    with local_instance(configs / "instance") as instance:
         made = dg.build_schedule_context(
             instance=instance,
             scheduled_execution_time=datetime(2026, 11, 22, 3, tzinfo=UTC),

@@ -17,6 +17,7 @@ from backfill_dagster.orchestration.tags import PARENT_TAG, STUDY_TAG
 from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster_tests.instances import local_instance
 from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
 
 DROP = {"start_date": "2024-09-27", "end_date": "2024-12-02", "outside": "drop"}
@@ -128,9 +129,7 @@ def built(study: Study, collected: Path) -> Study:
 
 @pytest.fixture
 def daemon(tmp_path: Path, study: Study) -> Iterator[Daemon]:
-    home = tmp_path / "instance"
-    home.mkdir()
-    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+    with local_instance(tmp_path / "instance") as instance:
         yield Daemon(tmp_path / "configs", instance)
 
 
@@ -365,4 +364,6 @@ def test_what_starts_network_traffic_is_off_unless_the_study_says_so(tmp_path: P
         for sensor in repository.sensor_defs
         if sensor.default_status is dg.DefaultSensorStatus.RUNNING
     }
-    assert running == {"study_new_dids", "study_new_hosts", "study_failure_alert"}
+    assert running == {
+        *("study_new_dids", "study_new_hosts", "study_failure_alert", "study_pending_alerts"),
+    }

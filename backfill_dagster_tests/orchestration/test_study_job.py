@@ -1,8 +1,9 @@
 """The one command: every stage in one run, history as if the UI had launched each."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -44,6 +45,16 @@ def partitions(instance: dg.DagsterInstance, study: str, asset: str) -> set[str 
     return {record.partition_key for record in instance.fetch_materializations(key, limit=1000).records}
 
 
+LOSSES = ("record_changes", "account_history", "attrition")
+
+
+def metadata_of(instance: dg.DagsterInstance, asset: str) -> Mapping[str, dg.MetadataValue[Any]]:
+    event = instance.get_latest_materialization_event(dg.AssetKey(["study", asset]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    return event.asset_materialization.metadata
+
+
 def test_one_command_leaves_tables_and_the_history_of_every_stage(
     network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
@@ -61,6 +72,12 @@ def test_one_command_leaves_tables_and_the_history_of_every_stage(
         [dg.AssetCheckKey(dg.AssetKey(["study", "accounts"]), "records_reconcile")]
     )
     assert all(record.event.asset_check_evaluation.passed for record in check.values())  # type: ignore[union-attr]
+
+    told = {asset: metadata_of(instance, asset) for asset in LOSSES}
+    assert (study.root / "methods.md").read_text() == told["attrition"]["methods"].value
+    assert set(told["attrition"]) >= {"accounts_complete", "records_shown", "losses_by_step"}
+    names = [name for account in network.truth.accounts() for name in (account.did, account.handle) if name]
+    assert not any(name in str(told) for name in names)
 
     before = table_hashes(study)
     network.requests.clear()

@@ -11,6 +11,7 @@ from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.definitions import build_defs
 from backfill_dagster.orchestration.partitions import time_partitions
+from backfill_dagster_tests.instances import local_instance
 from backfill_dagster_tests.studies import sandbox_study, table_hashes
 
 SETTINGS = SandboxSettings(seed=31, accounts=30, hosts=2, records=25)
@@ -34,9 +35,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(
-        str(tmp_path), overrides={"telemetry": {"enabled": False}}
-    ) as instance:
+    with local_instance(tmp_path) as instance:
         yield instance
 
 

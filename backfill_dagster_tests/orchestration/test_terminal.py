@@ -1,6 +1,7 @@
 """The bar on the terminal: what a person sees of it, and where there is none."""
 
 import fcntl
+import json
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ LOG = [rf"\d\d:\d\d:\d\d  WARNING: line {number} of the log" for number in (5, 1
 LAST = r"\d\d:\d\d:\d\d  30 of 30 accounts, in \d+ s, .*, 0 failed"
 
 
-def run_on(screen: Screen, home: Path, stderr: int, **environment: str) -> None:
+def run_on(screen: Screen, home: Path, stderr: int, *options: str, **environment: str) -> None:
     """Run a command whose controlling terminal the screen is, with its stderr going elsewhere if asked."""
 
     def take_terminal() -> None:
@@ -27,7 +28,7 @@ def run_on(screen: Screen, home: Path, stderr: int, **environment: str) -> None:
 
     clean = {name: value for name, value in os.environ.items() if name not in ("CI", "COLUMNS", "LINES")}
     subprocess.run(
-        [sys.executable, "-m", "backfill_dagster_tests.orchestration.shown_run", str(home)],
+        [sys.executable, "-m", "backfill_dagster_tests.orchestration.shown_run", str(home), *options],
         cwd=ROOT,
         env={**clean, "TERM": "xterm-256color", **environment},
         stdin=screen.descriptor,
@@ -65,6 +66,21 @@ def test_a_redirected_log_has_lines_and_the_terminal_nothing(tmp_path: Path) -> 
     assert "\x1b" not in text
     assert "\r" not in text
     assert all(re.search(pattern, text) for pattern in [*LOG, LAST])
+
+
+def test_as_json_every_line_is_an_object_and_no_weight_is_below_the_level(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with Screen() as screen, log.open("wb") as file:
+        run_on(screen, tmp_path / "home", file.fileno(), "json")
+    assert screen.written == ""
+    lines = [json.loads(line) for line in log.read_bytes().splitlines()]
+    assert [line["message"] for line in lines] == [f"line {number} of the log" for number in (5, 15, 25)]
+    assert {(line["level"], line["event"], line["backfill"]) for line in lines} == {
+        ("WARNING", "message", "study")
+    }
+    captured = [path.read_text() for path in (tmp_path / "home").rglob("*.err")]
+    assert captured
+    assert not any("of the log" in text for text in captured)
 
 
 def test_a_terminal_that_cannot_show_a_bar_gets_lines(tmp_path: Path) -> None:

@@ -48,7 +48,6 @@ class Failpoints:
         self._alone = alone
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._kill_at = kill_at
-        self._role = "worker" if "--multiprocessing-fork" in sys.orig_argv else "parent"
         self._passed: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -68,7 +67,7 @@ class Failpoints:
     @contextlib.contextmanager
     def around(self, primitive: str) -> Iterator[None]:
         """Pass the failpoint before and the one after a primitive, also if it raises."""
-        place = f"{self._role} {primitive} {_place()}"
+        place = f"{_role()} {primitive} {_place()}"
         self._pass(f"{place} before")
         try:
             yield
@@ -85,6 +84,11 @@ class Failpoints:
                 os.kill(os.getpid(), signal.SIGKILL)
             os.killpg(0, signal.SIGKILL)
             signal.pause()
+
+
+def _role() -> str:
+    processes = sys.modules.get("multiprocessing.process")
+    return "worker" if processes and processes.parent_process() is not None else "parent"
 
 
 def _place() -> str:
@@ -231,7 +235,9 @@ def install(points: Failpoints) -> None:
     """Wrap every primitive with which the project changes the file system."""
     _wrap_os_open(points)
     _wrap_open(points)
-    for name in ("replace", "rename", "unlink", "remove", "mkdir", "rmdir", "fsync", "ftruncate", "pwrite"):
+    for name in (
+        *("replace", "rename", "unlink", "remove", "mkdir", "rmdir", "fsync", "ftruncate", "pwrite", "write"),
+    ):
         _wrap(points, os, name)
     _wrap(points, shutil, "rmtree")
     sys.meta_path.insert(0, _AfterStorage(points))
