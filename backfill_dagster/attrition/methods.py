@@ -299,15 +299,21 @@ def _lost_before(lost: Sequence[Lost]) -> list[str]:
     said = [
         "If deletion depends on a record's age alone, and was in the study period what it was when it was watched, "
         "these shares of the records that were made in the study period had been deleted before the collection: "
-        f"{'; '.join(shares)}."
+        f"{'; '.join(shares)}.",
+        "In brackets is what the lower, and the upper, bounds of the rates of all ages come to together, which is "
+        "wider than a 95 % interval.",
     ]
-    assumed = [age for age in CLASSES if any(age in each.assumed for each in lost)]
-    if assumed:
-        said.append(
-            f"Of some types no record was watched at {'this age' if len(assumed) == 1 else 'these ages'}, for which "
-            f"the next older rate was taken: {', '.join(assumed)}; if younger records are deleted faster, the shares "
-            "are too low."
-        )
+    from_older = [age for age in CLASSES if any(age in each.from_older for each in lost)]
+    from_younger = [age for age in CLASSES if any(age in each.from_younger for each in lost)]
+    for ages, taken, slant in (
+        (from_older, "next older", "too low if younger records are deleted faster"),
+        (from_younger, "next younger", "too high if older records are deleted more slowly"),
+    ):
+        if ages:
+            said.append(
+                f"Of some types the looks tell nothing of records of {'this age' if len(ages) == 1 else 'these ages'}, "
+                f"for which the {taken} rate was taken: {', '.join(ages)}. This makes the shares {slant}."
+            )
     return said
 
 

@@ -48,6 +48,9 @@ BIN_EDGES = (
 CLASS_EDGES = (0.0, 1.0, 7.0, 30.0, 90.0, 365.0)
 CLASSES = ("under 1 day", "1 to 7 days", "7 to 30 days", "30 to 90 days", "90 days to 1 year", "over 1 year")
 UNKNOWN = "unknown"
+# How long an interval between two looks may be, in widths of a class of ages, to tell something of that class. Daily,
+# weekly and monthly looks, which are never quite on time, tell of the classes of 1, 6 and 23 days.
+_LONGEST_LOOK = 1.35
 _LAST_BIN_DAYS = 365.0
 
 
@@ -71,15 +74,23 @@ def typical_ages() -> list[float]:
     return [(first + end) / 2 for first, end in pairwise(BIN_EDGES)] + [BIN_EDGES[-1] + _LAST_BIN_DAYS]
 
 
-def class_of(ages: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the number of the class of each age in days."""
-    return np.searchsorted(np.array(CLASS_EDGES[1:]), ages, side="right")
+def days_by_class(
+    ages: NDArray[np.float64], days: NDArray[np.float64], looks: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """Give so many intervals of so many days each, the first of which begins at this age, to the classes of ages.
 
-
-def days_by_class(ages: NDArray[np.float64], days: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Cut times that begin at these ages, and last so many days, by class: the days spent in each class."""
-    ends = ages + days
-    bounds = [*CLASS_EDGES, np.inf]
-    return [
-        np.clip(np.minimum(ends, end) - np.maximum(ages, first), 0.0, None) for first, end in pairwise(bounds)
-    ]
+    Returns the days in each class, and last those that tell of none. When in an interval a record went is not known,
+    so an interval counts whole, with what went in it, for the class of its middle; and for none if it is much longer
+    than that class is wide: then it tells of other ages. Of the oldest class, which has no end, those tell that begin
+    in it, and others as if it were as wide as all before.
+    """
+    shares, before, rest = [], np.zeros_like(ages), looks.astype(np.float64)
+    for first, end in pairwise([*CLASS_EDGES, np.inf]):
+        # The k-th interval, from 0, has its middle at age + (k + 1/2) days.
+        reached = np.clip(np.ceil((end - ages) / days - 0.5), 0.0, looks)
+        width = first if end == np.inf else end - first
+        tells = (days <= _LONGEST_LOOK * width) | ((end == np.inf) & (ages >= first))
+        own = np.where(tells, reached - before, 0.0)
+        shares.append(own * days)
+        before, rest = reached, rest - own
+    return [*shares, rest * days]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from backfill_dagster.survivorship.comparison import Comparison
 
 # Raised whenever the same packs would make other tables.
-_VERSION = 1
+_VERSION = 2
 # Changes that are put in order at once; some 200 bytes each.
 _CHANGES_AT_ONCE = 1_000_000
 # Packs whose inventories are read at once.
@@ -169,7 +169,7 @@ def _bring_rates_up_to_date(
     storage: StudyStorage, ledger: pl.DataFrame, chains: pl.DataFrame, wanted: Sequence[Comparison]
 ) -> None:
     states = history.state_times(ledger, directory_answers(storage))
-    spans = chains.select("did", "fetched_at", "confirmed_at", "next_at")
+    spans = chains.select("did", "fetched_at", "confirmed_at", "confirmations", "next_at")
     told = [digest_of(spans), digest_of(states)]
     identity = _identity(told, [each.identity for each in wanted])
     if is_made_of(storage, DELETION_RATES_KEY, identity):
@@ -197,6 +197,7 @@ def _inventories(storage: StudyStorage, chains: pl.DataFrame) -> Iterator[pl.Dat
             "did",
             "fetched_at",
             "confirmed_at",
+            "confirmations",
             "next_at",
             of=pl.concat_str("pds_host", pl.lit("\n"), "pack"),
         )

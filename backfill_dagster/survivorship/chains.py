@@ -21,6 +21,8 @@ CHAIN_SCHEMA = pl.Schema(
         "fetched_at": _INSTANT,
         # The last time that the account was known to be at this snapshot.
         "confirmed_at": _INSTANT,
+        # How many looks said so.
+        "confirmations": pl.UInt32(),
         # Of the snapshots that can be compared with this one: the first one's fetch, and the last one's.
         "first_at": _INSTANT,
         "last_at": _INSTANT,
@@ -73,6 +75,7 @@ def snapshot_chains(ledger: pl.DataFrame) -> pl.DataFrame:
         "pack",
         "fetched_at",
         "confirmed_at",
+        "confirmations",
         first_at=pl.when("is_first").then("fetched_at").forward_fill(),
         last_at=pl.when(is_last).then("fetched_at").backward_fill(),
         before_host=before("pds_host"),
@@ -102,7 +105,7 @@ def _without_steps_back(complete: pl.DataFrame) -> pl.DataFrame:
 
 
 def _confirmed(snapshots: pl.DataFrame, unchanged: pl.DataFrame) -> pl.DataFrame:
-    """Add until when each snapshot is known to have held, as `confirmed_at`."""
+    """Add until when each snapshot is known to have held, as `confirmed_at`, and how often that was seen."""
     same = ("did", "obtained", "asked", "repo_rev")
     numbered = snapshots.with_row_index("number")
     looks = pl.concat(
@@ -120,10 +123,10 @@ def _confirmed(snapshots: pl.DataFrame, unchanged: pl.DataFrame) -> pl.DataFrame
         )
         .filter(pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"{name}_then")) for name in same))
         .group_by("of")
-        .agg(confirmed_at=pl.col("fetched_at").max())
+        .agg(confirmed_at=pl.col("fetched_at").max(), confirmations=pl.col("fetched_at").n_unique())
     )
     return (
         numbered.join(found, left_on="number", right_on="of", how="left", maintain_order="left")
-        .with_columns(pl.coalesce("confirmed_at", "fetched_at"))
+        .with_columns(pl.coalesce("confirmed_at", "fetched_at"), pl.col("confirmations").fill_null(0))
         .drop("number")
     )

@@ -4,6 +4,9 @@ A record is watched from the snapshot that first has it: at each snapshot all th
 one, or until the account was last known to be at that revision. One that goes counts up to the middle of the time
 between which it went. So a record that was never seen is nowhere, and one that is seen late is counted from then on
 (delayed entry), at the age that it then has.
+
+Of which age an interval between two looks tells is decided alike for those that end with a deletion and for those that
+do not, by what does not depend on it (`ages.days_by_class`). What tells of no age counts in the sum of all only.
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ from backfill_dagster.survivorship.ages import (
     DAY_MICROSECONDS,
     UNKNOWN,
     ages_in_days,
-    class_of,
+    bin_of,
     days_by_class,
     typical_ages,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
 
 # Of a collection and a class of ages: record-days watched, and records that went.
 WATCHED_SCHEMA = pl.Schema(
@@ -54,7 +59,8 @@ def watched(
 ) -> Watched:
     """Sum up what was watched.
 
-    `inventories` are those of snapshots (INVENTORY_SCHEMA) with the chain's `fetched_at, confirmed_at, next_at`;
+    `inventories` are those of snapshots (INVENTORY_SCHEMA) with the chain's `fetched_at, confirmed_at,
+    confirmations, next_at`;
     `events` what went or came, as of `record_changes.read_events`; `accounts` numbers the DIDs (`did, account`).
     """
     by_age, by_account, changed = [WATCHED_SCHEMA.to_frame()], [BY_ACCOUNT_SCHEMA.to_frame()], []
@@ -85,18 +91,36 @@ def _days(start: pl.Expr, end: pl.Expr) -> pl.Expr:
     return (end - start).dt.total_microseconds() / DAY_MICROSECONDS
 
 
+def _ages_at_look(bins: pl.Series, since: pl.Series) -> NDArray[np.float64]:
+    """Return how old records are so many days after the snapshot at which they were in these bins of ages."""
+    middles: NDArray[np.float64] = np.array(typical_ages())
+    ages: NDArray[np.float64] = middles[bins.to_numpy()] + since.to_numpy()
+    return ages
+
+
 def _of_inventories(inventories: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     """Yield the time that all records of snapshots would have been watched, had none of them gone."""
-    middles = np.array(typical_ages())
     for inventory in inventories:
-        end = pl.coalesce("next_at", "confirmed_at")
-        rows = inventory.with_columns(span=_days(pl.col("fetched_at"), end)).filter(pl.col("span") > 0)
+        # Looks that found nothing changed are taken to be evenly spaced; then there is one that found another snapshot.
+        held = inventory.with_columns(
+            since=pl.lit(0.0),
+            span=_days(pl.col("fetched_at"), pl.col("confirmed_at")),
+            looks=pl.max_horizontal("confirmations", 1).cast(pl.Float64),
+        )
+        last = inventory.with_columns(
+            since=_days(pl.col("fetched_at"), pl.col("confirmed_at")),
+            span=_days(pl.col("confirmed_at"), pl.col("next_at")),
+            looks=pl.lit(1.0),
+        )
+        rows = pl.concat([held, last]).filter(pl.col("span") > 0)
         known, unknown = rows.drop_nulls("age"), rows.filter(pl.col("age").is_null())
-        spans, numbers = known["span"].to_numpy(), known["records"].to_numpy().astype(np.float64)
-        spent = days_by_class(middles[known["age"].to_numpy()], spans)
+        looks, numbers = known["looks"].to_numpy(), known["records"].to_numpy().astype(np.float64)
+        spent = days_by_class(
+            _ages_at_look(known["age"], known["since"]), known["span"].to_numpy() / looks, looks
+        )
         parts = [
             known.select("did", "collection", age=pl.lit(name), days=pl.Series(days * numbers))
-            for name, days in zip(CLASSES, spent, strict=True)
+            for name, days in zip((*CLASSES, UNKNOWN), spent, strict=True)
         ]
         parts.append(
             unknown.select("did", "collection", age=pl.lit(UNKNOWN), days=pl.col("span") * pl.col("records"))
@@ -109,33 +133,32 @@ def _of_inventories(inventories: Iterable[pl.DataFrame]) -> Iterator[pl.DataFram
 
 
 def _of_events(events: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """Yield the deletions, and the time from then to the next snapshot, less than nothing: it was not watched."""
+    """Yield the deletions, and half of the interval in which they happened, less than nothing: it was not watched."""
     for rows in events:
         ended = rows.filter("stood_before")
-        middle = pl.col("before_confirmed_at") + (pl.col("fetched_at") - pl.col("before_confirmed_at")) / 2
-        gone = ended.filter(~pl.col("changed")).with_columns(went_at=middle)
-        ages = ages_in_days(gone["rkey"], gone["before_at"])
+        gone = ended.filter(~pl.col("changed"))
         gone = gone.with_columns(
-            age_then=ages,
-            went_after=_days(pl.col("before_at"), pl.col("went_at")),
-            unwatched=_days(pl.col("went_at"), pl.col("fetched_at")),
+            # In the same bin as in the snapshot's inventory, so that it takes its time from where that was added.
+            age_then=bin_of(ages_in_days(gone["rkey"], gone["before_at"])),
+            since=_days(pl.col("before_at"), pl.col("before_confirmed_at")),
+            span=_days(pl.col("before_confirmed_at"), pl.col("fetched_at")),
         )
         known, unknown = gone.drop_nulls("age_then"), gone.filter(pl.col("age_then").is_null())
-        ages_gone = (known["age_then"] + known["went_after"]).to_numpy()
-        spent = days_by_class(ages_gone, known["unwatched"].to_numpy())
-        classes = class_of(ages_gone)
+        spent = days_by_class(
+            _ages_at_look(known["age_then"], known["since"]), known["span"].to_numpy(), np.ones(known.height)
+        )
         parts = [
             known.select(
                 *("did", "collection"),
                 age=pl.lit(name),
-                days=pl.Series(-days),
-                deleted=pl.Series((classes == number).astype(np.float64)),
+                days=pl.Series(-days / 2),
+                deleted=pl.Series((days > 0).astype(np.float64)),
             )
-            for number, (name, days) in enumerate(zip(CLASSES, spent, strict=True))
+            for name, days in zip((*CLASSES, UNKNOWN), spent, strict=True)
         ]
         parts.append(
             unknown.select(
-                *("did", "collection"), age=pl.lit(UNKNOWN), days=-pl.col("unwatched"), deleted=pl.lit(1.0)
+                *("did", "collection"), age=pl.lit(UNKNOWN), days=-pl.col("span") / 2, deleted=pl.lit(1.0)
             )
         )
         edits = ended.filter("changed").select(

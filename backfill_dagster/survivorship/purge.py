@@ -28,6 +28,8 @@ def purge_observations(storage: StudyStorage, tombstones: Tombstones) -> dict[st
     history = [ACCOUNT_HISTORY_KEY] if storage.exists(ACCOUNT_HISTORY_KEY) else []
     told = {"record_changes": changes, "account_history": _purge_files(storage, history, tombstones)}
     _purge_files(storage, storage.keys(FOLDER), tombstones)
+    # The host of a PDS for one person names that person.
+    storage.remove_empty_folders(FOLDER)
     return told
 
 

@@ -7,8 +7,8 @@ to the variance of as many independent ones (a design effect, never below 1).
 
 Of the records of a period that are there, one of age `a` stands for 1 / S(a) that were made, S being the share that
 the rates let survive to that age (inverse probability weighting). What the rates cannot know is assumed: that deletion
-depends on age alone and was no other in the past, that the records of a collection are deleted alike, and, for ages at
-which none was watched, the rate of the next older one.
+depends on age alone and was no other in the past, that the records of a collection are deleted alike, and, for ages of
+which nothing is known, the rate of the next older one, or else of the next younger one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ RATE_COLUMNS = (
     Column(
         "age",
         pl.String(),
-        "Class of age, from the time in the record's key to when it was watched; `all ages` for the sum of all.",
+        "Class of age, from the time in the record's key to when it was watched; `all ages` for the sum of all, those "
+        "of no class as well: without a time in the key, or between looks too far apart to tell of any.",
         required=True,
     ),
     Column(
@@ -160,10 +161,11 @@ def dispersion(deleted: NDArray[np.float64], days: NDArray[np.float64]) -> float
 
 @dataclass(frozen=True, slots=True)
 class Hazards:
-    """The daily rate of each class of age; `assumed` names the classes whose rate was taken from another one."""
+    """The daily rate of each class of age, and the classes whose rate was taken from an older, or a younger, one."""
 
     rates: tuple[float, ...]
-    assumed: tuple[str, ...]
+    from_older: tuple[str, ...]
+    from_younger: tuple[str, ...]
 
     def made_for_each(self, age_in_days: float) -> float:
         """Return how many records were made for each that has lived to be so old: one by the share that has."""
@@ -176,25 +178,30 @@ class Hazards:
 def hazards(rates: pl.DataFrame, collection: str, column: str = "rate") -> Hazards | None:
     """Return the rates of a collection (`rate`, or a bound of it) by age; None if it was not watched.
 
-    An age at which none was watched has the rate of the next older one, or else of the next younger one.
+    An age of which nothing is known has the rate of the next older one, or else of the next younger one.
     """
     own = rates.filter(pl.col("collection") == collection, pl.col("age") != ALL_AGES)
     known = dict(own.select("age", column).iter_rows())
     if not known:
         return None
     filled: list[float] = []
+    from_older: list[str] = []
+    from_younger: list[str] = []
     for number, name in enumerate(CLASSES):
         older = [other for other in CLASSES[number:] if other in known]
         younger = [other for other in CLASSES[:number] if other in known]
-        filled.append(known[older[0] if older else younger[-1]] if name not in known else known[name])
-    return Hazards(tuple(filled), tuple(name for name in CLASSES if name not in known))
+        filled.append(known[older[0] if older else younger[-1]])
+        if name not in known:
+            (from_older if older else from_younger).append(name)
+    return Hazards(tuple(filled), tuple(from_older), tuple(from_younger))
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
     """Of a collection's records of a period: those present, and the share of all that were made which had gone.
 
-    `low` and `high` are what the lower, and the upper, bounds of the rates of all ages come to together.
+    `low` and `high` are what the lower, and the upper, bounds of the rates of all ages come to together. `from_older`
+    and `from_younger` are the ages that its records have lived through without a rate of their own.
     """
 
     collection: str
@@ -202,7 +209,8 @@ class Lost:
     share: float
     low: float
     high: float
-    assumed: tuple[str, ...]
+    from_older: tuple[str, ...]
+    from_younger: tuple[str, ...]
 
     @property
     def is_told(self) -> bool:
@@ -236,7 +244,13 @@ def lost_before(
             )
             shares.append(1 - present / made)
         share, low, high = shares
-        found.append(Lost(collection, present, share, low, high, central.assumed))
+        oldest = max(_age(day, seen_at) for day in days["day"])
+        lived = {name for name, first in zip(CLASSES, CLASS_EDGES, strict=True) if first < oldest}
+        older, younger = (
+            tuple(name for name in names if name in lived)
+            for names in (central.from_older, central.from_younger)
+        )
+        found.append(Lost(collection, present, share, low, high, older, younger))
     return found
 
 

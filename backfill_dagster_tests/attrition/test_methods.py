@@ -160,7 +160,7 @@ def test_what_goes_is_told_with_its_assumptions() -> None:
             (POST, 100_000.0, 100, 0.001, 0.0008, 0.0012),
             (None, 900.0, 3, 3 / 900, 0.0006, 0.01),
         ),
-        (Lost(POST, 500, 0.123, 0.1, 0.15, ("under 1 day",)), Lost(LIKE, 9, 0.5, 0.0, 1.0, ())),
+        (Lost(POST, 500, 0.123, 0.1, 0.15, ("under 1 day",), ()), Lost(LIKE, 9, 0.5, 0.0, 1.0, (), ())),
         datetime(2025, 3, 1, tzinfo=UTC),
     )
     text = paragraph([with_snapshot(1, records_fetched=1, records_kept=1)], decay=decay)
@@ -170,14 +170,28 @@ def test_what_goes_is_told_with_its_assumptions() -> None:
         f"The time watched is too short to tell of {LIKE}.",
         f"had been deleted before the collection: {POST} 12.3 % (10.0 % to 15.0 %).",
         "If deletion depends on a record's age alone",
-        "at this age, for which the next older rate was taken: under 1 day;",
+        "what the lower, and the upper, bounds of the rates of all ages come to together, which is wider than a 95 %",
+        "of this age, for which the next older rate was taken: under 1 day. This makes the shares too low if younger",
         "Records that were made and deleted between two collections were never seen.",
         "in 900.0 account-days, 3 accounts that had been complete were found deleted",
         "100 per 1,000 accounts and 30 days (18 to 300).",
     ):
         assert part in text, part
+    assert "next younger" not in text
     once = paragraph([with_snapshot(1, records_fetched=1, records_kept=1)])
     assert "cannot be told from a single collection" in once
+
+
+def test_rates_that_were_taken_of_younger_records_are_told_as_such() -> None:
+    lost = Lost(POST, 500, 0.123, 0.1, 0.15, (), ("30 to 90 days", "90 days to 1 year"))
+    decay = Decay(rates((POST, 100_000.0, 100, 0.001, 0.0008, 0.0012)), (lost,), None)
+    text = paragraph([with_snapshot(1, records_fetched=1, records_kept=1)], decay=decay)
+    assert (
+        "of these ages, for which the next younger rate was taken: 30 to 90 days, 90 days to 1 year. This makes the "
+        "shares too high if older records are deleted more slowly."
+    ) in text
+    assert "next older" not in text
+    assert "too low" not in text
 
 
 def test_seconds_between_two_collections_say_nothing() -> None:

@@ -263,9 +263,10 @@ def test_what_goes_is_drawn_and_what_had_gone_is_estimated(tmp_path: Path) -> No
     assert told["accounts", "all ages"][-1] == "180"
     assert "example" not in html
     # 149 days from the day to the fetch, of which 60 in a class that was watched, and 59 in the next older one.
-    [[collection, there, share, *_, assumed]] = page.tables["deletions-before"][1:]
+    [[collection, there, share, *_, from_older, from_younger]] = page.tables["deletions-before"][1:]
     assert (collection, there) == (like, "2")
     assert 5 < float(share.removesuffix(" %")) < 25
-    assert assumed == "under 1 day, 1 to 7 days, 7 to 30 days, 90 days to 1 year"
+    assert from_older == "under 1 day, 1 to 7 days, 7 to 30 days, 90 days to 1 year"
+    assert from_younger == "-"
     assert "too short to tell" not in page.whole_text
     assert f"{like} {share}" in page.whole_text

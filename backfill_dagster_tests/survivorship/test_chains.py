@@ -51,6 +51,7 @@ def test_snapshots_follow_each_other_and_unchanged_ones_confirm_them() -> None:
         attempt(0, did="y"),
     )
     assert told(found) == [(0, 4, None, None, 5), (5, 6, 0, 4, None), (0, 0, None, None, None)]
+    assert found["confirmations"].to_list() == [2, 1, 0]
     assert found["first_at"].to_list() == [NOON, NOON, NOON]
     assert found["last_at"][0] == NOON + timedelta(hours=5)
 

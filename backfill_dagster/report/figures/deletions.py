@@ -169,15 +169,25 @@ def _lost_table(numbers: ReportNumbers) -> NumbersTable:
             percent(lost.share, 1),
             percent(lost.low, 1),
             percent(lost.high, 1),
-            ", ".join(lost.assumed) or "-",
+            ", ".join(lost.from_older) or "-",
+            ", ".join(lost.from_younger) or "-",
         )
         for lost in numbers.decay.lost
     ]
     return NumbersTable(
         f"{_NAME}-before",
-        "Share of the study period's records that had been deleted before the collection, estimated, with bounds; and "
-        "the ages at which none was watched, for which the rate of the next older age was taken",
-        ("collection", "records there", "had gone", "from", "to", "rate assumed at"),
+        "Share of the study period's records that had been deleted before the collection, estimated, with what the "
+        "lower, and the upper, bounds of all rates come to together; and the ages of which nothing is known, for which "
+        "the rate of the next older, or else of the next younger, age was taken",
+        (
+            "collection",
+            "records there",
+            "had gone",
+            "from",
+            "to",
+            "older rate taken at",
+            "younger rate taken at",
+        ),
         tuple(rows),
     )
 
