@@ -74,6 +74,11 @@ def covered_keys(storage: StudyStorage) -> list[str]:
     return sorted(path.relative_to(storage.root).as_posix() for path in found)
 
 
+def told_name(key: str) -> str:
+    """Return a file's name as it can be stored: bytes that are no text, as systems allow, as numbers."""
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def list_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
     """Return all covered files (FILES_SCHEMA); those that did not change since the last time are not read again.
 
@@ -109,7 +114,7 @@ def _look_at(storage: StudyStorage, key: str) -> FileState:
         sha256 = storage.sha256(key)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
-    return FileState(key, _rows(storage, key), status.st_size, sha256, status.st_mtime_ns)
+    return FileState(told_name(key), _rows(storage, key), status.st_size, sha256, status.st_mtime_ns)
 
 
 def _rows(storage: StudyStorage, key: str) -> int | None:

@@ -117,7 +117,7 @@ def store_list(
     if purged := entries.height - own.height:
         rejected[ListRejection.PURGED.value] = purged
     reasons = dict(sorted(rejected.items()))
-    listed = StoredList(key, _digest(entries["entry"]), given, own.height, reasons, stamp)
+    listed = StoredList(key, digest_of(entries["entry"]), given, own.height, reasons, stamp)
     if read_list(storage, key) != listed or not storage.read(key).equals(own):
         _store(storage, listed, own)
     return listed
@@ -173,6 +173,14 @@ def without_purged(entries: pl.DataFrame, tombstones: Tombstones) -> pl.DataFram
     return own.filter(~pl.col("entry").is_in(purged))
 
 
+def digest_of(entries: pl.Series) -> str:
+    """Return the digest of a list's entries, in their order."""
+    digest = hashlib.sha256()
+    for batch in entries.to_frame().iter_slices():
+        digest.update("".join(f"{entry}\n" for entry in batch.to_series()).encode())
+    return digest.hexdigest()
+
+
 def _store(storage: StudyStorage, listed: StoredList, entries: pl.DataFrame) -> None:
     told = {
         _DIGEST: listed.digest,
@@ -198,10 +206,3 @@ def _whole(root: Path, key: str, digest: str) -> pl.Series:
     storage = StudyStorage(root)
     [entries] = storage.collect([_scan(storage, StoredList(key, digest, 0, 0, {})).select("entry")], [key])
     return entries["entry"]
-
-
-def _digest(entries: pl.Series) -> str:
-    digest = hashlib.sha256()
-    for batch in entries.to_frame().iter_slices():
-        digest.update("".join(f"{entry}\n" for entry in batch.to_series()).encode())
-    return digest.hexdigest()

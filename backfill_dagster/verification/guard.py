@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pyarrow as pa
 
-from backfill_dagster.errors import StorageError
+from backfill_dagster.errors import BackfillError
 from backfill_dagster.verification.again import check_conversion, check_part
 from backfill_dagster.verification.packs import PackProof, prove_pack
 from backfill_dagster.verification.verdicts import VERDICTS_SCHEMA, FileProblem, Found
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from backfill_dagster.verification.again import Conversion
     from backfill_dagster.verification.packs import PackToProve
 
-# What libraries raise for a file that holds anything: whoever has changed it may have changed types and names, too.
+# What is raised for a file that holds anything: whoever has changed it may have changed types, names and counts, too,
+# or have made it such that a worker ends for want of memory.
 CANNOT_BE_READ = (
-    *(StorageError, OSError, pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException),
+    *(BackfillError, OSError, pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException),
     *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(AssertionError, RuntimeError, MemoryError),
 )
 
 

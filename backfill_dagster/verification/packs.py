@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -231,6 +232,7 @@ class _Prover:
         self._tombstones = tombstones
         self._blocks = blocks
         self._told = told
+        self._rows_of = Counter(row["did"] for row in told)
         self._keys: dict[str, list[ToldKey]] = {}
         for key in pack.keys:
             self._keys.setdefault(key.did, []).append(key)
@@ -310,6 +312,8 @@ class _Prover:
         return _Judgement(verdict, source, masked)
 
     def _check_count(self, place: int, row: dict[str, Any]) -> None:
+        if self._rows_of[row["did"]] > 1:
+            raise _WrongError(SnapshotVerdict.ROWS_DIFFER, "the pack tells of the account twice")
         if place in self._repeats:
             raise _WrongError(SnapshotVerdict.ROWS_DIFFER, "a record is stored twice")
         absent = row["absent"] or 0

@@ -8,13 +8,16 @@ import polars as pl
 
 from backfill_dagster.closed_sets import ClosedSet
 from backfill_dagster.columns import Column, schema_of
+from backfill_dagster.manifest.files import told_name
 from backfill_dagster.repos.outcomes import Obtained
 
 _FETCH_AGAIN = (
-    "Take the files from a copy; or delete the pack and run `<name>` again: its accounts are fetched anew."
+    "Take the files from a copy; or delete the pack, with the files below `records/` that have its name, and run "
+    "`<name>` again: its accounts are fetched anew."
 )
 _BY_HAND = (
-    "Find out who changed it; then take the files from a copy, or delete the pack and run `<name>` again."
+    "Find out who changed it; then take the files from a copy, or delete the pack, with the files below `records/` "
+    "that have its name, and run `<name>` again."
 )
 
 
@@ -92,7 +95,7 @@ class SnapshotVerdict(ClosedSet):
     UNEXPLAINED = (
         "unexplained",
         "The pack says that records were purged or masked, and the study has purged nothing that would explain it; "
-        "or that they were obtained in a way that the study does not ask for.",
+        "or that they were obtained in a way that proves less than the one that the study asks for.",
         _BY_HAND,
     )
 
@@ -168,7 +171,7 @@ class FileProblem(ClosedSet):
     )
     ADDED = (
         "added",
-        "A file is there that the manifest does not have.",
+        "A file is there that the manifest does not have, or no pack explains.",
         "If a stage was run by itself since the tables were built, run `<name>`; else remove it.",
     )
     CHANGED = (
@@ -184,6 +187,11 @@ class FileProblem(ClosedSet):
     )
     EVIDENCE = "evidence", "A document about an account's key does not have the digest that is told of it."
     STRAY_RECORDS = "stray_records", "A blocks file has records of accounts of which its pack does not tell."
+    LIST_DIFFERS = (
+        "list_differs",
+        "A list that a filter names does not have its digest or its counts, or is not the one in the YAML.",
+        "Run `<name>`, if the YAML was changed since; else take it from a copy, and run `<name>_rebuild`.",
+    )
     RECORDS_DIFFER = (
         "records_differ",
         "Records that were converted are not those that the packs give.",
@@ -224,3 +232,7 @@ class Found(NamedTuple):
     problem: FileProblem
     file: str | None
     detail: str | None = None
+
+    def printable(self) -> Found:
+        """Return the same with names as they can be stored: one of a file can be bytes that are no text."""
+        return Found(self.problem, *(None if text is None else told_name(text) for text in self[1:]))

@@ -28,6 +28,7 @@ from backfill_dagster.study_files import DIRECTORY_KEY, SOURCE_KEY, asked_direct
 from backfill_dagster.verification.attempts import all_attempts
 from backfill_dagster.verification.guard import CANNOT_BE_READ, checked_conversion, checked_part, proven_pack
 from backfill_dagster.verification.keys import KEYS_SCHEMA, stored_keys
+from backfill_dagster.verification.lists import check_lists
 from backfill_dagster.verification.manifest_check import (
     check_certificate,
     check_content,
@@ -41,6 +42,7 @@ from backfill_dagster.verification.rebuilt import (
     conversions,
     table_parts,
 )
+from backfill_dagster.verification.strays import stray_files
 from backfill_dagster.verification.verdicts import (
     PROBLEMS_SCHEMA,
     VERDICTS_SCHEMA,
@@ -61,6 +63,10 @@ _VERSION = 1
 _SMALL_BYTES = 64 * 2**20
 # Without these nothing can be said of accounts.
 _CORE = frozenset({SOURCE_KEY, DIRECTORY_KEY, TOMBSTONES_KEY})
+# Ways to obtain records, each of which proves less than the one before.
+_PROVING_LESS = (Obtained.REPO, Obtained.RECORD_PROOF, Obtained.LIST_RECORDS)
+# Verdicts that fail, and say nothing against the records.
+_CONVERTED_YET = frozenset({SnapshotVerdict.KEY_UNKNOWN})
 _DAMAGE = frozenset({FileProblem.MISSING, FileProblem.CHANGED, FileProblem.UNREADABLE})
 
 
@@ -150,11 +156,13 @@ class _Verifying:
     def _prove(self, manifest: Manifest | None, damaged: set[str]) -> pl.DataFrame:
         """Return the verdicts on all accounts and all that is stored of them."""
         storage = self._storage
+        known = {one.file for one in self.found}
+        self.found += [one for one in stray_files(storage) if one.file not in known]
         if Tombstones.load(storage).unfinished:
             self.found.append(Found(FileProblem.NOT_UP_TO_DATE, TOMBSTONES_KEY, "a purge is not finished"))
         attempts, unreadable = all_attempts(storage, damaged)
         keys, changed = stored_keys(storage)
-        self.found += [*unreadable, *changed]
+        self.found += [*unreadable, *changed, *check_lists(self.study)]
         complete = attempts.filter(pl.col("outcome") == Outcome.COMPLETE.value)
         directory = asked_directory(self.study)
         current = snapshots(directory, attempts).select("did", "pds_host", "pack")
@@ -179,9 +187,11 @@ class _Verifying:
 
     def _rebuild(self, verdicts: pl.DataFrame, damaged: set[str]) -> None:
         """Make everything that is made of packs again, as far as they are what they were."""
-        own = verdicts.filter("is_snapshot", pl.col("verdict") != SnapshotVerdict.DAMAGED_FILE.value)
-        sound = set(own.select("pds_host", "pack").unique().iter_rows())
-        self._step("records", lambda: self._collect(checked_conversion, conversions(self.study, sound)))
+        if "accounts" in self.not_looked_at:
+            self.not_looked_at.append("records")
+        else:
+            sound = self._sound_packs(verdicts)
+            self._step("records", lambda: self._collect(checked_conversion, conversions(self.study, sound)))
         if (
             any(key.startswith("repos/") for key in damaged)
             or (verdicts["verdict"] == SnapshotVerdict.DAMAGED_FILE.value).any()
@@ -190,6 +200,22 @@ class _Verifying:
             return
         self._step("tables", self._check_tables)
         self._step("derived", lambda: self.found.extend(check_derived(self.study)))
+
+    def _sound_packs(self, verdicts: pl.DataFrame) -> set[tuple[str, str]]:
+        """Return the packs (PDS host, pack) with snapshots of which nothing is known to be wrong but for a missing key.
+
+        Of others it is known already, and what a conversion makes of what no fetch stores says nothing.
+        """
+        packs = ("pds_host", "pack")
+        failed = [word.value for word in SnapshotVerdict if not (word.holds or word in _CONVERTED_YET)]
+        wrong = verdicts.filter(pl.col("verdict").is_in(failed)).select(packs)
+        own = verdicts.filter("is_snapshot").select(packs).unique().join(wrong, on=packs, how="anti")
+        strays = {one.file for one in self.found if one.problem is FileProblem.STRAY_RECORDS}
+        return {
+            (host, pack)
+            for host, pack in own.drop_nulls().iter_rows()
+            if f"repos/{partition_folder(host)}/{pack}.parquet" not in strays
+        }
 
     def _check_tables(self) -> None:
         self.found += check_table_files(self.study)
@@ -203,7 +229,8 @@ class _Verifying:
         self, verdicts: pl.DataFrame, manifest: Manifest | None, run_ids: Sequence[str]
     ) -> Verification:
         storage = self._storage
-        problems = pl.DataFrame(sorted(set(self.found), key=repr), schema=PROBLEMS_SCHEMA, orient="row")
+        found = {one.printable() for one in self.found}
+        problems = pl.DataFrame(sorted(found, key=repr), schema=PROBLEMS_SCHEMA, orient="row")
         stored = {"verdicts": (VERDICTS_KEY, verdicts), "problems": (PROBLEMS_KEY, problems)}
         files = {name: storage.write(key, rows) for name, (key, rows) in stored.items()}
         earlier = verdicts.filter(~pl.col("is_snapshot"), pl.col("pack").is_not_null())
@@ -314,11 +341,15 @@ def _whole(verdicts: pl.DataFrame, current: pl.DataFrame, dids: pl.Series) -> pl
 
 
 def _as_asked(verdicts: pl.DataFrame, asked: Obtained) -> pl.DataFrame:
-    """Let no snapshot pass that was obtained in another way than the study asks for: a listing proves nothing."""
+    """Let no snapshot pass that was obtained in a way that proves less than the one that the study asks for.
+
+    One that proves more may be of before the study asked for less, or all that is left of an account.
+    """
+    enough = [way.value for way in _PROVING_LESS[: _PROVING_LESS.index(asked) + 1]]
     holding = [word.value for word in SnapshotVerdict if word.holds]
     other = (
         pl.col("is_snapshot")
-        & (pl.col("obtained") != asked.value).fill_null(value=False)
+        & (~pl.col("obtained").is_in(enough)).fill_null(value=False)
         & pl.col("verdict").is_in(holding)
     )
     detail = pl.format("obtained as {}, and not as " + asked.value, pl.col("obtained"))

@@ -1,6 +1,7 @@
 """A study that is verified: it holds as it was built, and whatever is changed about it is found. Nobody is asked."""
 
 import json
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from backfill_dagster import accounting, pipeline, purging, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.dictionary.resources import study_resources
 from backfill_dagster.directory.evidence import DOCUMENTS_FOLDER
+from backfill_dagster.errors import ReconciliationError
 from backfill_dagster.manifest.canonical import Told
 from backfill_dagster.manifest.files import covered_keys
 from backfill_dagster.manifest.keys import (
@@ -23,17 +25,19 @@ from backfill_dagster.manifest.keys import (
     VERDICTS_KEY,
 )
 from backfill_dagster.manifest.written import write_manifest
+from backfill_dagster.records.filter_lists import FILTERS_FOLDER, digest_of
 from backfill_dagster.repos.packs import pack_keys
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.build import table_keys
 from backfill_dagster.tables.ledger import ledger_key
+from backfill_dagster.verification.lists import check_lists
 from backfill_dagster.verification.verdicts import FileProblem, SnapshotVerdict
 from backfill_dagster.verification.verify import Verification, verify
 from backfill_dagster_tests.purge.stored_bytes import files_with
 from backfill_dagster_tests.studies import sandbox
 from backfill_dagster_tests.verification import mutations
 from backfill_dagster_tests.verification.mutations import checked_files
-from backfill_dagster_tests.verification.packed import Forgery
+from backfill_dagster_tests.verification.packed import Change, Forgery
 from backfill_dagster_tests.verification.studies import (
     SETTINGS,
     collected_study,
@@ -352,6 +356,149 @@ def test_a_study_that_was_built_of_other_packs_is_found_by_its_trees(copy: Study
     )
     assert verdicts.select("did", "verdict").rows() == [(victim, "tree_differs")]
     assert problems(done) == set()
+
+
+def drop_a_row(pack: Forgery) -> None:
+    pack.rows.remove(next(row for row in pack.rows if row["outcome"] == "complete" and row["records"]))
+
+
+def double_a_row(pack: Forgery) -> None:
+    pack.rows.append(next(row for row in pack.rows if row["outcome"] == "complete" and row["records"]))
+
+
+@pytest.mark.parametrize("change", [drop_a_row, double_a_row])
+def test_a_pack_that_tells_of_other_accounts_than_its_blocks_fails_and_ends_nothing(
+    change: Change, copy: Study
+) -> None:
+    storage = StudyStorage(copy.root)
+    [*_, key] = max(pack_keys(storage), key=lambda found: storage.size(found[2]))
+    pack = Forgery(storage, key)
+    change(pack)
+    pack.write()
+    write_manifest(copy)
+    assert wrong_files(copy) == []
+    done = verify(copy)
+    assert not done.holds
+    assert Told.from_bytes((copy.root / CERTIFICATE_KEY).read_bytes()).content["holds"] is False
+    if change is drop_a_row:
+        assert key in done.problems.filter(problem=FileProblem.STRAY_RECORDS.value)["file"].to_list()
+    else:
+        assert done.verdicts.filter(verdict=SnapshotVerdict.ROWS_DIFFER.value).height == 2
+
+
+def test_what_a_conversion_raises_is_what_is_found(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = sys.modules["backfill_dagster.verification.guard"]
+    for error in (ReconciliationError("counts"), RecursionError("deep"), MemoryError(), AssertionError()):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(again, "check_conversion", fail)
+        done = verify(study)
+        assert not done.holds
+        assert problems(done) == {FileProblem.UNREADABLE.value}
+        assert done.problems["detail"].str.starts_with(type(error).__name__).all()
+
+
+def end_worker(root: Path, piece: object) -> None:
+    os._exit(9)
+
+
+def test_a_worker_that_is_ended_costs_its_step(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["backfill_dagster.verification.verify"]
+    monkeypatch.setattr(module, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(module, "proven_pack", end_worker)
+    done = verify(study)
+    assert not done.holds
+    assert {"accounts", "records"} <= set(done.certificate.content["not_looked_at"])
+    assert FileProblem.UNREADABLE.value in problems(done)
+
+
+def forge_list(copy: Study, entries: pl.DataFrame, **told: str) -> str:
+    storage = StudyStorage(copy.root)
+    [key] = storage.keys(FILTERS_FOLDER)
+    metadata = {**pl.read_parquet_metadata(storage.path(key)), **told}
+    metadata.pop("ARROW:schema")
+    storage.write(key, entries, metadata=metadata)
+    return key
+
+
+def test_a_filter_list_that_does_not_have_its_digest_is_found(copy: Study) -> None:
+    [key] = StudyStorage(copy.root).keys(FILTERS_FOLDER)
+    forge_list(copy, StudyStorage(copy.root).read(key)[:3])
+    pipeline.convert_records(copy, again=True)
+    pipeline.build_tables(copy, again=True)
+    assert wrong_files(copy) == []
+    done = verify(copy)
+    assert not done.holds
+    assert problems(done) == {FileProblem.LIST_DIFFERS.value}
+    assert "its entries do not have its digest" in done.problems.filter(file=key)["detail"].to_list()
+
+
+def test_a_list_of_the_yaml_that_is_another_with_everything_mended_is_found(copy: Study) -> None:
+    storage = StudyStorage(copy.root)
+    [key] = storage.keys(FILTERS_FOLDER)
+    fewer = storage.read(key)[:3]
+    forge_list(copy, fewer, digest=digest_of(fewer["entry"]), given="3")
+    pipeline.convert_records(copy, again=True)
+    pipeline.build_tables(copy, again=True)
+    done = verify(copy)
+    assert not done.holds
+    assert done.problems.rows() == [
+        (FileProblem.LIST_DIFFERS.value, key, "it is not the list that stands in the YAML")
+    ]
+
+
+def test_a_filter_list_that_is_said_to_be_purged_or_is_of_others_is_found(copy: Study) -> None:
+    storage = StudyStorage(copy.root)
+    [key] = storage.keys(FILTERS_FOLDER)
+    entries = storage.read(key)
+    forge_list(copy, entries[:-1], rejected=json.dumps({"purged": 1}))
+    [purged, *_] = [one.detail for one in check_lists(copy)]
+    assert purged == "1 entries are said to be purged, and the study has purged nothing"
+    forge_list(copy, entries.with_columns(did=pl.lit(entries["did"][0])), rejected="{}")
+    details = [one.detail for one in check_lists(copy)]
+    assert "it has entries that can keep no record, or that are told as of another account" in details
+    forge_list(copy, entries, given=str(entries.height - 1))
+    details = [one.detail for one in check_lists(copy)]
+    assert any("fewer than it tells of" in str(detail) for detail in details)
+    storage.path(key).write_bytes(b"none")
+    assert [one.problem for one in check_lists(copy)] == [FileProblem.LIST_DIFFERS]
+
+
+def test_files_that_nothing_names_are_found_though_the_manifest_has_them(copy: Study) -> None:
+    storage = StudyStorage(copy.root)
+    [_, name, key] = pack_keys(storage)[0]
+    [counts] = [key for key in storage.keys("records") if f"/counts/{name}" in key]
+    other = "0" * 20
+    strays = [
+        f"{key.removesuffix('.parquet')}.blocks-9.parquet",
+        f"{key.rpartition('/')[0]}/{other}.blocks-0.parquet",
+        "repos/notes.txt",
+        counts.replace(name, other),
+        counts.replace("counts", "posts") + ".bin",
+    ]
+    for stray in strays:
+        storage.path(stray).parent.mkdir(parents=True, exist_ok=True)
+        storage.path(stray).write_bytes(storage.path(counts).read_bytes())
+    write_manifest(copy)
+    assert wrong_files(copy) == []
+    done = verify(copy)
+    assert not done.holds
+    assert done.problems.filter(problem=FileProblem.ADDED.value)["file"].to_list() == sorted(strays)
+
+
+def test_a_file_whose_name_is_no_text_is_told_of(copy: Study) -> None:
+    names = [b"proof/\xff.bin", b"tables/\xff.bin", b"manifest/\xff.bin", b"repos/\xff.bin"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(copy.root) + b"/" + name)).write_bytes(b"x")
+    expected = {name.decode("utf-8", "backslashreplace") for name in names}
+    done = verify(copy)
+    assert not done.holds
+    assert set(done.problems.filter(problem=FileProblem.ADDED.value)["file"]) == expected
+    assert done.certificate.content["not_looked_at"] == []
+    write_manifest(copy)
+    assert not verify(copy).holds
 
 
 def test_a_document_that_is_not_what_was_received_is_found(copy: Study) -> None:

@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
 from backfill_dagster import pipeline
 from backfill_dagster.config.study import Study
+from backfill_dagster.repos.outcomes import Obtained
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.population import Role
-from backfill_dagster.verification.verify import verify
+from backfill_dagster.verification.verdicts import VERDICTS_SCHEMA, SnapshotVerdict
+from backfill_dagster.verification.verify import _as_asked, verify
 from backfill_dagster_tests.studies import sandbox
 from backfill_dagster_tests.verification.studies import SETTINGS, collected_study
 
@@ -42,6 +45,33 @@ def test_a_listing_proves_nothing_and_does_not_pass_for_a_repository(tmp_path: P
     other = verify(study.model_copy(update={"fetch": "repos"}))
     assert not other.holds
     assert other.counts["unexplained"] == done.counts["listed"]
+
+
+@pytest.mark.parametrize(
+    ("obtained", "asked", "passes"),
+    [
+        ("repo", "repo", True),
+        ("repo", "record_proof", True),
+        ("repo", "list_records", True),
+        ("record_proof", "repo", False),
+        ("list_records", "repo", False),
+        ("list_records", "record_proof", False),
+    ],
+)
+def test_what_proves_more_than_is_asked_for_passes(obtained: str, asked: str, passes: bool) -> None:
+    verdict = SnapshotVerdict.PROVEN.value
+    row = {"is_snapshot": True, "verdict": verdict, "obtained": Obtained(obtained).value}
+    told = _as_asked(
+        pl.DataFrame([row], schema_overrides=VERDICTS_SCHEMA).with_columns(detail=None), Obtained(asked)
+    )
+    assert told["verdict"].to_list() == [verdict if passes else SnapshotVerdict.UNEXPLAINED.value]
+
+
+def test_a_repository_of_before_the_study_asked_for_less_holds(tmp_path: Path) -> None:
+    study = collected_study(tmp_path, **PLAIN)
+    listing = verify(study.model_copy(update={"fetch": "list_records"}))
+    assert "unexplained" not in listing.counts
+    assert listing.counts["proven"] > 10
 
 
 def test_of_single_records_it_is_known_what_they_are_and_who_signed(tmp_path: Path) -> None:
