@@ -28,7 +28,7 @@ from backfill_dagster.tables.build import table_keys
 from backfill_dagster.tables.kept import KEPT_SCHEMA, add_kept, count_kept
 from backfill_dagster.tables.ledger import ledger_key
 from backfill_dagster.tables.repeated_uris import count_repeated_uris
-from backfill_dagster.workers import worker_pool
+from backfill_dagster.workers import SMALL_BYTES, worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +41,6 @@ _MADE_OF = "made_of"
 # so is what it costs to pick out a lot.
 _ACCOUNTS_AT_ONCE = 2_000
 _LOTS = 32
-# Files that are looked through sooner than worker processes are started.
-_SMALL_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ def _recount(study: Study) -> tuple[pl.DataFrame, int]:
     # What takes longest first.
     tables = sorted(sizes, key=lambda table: -sizes[table])
     kept, repeated = KEPT_SCHEMA.to_frame(), 0
-    if sum(sizes.values()) < _SMALL_BYTES:
+    if sum(sizes.values()) < SMALL_BYTES:
         for table in tables:
             kept = add_kept([kept, count_kept(storage, table)])
             repeated += count_repeated_uris(storage, table)

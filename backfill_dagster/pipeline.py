@@ -109,8 +109,6 @@ logger = logging.getLogger(__name__)
 # Packs whose counts are held at once: of a hundred accounts as a rule, with some ten counts each.
 _PACKS_AT_ONCE = 64
 _FATE = ("table", "fate", "reason")
-# Files that are looked through sooner than worker processes are started.
-_SMALL_BYTES = 64 * 2**20
 
 _Result = TypeVar("_Result")
 

@@ -50,16 +50,13 @@ from backfill_dagster.study_files import (
 )
 from backfill_dagster.survivorship.purge import purge_observations
 from backfill_dagster.tables.accounts import INACTIVE_STATES
-from backfill_dagster.workers import worker_pool
+from backfill_dagster.workers import SMALL_BYTES, worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from backfill_dagster.config.study import Study
-
-# Files that are looked through sooner than worker processes are started.
-_SMALL_BYTES = 64 * 2**20
 
 
 def purge(
@@ -195,7 +192,7 @@ def _purge_log(study: Study, request: PurgeRequest, tombstones: Tombstones, hand
 def _purge_packs(study: Study) -> list[PackPurge]:
     storage = StudyStorage(study.root)
     packs = [(host, key) for host, _, key in pack_keys(storage)]
-    if sum(map(storage.size, storage.keys("repos"))) < _SMALL_BYTES:
+    if sum(map(storage.size, storage.keys("repos"))) < SMALL_BYTES:
         done = [purge_pack(study.root, host, key) for host, key in packs]
     else:
         with worker_pool(study.processing.worker_count) as workers:

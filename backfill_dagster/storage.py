@@ -297,6 +297,15 @@ class StudyStorage:
         with _locked(folder, fcntl.LOCK_EX) if folder.is_dir() else nullcontext():
             yield
 
+    @contextmanager
+    def held(self, prefix: str) -> Iterator[None]:
+        """Hold a folder, made if there is none, while nobody else holds it or publishes in it."""
+        folder = self.path(prefix)
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with self.alone(prefix):
+            yield
+
 
 def _cause_of(error: Exception, scratch: Path) -> Exception:
     """Return why a scratch file could not be written: Polars does not always hand on what the system said."""

@@ -30,7 +30,8 @@ from backfill_dagster.worker_environment import set_libraries_up
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
+# Files that are looked through, or made again, sooner than worker processes are started.
+SMALL_BYTES = 64 * 2**20
 _LOST = (
     "a worker process was ended from outside, most likely for want of memory; run the same again to go on, "
     "with a smaller processing.workers or processing.pack_megabytes if it happens again"

@@ -174,7 +174,7 @@ def test_accounts_in_many_lots_by_workers_are_the_same(
         whole = accounting.build_accounts(collected)
         monkeypatch.setattr(accounting, "_ACCOUNTS_AT_ONCE", 7)
         monkeypatch.setattr(accounting, "_LOTS", 1000)
-        monkeypatch.setattr(accounting, "_SMALL_BYTES", 0)
+        monkeypatch.setattr(accounting, "SMALL_BYTES", 0)
         lots = accounting.build_accounts(collected)
     finally:
         path.write_bytes(sound)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -99,7 +98,7 @@ class Handoff:
     def run(self) -> HandoffReport:
         """Deliver what is owed, and then all that the tables have and the ledger has not."""
         report = HandoffReport()
-        with _alone(self._storage, self._folder):
+        with self._storage.held(self._folder):
             self._destination.prepare()
             note_place(self._storage, self._name, self._place)
             report.settled = self._settle()
@@ -237,7 +236,7 @@ def purge_handoffs(storage: StudyStorage, study: str, tombstones: Tombstones) ->
     removed = masked = 0
     for consumer, places in places_of_all(storage).items():
         folder = consumer_folder(consumer)
-        with _alone(storage, folder):
+        with storage.held(folder):
             for place in places:
                 of_place = place.open(storage, study, consumer).purge(tombstones)
                 removed, masked = removed + of_place[0], masked + of_place[1]
@@ -247,12 +246,3 @@ def purge_handoffs(storage: StudyStorage, study: str, tombstones: Tombstones) ->
             for table in storage.folders(f"{folder}/ledger"):
                 removed += HandoffLedger(storage, f"{folder}/ledger/{table}").purge(tombstones)
     return removed, masked
-
-
-@contextmanager
-def _alone(storage: StudyStorage, folder: str) -> Iterator[None]:
-    """Keep other runs from the same consumer."""
-    with storage.shared(folder):
-        pass
-    with storage.alone(folder):
-        yield

@@ -190,9 +190,7 @@ class AuditLog:
 
     def begin(self, entry: AuditEntry) -> tuple[OpenRun, list[AuditEntry]]:
         """Put a run on the log, and mark those as dead whose processes are gone; returns these as well."""
-        with self._storage.shared(FOLDER):
-            pass
-        with self._storage.alone(FOLDER):
+        with self._storage.held(FOLDER):
             dead = self._dead_runs()
             descriptor = self._open(entry)
             self._write([*dead, entry])

@@ -27,10 +27,8 @@ def log_key(storage: StudyStorage) -> bytes:
     known = stored_log_key(storage)
     if known is not None:
         return known
-    with storage.shared(FOLDER):
-        pass
     # Of two processes that begin at once, the second finds the key of the first.
-    with storage.alone(FOLDER):
+    with storage.held(FOLDER):
         known = stored_log_key(storage)
         if known is not None:
             return known

@@ -51,6 +51,7 @@ from backfill_dagster.verification.verdicts import (
     SnapshotVerdict,
 )
 from backfill_dagster.verification.work import work_on
+from backfill_dagster.workers import SMALL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,8 +60,6 @@ if TYPE_CHECKING:
     from backfill_dagster.manifest.written import Manifest
 
 _VERSION = 1
-# Of a study with fewer bytes of repositories, all is done in this process.
-_SMALL_BYTES = 64 * 2**20
 # Without these nothing can be said of accounts.
 _CORE = frozenset({SOURCE_KEY, DIRECTORY_KEY, TOMBSTONES_KEY})
 # Ways to obtain records, each of which proves less than the one before.
@@ -131,7 +130,7 @@ class _Verifying:
     @property
     def _workers(self) -> int:
         storage = self._storage
-        small = sum(map(storage.size, storage.keys("repos"))) < _SMALL_BYTES
+        small = sum(map(storage.size, storage.keys("repos"))) < SMALL_BYTES
         return 0 if small else self.study.processing.worker_count
 
     def _step(self, name: str, work: Callable[[], Any]) -> Any:

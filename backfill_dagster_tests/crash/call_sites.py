@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Methods and functions that write, move or delete; by name, since the source does not tell types.
 CHANGING = frozenset(
     {
-        *("write", "publish", "remove", "remove_empty_folders", "scratch", "sweep_scratch", "shared"),
+        *("write", "publish", "remove", "remove_empty_folders", "scratch", "sweep_scratch", "shared", "held"),
         *("write_parquet", "write_table", "ParquetWriter", "RowGroupWriter", "write_bytes", "write_text"),
         *("replace", "rename", "unlink", "rmtree", "rmdir", "mkdir", "mkdtemp"),
         *("fsync", "ftruncate", "truncate", "pwrite", "sink_parquet", "write_csv", "dump", "touch"),

@@ -340,7 +340,7 @@ def test_a_pack_whose_removal_was_interrupted_counts_once_and_is_purged_by_the_n
 def test_worker_processes_take_out_the_same(
     collected: Study, purged: Purged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(purging, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(purging, "SMALL_BYTES", 0)
     study = copy_of(collected, tmp_path)
     report = purging.purge(study, dids=purged.dids, uris=purged.uris, rebuild=lambda _: None)
     assert report == purged.report

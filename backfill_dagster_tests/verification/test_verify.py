@@ -106,7 +106,7 @@ def test_two_verifications_give_the_same_certificate_but_for_its_time(study: Stu
 
 def test_worker_processes_come_to_the_same(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     first = verify(study)
-    monkeypatch.setattr(sys.modules["backfill_dagster.verification.verify"], "_SMALL_BYTES", 0)
+    monkeypatch.setattr(sys.modules["backfill_dagster.verification.verify"], "SMALL_BYTES", 0)
     assert verify(study).certificate.content == first.certificate.content
 
 
@@ -406,7 +406,7 @@ def end_worker(root: Path, piece: object) -> None:
 
 def test_a_worker_that_is_ended_costs_its_step(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["backfill_dagster.verification.verify"]
-    monkeypatch.setattr(module, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(module, "SMALL_BYTES", 0)
     monkeypatch.setattr(module, "proven_pack", end_worker)
     done = verify(study)
     assert not done.holds
