@@ -55,7 +55,7 @@ class AccountsBuild:
 
 def build_accounts(study: Study) -> AccountsBuild:
     """Stage 5: write the table of accounts, counting the records kept by reading the final files again."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     made_of = accounts_inputs(study)
     kept, repeated = _recount(study)
     source = storage.read(SOURCE_KEY)
@@ -75,7 +75,7 @@ def _summarise_lots(
     study: Study, source: pl.DataFrame, kept: pl.DataFrame
 ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
     """Do so for some accounts at a time: the conversions' counts are many more than the accounts."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     directory, ledger = asked_directory(study, source["did"]), read_ledger(storage)
     told = ledger.select("did", "pds_host", "pack", "outcome", "obtained", "asked", "repo_rev", "fetched_at")
     current = snapshots(directory, told).select("did", "pds_host", "pack")
@@ -106,8 +106,10 @@ def _summarise_lots(
 
 def _recount(study: Study) -> tuple[pl.DataFrame, int]:
     """Read all final files again: what they hold of each account (KEPT_SCHEMA), and how many URIs are repeated."""
-    storage = StudyStorage(study.root)
-    sizes = {table: sum(map(storage.size, table_keys(storage, table))) for table in study_tables(study)}
+    storage = StudyStorage(study.location)
+    sizes = {
+        table: sum(storage.sizes_of(table_keys(storage, table)).values()) for table in study_tables(study)
+    }
     # What takes longest first.
     tables = sorted(sizes, key=lambda table: -sizes[table])
     kept, repeated = KEPT_SCHEMA.to_frame(), 0
@@ -130,15 +132,15 @@ def _recount(study: Study) -> tuple[pl.DataFrame, int]:
 
 def accounts_are_stale(study: Study) -> bool:
     """Tell whether anything that the table of accounts is made of is another than when it was written."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     if not storage.exists(ACCOUNTS_KEY):
         return True
-    return pl.read_parquet_metadata(storage.path(ACCOUNTS_KEY)).get(_MADE_OF) != accounts_inputs(study)
+    return storage.metadata(ACCOUNTS_KEY).get(_MADE_OF) != accounts_inputs(study)
 
 
 def accounts_inputs(study: Study) -> str:
     """Return the identity of all that the table of accounts is made of; content, not time."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     tables = study_tables(study)
     files = [SOURCE_KEY, DIRECTORY_KEY, *(ledger_key(table) for table in tables)]
     digests = [storage.sha256(key) if storage.exists(key) else None for key in files]
@@ -151,7 +153,7 @@ def accounts_inputs(study: Study) -> str:
 
 def unfinished_accounts(study: Study) -> tuple[int, int]:
     """Count the source's accounts that the PLC directory failed to tell of, and those not attempted yet."""
-    accounts = StudyStorage(study.root).read(ACCOUNTS_KEY).filter("in_source")
+    accounts = StudyStorage(study.location).read(ACCOUNTS_KEY).filter("in_source")
     failures = [state.value for state in DirectoryState if not state.settled]
     unknown = (pl.col("state") == UNRESOLVED) & pl.col("reason").is_in(failures)
     at_plc = pl.col("did").str.starts_with("did:plc:")

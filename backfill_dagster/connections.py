@@ -18,10 +18,10 @@ from backfill_dagster.network.leases import LocalHostLeases
 from backfill_dagster.network.limits import HostGates
 from backfill_dagster.network.patience import Patience, RunTime
 from backfill_dagster.network.turns import Turns
+from backfill_dagster.stores.location import S3Folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
     from backfill_dagster.config.network import Network
     from backfill_dagster.config.processing import Processing
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from backfill_dagster.monitoring.study_metrics import StudyMetrics
     from backfill_dagster.network.leases import HostLeases
     from backfill_dagster.network.limits import HostGate
+    from backfill_dagster.stores.location import Location
 
 # Requests that a host gets at once after a rest; small against any server's window.
 BURST = 10
@@ -54,7 +55,7 @@ class Connections:
     run_time: RunTime
     network: Network
     processing: Processing
-    shared_folder: Path
+    shared_folder: Location
 
     def host(self, origin: str) -> PoliteHost:
         """Return how the server of this origin is asked, at the pace that every host is."""
@@ -83,6 +84,16 @@ def host_gates(processing: Processing) -> HostGates:
     )
 
 
+def host_leases(folder: Location, holder: str) -> HostLeases:
+    """Return the leases that are kept in a folder, whoever shares it."""
+    if isinstance(folder, S3Folder):
+        # boto3 takes longer to import than all else here, and most studies are stored on a disk.
+        from backfill_dagster.network.s3_leases import S3HostLeases
+
+        return S3HostLeases(folder, holder)
+    return LocalHostLeases(folder, holder)
+
+
 @asynccontextmanager
 async def open_connections(
     study: Study, gates: HostGates | None, processing: Processing, metrics: StudyMetrics | None = None
@@ -93,7 +104,7 @@ async def open_connections(
     metrics = metrics or unmeasured()
     metrics.always_name(host_of(network.plc_url))
     metrics.watch_gates(gates)
-    leases = LocalHostLeases(study.storage.path / _LEASES, f"study {study.name}")
+    leases = host_leases(study.storage.location / _LEASES, f"study {study.name}")
     minutes = processing.max_run_minutes
     run_time = RunTime(None if minutes is None else minutes * 60)
     with rare_collections():
@@ -116,7 +127,7 @@ async def open_connections(
                 in_sandbox=network.sandbox is not None,
             )
             yield Connections(
-                turns, gates, leases, resolver, handles, run_time, network, processing, study.storage.path
+                turns, gates, leases, resolver, handles, run_time, network, processing, study.storage.location
             )
 
 

@@ -142,7 +142,7 @@ def feeds_have_changed(study: Study) -> bool:
     use = study.derived.posts_used_in_feeds
     if use is None:
         return False
-    told = stored_shown(StudyStorage(study.root))
+    told = stored_shown(StudyStorage(study.location))
     return told is None or told[0] != _feeds_stamp(study, use)
 
 
@@ -153,7 +153,7 @@ def read_feeds(study: Study) -> Counter[str]:
     """
     use = study.derived.posts_used_in_feeds
     assert use is not None  # noqa: S101  who asks for it has looked
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     told, tombstones = stored_shown(storage), Tombstones.load(storage)
     if told is not None and tombstones.unfinished:
         # What is to be purged must not wait for a source that may be gone.
@@ -164,7 +164,7 @@ def read_feeds(study: Study) -> Counter[str]:
     columns = [use.uri_column, use.time_column]
     with storage.scratch() as scratch:
         batches = read_columns(
-            use.feeds, _FEEDS_FIELD, columns, SourceAccess(scratch), storage=study.storage.path
+            use.feeds, _FEEDS_FIELD, columns, SourceAccess(scratch), storage=study.storage.location
         )
         uri = pl.col(use.uri_column).str.strip_chars()
         named = (batch.select(uri=uri, time=use.time_column) for batch in batches)
@@ -172,13 +172,13 @@ def read_feeds(study: Study) -> Counter[str]:
 
 
 def _feeds_stamp(study: Study, use: FeedUse) -> str:
-    stamp = entry_source(use.feeds, _FEEDS_FIELD, storage=study.storage.path).stamp()
+    stamp = entry_source(use.feeds, _FEEDS_FIELD, storage=study.storage.location).stamp()
     return json.dumps([use.model_dump(mode="json", exclude={"look_back_days"}), stamp])
 
 
 def remove_other_derived(study: Study) -> None:
     """Delete the files of derived tables, and the lists, that the study does not have (any more)."""
-    storage, names = StudyStorage(study.root), derived_names(study)
+    storage, names = StudyStorage(study.location), derived_names(study)
     others = [name for name in storage.folders(FOLDER) if name not in names]
     unwanted = [key for name in others for key in storage.keys(f"{FOLDER}/{name}")]
     unwanted += [ledger_key(name) for name in set(DERIVED) - set(names)]
@@ -193,7 +193,7 @@ def remove_other_derived(study: Study) -> None:
 
 def remove_all(study: Study) -> None:
     """Delete all that is derived; it is made anew of the tables."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     for key in (*storage.keys(FOLDER), ENGAGED_ACCOUNTS_KEY, ENGAGED_POSTS_KEY):
         storage.remove(key)
 
@@ -214,7 +214,7 @@ def discover_engaged(
 
     If they are up to date, they are left as they are, unless they are to be written `again`.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     if not (again or engaged_is_stale(study, tables, own)):
         return _discovered(storage)
     discovery = study.discovery
@@ -250,7 +250,7 @@ def _discovered(storage: StudyStorage) -> Discovered:
         storage.collect([storage.scan([key], _empty(columns).schema).select(pl.len())], [key])[0].item()
         for key, columns in ((ENGAGED_ACCOUNTS_KEY, ENGAGED_ACCOUNTS), (ENGAGED_POSTS_KEY, ENGAGED_POSTS))
     )
-    told = pl.read_parquet_metadata(storage.path(ENGAGED_ACCOUNTS_KEY))
+    told = storage.metadata(ENGAGED_ACCOUNTS_KEY)
     return Discovered(accounts, posts, int(told[_UNUSABLE]))
 
 
@@ -258,9 +258,9 @@ def engaged_is_stale(study: Study, tables: Sequence[str], own: pl.Series) -> boo
     """Tell whether the lists are wanted and are not those of what is stored now."""
     if study.discovery is None:
         return False
-    storage, made_of = StudyStorage(study.root), _engaged_identity(study, tables, own)
+    storage, made_of = StudyStorage(study.location), _engaged_identity(study, tables, own)
     return any(
-        not storage.exists(key) or pl.read_parquet_metadata(storage.path(key)).get(_MADE_OF) != made_of
+        not storage.exists(key) or storage.metadata(key).get(_MADE_OF) != made_of
         for key in (ENGAGED_ACCOUNTS_KEY, ENGAGED_POSTS_KEY)
     )
 
@@ -274,13 +274,13 @@ def _engaged_identity(study: Study, tables: Sequence[str], own: pl.Series) -> st
 
 
 def _stored(study: Study, tables: Sequence[str]) -> StoredTables:
-    return StoredTables(StudyStorage(study.root), granularity_of(study.time_range), tables)
+    return StoredTables(StudyStorage(study.location), granularity_of(study.time_range), tables)
 
 
 def _table(study: Study, derivation: Derivation) -> DerivedTable:
     time_range = study.time_range
     return DerivedTable(
-        StudyStorage(study.root), derivation, granularity_of(time_range), study_windows(time_range)
+        StudyStorage(study.location), derivation, granularity_of(time_range), study_windows(time_range)
     )
 
 

@@ -47,7 +47,7 @@ class StorageError(BackfillError):
     """Stored files cannot be read or written, or do not hold what they must."""
 
     @classmethod
-    def unwritable(cls, path: Path, error: Exception) -> Self:
+    def unwritable(cls, path: Path | str, error: Exception) -> Self:
         """Make the error for a file or folder that cannot be changed, of what the attempt raised."""
         number = _os_error(error)
         reason = str(error) if number is None else os.strerror(number)

@@ -20,9 +20,8 @@ from backfill_dagster.repos.single_records import FetchesRecords
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from backfill_dagster.config.study import Study
+    from backfill_dagster.stores.location import Location
 
 OBTAINED = {
     "repos": Obtained.REPO,
@@ -53,7 +52,7 @@ def stored_asks(study: Study) -> Asks:
         return _UNREAD
     # A purge takes entries out of a list and leaves the digest as it is.
     return _asks_records(
-        study.root, tuple((listed.key, listed.digest, listed.kept) for listed in lists if listed)
+        study.location, tuple((listed.key, listed.digest, listed.kept) for listed in lists if listed)
     )
 
 
@@ -67,7 +66,7 @@ def fetching(asks: Asks) -> Fetching:
 
 
 @lru_cache(maxsize=2)
-def _asks_records(root: Path, lists: tuple[tuple[str, str, int], ...]) -> AsksRecords:
+def _asks_records(root: Location, lists: tuple[tuple[str, str, int], ...]) -> AsksRecords:
     storage = StudyStorage(root)
     keys = [key for key, _, _ in lists]
     parts = pl.col("entry").str.splitn("/", 5).struct

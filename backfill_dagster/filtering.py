@@ -62,7 +62,7 @@ class NamedList:
     def open(self, study: Study) -> EntrySource:
         """Return what reads it."""
         field = f"backfill.filters.{self.record_type}.{self.field}"
-        return entry_source(self.source, field, storage=study.storage.path, column=self.column)
+        return entry_source(self.source, field, storage=study.storage.location, column=self.column)
 
 
 def named_lists(study: Study) -> list[NamedList]:
@@ -83,7 +83,7 @@ def read_filter_lists(study: Study) -> list[StoredList]:
 
     Raises SourceError for a list that cannot be read, or that keeps no record although it is not `allow_empty`.
     """
-    storage, lists = StudyStorage(study.root), named_lists(study)
+    storage, lists = StudyStorage(study.location), named_lists(study)
     tombstones = Tombstones.load(storage)
     known = stored_lists(study)
     if tombstones.unfinished and len(known) == len(lists):
@@ -100,7 +100,7 @@ def lists_stamp(study: Study) -> str:
 
 def lists_have_changed(study: Study) -> bool:
     """Tell whether the sources of lists say that they are others than those that are stored; raises SourceError."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     for named in named_lists(study):
         stored, stamp = read_list(storage, named.key), _stamp(named.open(study))
         if stored is None or (stamp is not None and stamp != stored.stamp):
@@ -110,7 +110,7 @@ def lists_have_changed(study: Study) -> bool:
 
 def stored_lists(study: Study) -> list[StoredList]:
     """Return those of the lists that the study's filters name which are stored, as they are."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     return [stored for named in named_lists(study) if (stored := read_list(storage, named.key)) is not None]
 
 

@@ -38,10 +38,10 @@ def hand_over_all(study: Study) -> dict[str, HandoffReport]:
 
 def purge(study: Study, tombstones: Tombstones) -> tuple[int, int]:
     """Take what is purged out of what was handed over; return rows removed, and rows masked."""
-    return purge_handoffs(StudyStorage(study.root), study.name, tombstones)
+    return purge_handoffs(StudyStorage(study.location), study.name, tombstones)
 
 
 def _handoff(study: Study, consumer: str) -> Handoff:
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     settings = study.integrations.consumers[consumer]
     return Handoff(storage, study.name, consumer, settings, Tombstones.load(storage))

@@ -16,8 +16,6 @@ from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from backfill_dagster.config.study import Study
 
 
@@ -26,23 +24,11 @@ def storage_stamp(study: Study) -> str:
 
     Names and times of the files that stages write last, and of the folders that packs and conversions are put into.
     """
-    watched = [
-        study.root / ".lock",
-        *(
-            study.root / key
-            for key in (study_files.SOURCE_KEY, study_files.DIRECTORY_KEY, study_files.ACCOUNTS_KEY)
-        ),
-        *sorted((study.root / "repos").glob("*")),
-        *sorted((study.root / "records").glob("*/counts")),
-    ]
-    return hashlib.sha256(repr([(str(path), _changed_at(path)) for path in watched]).encode()).hexdigest()
-
-
-def _changed_at(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
+    told = StudyStorage(study.location).stamp(
+        [".lock", study_files.SOURCE_KEY, study_files.DIRECTORY_KEY, study_files.ACCOUNTS_KEY],
+        ["repos/*", "records/*/counts"],
+    )
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def source_has_changed(study: Study) -> bool:
@@ -50,7 +36,7 @@ def source_has_changed(study: Study) -> bool:
 
     Raises SourceError.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     if not all(
         map(
             storage.exists,
@@ -74,7 +60,7 @@ def _is_looked_up(storage: StudyStorage) -> bool:
 
 def accounts_never_attempted(study: Study) -> dict[str, list[str]]:
     """Return the DIDs that no fetch has been tried for where they live now, by host."""
-    if not StudyStorage(study.root).exists(study_files.DIRECTORY_KEY):
+    if not StudyStorage(study.location).exists(study_files.DIRECTORY_KEY):
         return {}
     waiting = pipeline.waiting_accounts(study, FetchMode.UNSETTLED).join(
         pipeline.waiting_accounts(study, FetchMode.FAILED), on="did", how="anti"
@@ -85,7 +71,7 @@ def accounts_never_attempted(study: Study) -> dict[str, list[str]]:
 
 def nothing_is_fetched_yet(study: Study) -> bool:
     """Tell whether all that the study will be made of is yet to come: accounts wait, and no repository is stored."""
-    return not stored_hosts(StudyStorage(study.root)) and bool(accounts_never_attempted(study))
+    return not stored_hosts(StudyStorage(study.location)) and bool(accounts_never_attempted(study))
 
 
 def unconverted_packs(study: Study) -> list[tuple[str, str]]:
@@ -94,7 +80,7 @@ def unconverted_packs(study: Study) -> list[tuple[str, str]]:
     That is all of them if a list that a filter names seems to have changed: what is to be converted then shows when it
     is read. Raises SourceError.
     """
-    if not StudyStorage(study.root).exists(study_files.DIRECTORY_KEY):
+    if not StudyStorage(study.location).exists(study_files.DIRECTORY_KEY):
         return []
     again = filtering.lists_have_changed(study)
     return [(host, pack) for host, pack, _ in pipeline.packs_to_convert(study, again=again)]
@@ -102,7 +88,7 @@ def unconverted_packs(study: Study) -> list[tuple[str, str]]:
 
 def stale_windows(study: Study) -> dict[str, list[str]]:
     """Return the time windows whose records have changed since they were built, of the tables that have any."""
-    if not StudyStorage(study.root).exists(study_files.DIRECTORY_KEY):
+    if not StudyStorage(study.location).exists(study_files.DIRECTORY_KEY):
         return {}
     return {table: windows for table, windows in pipeline.stale_windows(study).items() if windows}
 
@@ -112,7 +98,7 @@ def stale_derived(study: Study) -> dict[str, list[str]]:
 
     Of posts used in feeds all of them, if the table of feeds has changed. Raises SourceError.
     """
-    if not StudyStorage(study.root).exists(study_files.DIRECTORY_KEY):
+    if not StudyStorage(study.location).exists(study_files.DIRECTORY_KEY):
         return {}
     stale = derivation.stale_derived(study, study_files.study_tables(study))
     if derivation.feeds_have_changed(study):
@@ -122,7 +108,7 @@ def stale_derived(study: Study) -> dict[str, list[str]]:
 
 def engaged_is_stale(study: Study) -> bool:
     """Tell whether the lists of whom and what the accounts engaged with are not those of the tables as they are now."""
-    if not StudyStorage(study.root).exists(study_files.SOURCE_KEY):
+    if not StudyStorage(study.location).exists(study_files.SOURCE_KEY):
         return False
     tables = study_files.study_tables(study)
     return derivation.engaged_is_stale(study, tables, study_files.source_dids(study))
@@ -130,6 +116,6 @@ def engaged_is_stale(study: Study) -> bool:
 
 def accounts_are_stale(study: Study) -> bool:
     """Tell whether the undated rows, or the table of accounts, are not those of what is stored."""
-    if not StudyStorage(study.root).exists(study_files.DIRECTORY_KEY):
+    if not StudyStorage(study.location).exists(study_files.DIRECTORY_KEY):
         return False
     return pipeline.is_undated_stale(study) or accounting.accounts_are_stale(study)

@@ -51,7 +51,7 @@ from backfill_dagster.records.conversion import (
     ConversionReport,
     PackFiles,
     convert_pack,
-    is_converted,
+    converted_packs,
     read_counts,
 )
 from backfill_dagster.records.settings import RecordSettings, StudyPeriod
@@ -117,7 +117,7 @@ def collect_source(
     study: Study, gates: HostGates | None = None, *, metrics: StudyMetrics | None = None
 ) -> CollectedDids:
     """Stage 1: read the source, keep each well-formed DID once, and store both what was kept and what was not."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     collected = read_source(study, gates, metrics=metrics)
     storage.write(SOURCE_REJECTS_KEY, collected.rejects)
     storage.write(SOURCE_KEY, collected.dids)
@@ -128,7 +128,7 @@ def read_source(
     study: Study, gates: HostGates | None = None, *, metrics: StudyMetrics | None = None
 ) -> CollectedDids:
     """Read the study's source less what it excludes, and store nothing; asks servers only if these lists need it."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     source, exclude = _account_lists(study)
     tombstones = Tombstones.load(storage)
 
@@ -152,10 +152,10 @@ def source_stamp(study: Study) -> str | None:
 
 
 def _account_lists(study: Study) -> tuple[EntrySource, EntrySource | None]:
-    source = entry_source(study.source, SOURCE_FIELD, storage=study.storage.path)
+    source = entry_source(study.source, SOURCE_FIELD, storage=study.storage.location)
     if study.exclude is None:
         return source, None
-    return source, entry_source(study.exclude, EXCLUDE_FIELD, storage=study.storage.path)
+    return source, entry_source(study.exclude, EXCLUDE_FIELD, storage=study.storage.location)
 
 
 def resolve_accounts(
@@ -171,7 +171,7 @@ def resolve_accounts(
     Rows of accounts that left the source are kept, so that their stored data can still be accounted for.
     """
     network, metrics = network or study.network, metrics or unmeasured()
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     dids = storage.read(SOURCE_KEY)["did"]
     tombstones = Tombstones.load(storage)
     known = _known_directory(storage)
@@ -252,7 +252,7 @@ def fetch_repos(
     that there was work for. Raises ConfigError for a name in `only_dids` that is no account of the study, and
     SourceError for a list of records to ask for that cannot be read.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     processing, metrics = processing or study.processing, metrics or unmeasured()
     storage.sweep_scratch()
     # Of all hosts: a killed run can have followed an account to one that has nothing else to fetch.
@@ -279,7 +279,7 @@ def fetch_repos(
         connections.resolver.on_evidence = evidence.add
         with storage.scratch() as scratch, metrics.workers(count), worker_pool(count) as workers:
             crawl = Crawl(
-                root=study.root,
+                root=study.location,
                 scratch=scratch,
                 turns=connections.turns,
                 gates=connections.gates,
@@ -325,7 +325,7 @@ def convert_records(
     Packs converted with the same settings before are passed over, unless they are to be converted `again`.
     Returns how many were converted.
     """
-    storage, metrics = StudyStorage(study.root), metrics or unmeasured()
+    storage, metrics = StudyStorage(study.location), metrics or unmeasured()
     on_progress = metrics.following("records", on_progress)
     filtering.read_filter_lists(study)
     filters, fingerprint = filtering.stored_filters(study), records_fingerprint(study)
@@ -338,7 +338,7 @@ def convert_records(
         futures = [
             workers.submit(
                 convert_pack,
-                study.root,
+                study.location,
                 pack_files(storage, *pack),
                 settings,
                 filters,
@@ -378,7 +378,7 @@ def count_converted(study: Study, pds_hosts: Sequence[str]) -> dict[str, pl.Data
 
     As `table, fate, reason, records`.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     current = snapshots(asked_directory(study), read_ledger(storage)).select("did", "pds_host", "pack")
     counted = {}
     for host in pds_hosts:
@@ -432,7 +432,7 @@ def build_table(
 
 def inspect_table(study: Study, table: str, windows: Sequence[str]) -> Inspection:
     """Stage 5: read the final files of these windows again; what is not what it must be is stale from then on."""
-    storage, granularity = StudyStorage(study.root), granularity_of(study.time_range)
+    storage, granularity = StudyStorage(study.location), granularity_of(study.time_range)
     inspection = inspect_windows(storage, table, granularity, windows)
     folders = [f"tables/{table}/{granularity.folder(window)}" for window in inspection.faulty]
     if folders:
@@ -448,7 +448,7 @@ def build_undated_rows(
     Tables that the study no longer has are removed.
     """
     tables, metrics = record_tables(study), metrics or unmeasured()
-    remove_other_tables(StudyStorage(study.root), list(tables))
+    remove_other_tables(StudyStorage(study.location), list(tables))
     reports = build_together(
         list(tables.values()),
         [UNDATED],
@@ -492,7 +492,7 @@ def build_record_tables(study: Study, *, again: bool = False) -> None:
     """Stage 5, but for the accounts: bring every table and the undated rows up to date, or build all `again`."""
     tables, windows = record_tables(study), [*study_windows(study.time_range), UNDATED]
     build_together(list(tables.values()), windows, again=again, workers=_workers(study, unmeasured()))
-    remove_other_tables(StudyStorage(study.root), list(tables))
+    remove_other_tables(StudyStorage(study.location), list(tables))
 
 
 def rebuild(study: Study) -> None:
@@ -521,7 +521,7 @@ def hosts_to_fetch(
     ask for that cannot be read.
     """
     fetch_modes.read_asks(study)
-    known = StudyStorage(study.root).read(DIRECTORY_KEY)["pds_host"].drop_nulls().unique()
+    known = StudyStorage(study.location).read(DIRECTORY_KEY)["pds_host"].drop_nulls().unique()
     for host in sorted(set(only_hosts) - set(known)):
         close = difflib.get_close_matches(host, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -537,7 +537,7 @@ def hosts_to_convert(study: Study, *, again: bool = False) -> list[str]:
 
 def record_tables(study: Study) -> dict[str, WindowedTable]:
     """Return the study's tables, with what belongs in each by now."""
-    storage, time_range = StudyStorage(study.root), study.time_range
+    storage, time_range = StudyStorage(study.location), study.time_range
     contents = TableContents(storage, shown_snapshots(study))
     granularity, windows = granularity_of(time_range), study_windows(time_range)
     return {
@@ -579,7 +579,7 @@ def waiting_accounts(study: Study, mode: FetchMode, only_dids: Sequence[str] = (
 
     Raises ConfigError for a name that is no account of the source.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     wanted = storage.read(SOURCE_KEY)
     if only_dids:
         for did in sorted(set(only_dids) - set(wanted["did"])):
@@ -595,14 +595,12 @@ def packs_to_convert(
     study: Study, pds_hosts: Sequence[str] | None = None, *, again: bool = False
 ) -> list[tuple[str, str, str]]:
     """Return (PDS host, pack, key) of packs that hold a snapshot and are not converted, or are to be again."""
-    storage, fingerprint = StudyStorage(study.root), records_fingerprint(study)
+    storage, fingerprint = StudyStorage(study.location), records_fingerprint(study)
     current = snapshots(asked_directory(study), read_ledger(storage))
     wanted = set(current.select("pds_host", "pack").unique().iter_rows())
-    return [
-        (host, pack, key)
-        for host, pack, key in pack_keys(storage, pds_hosts)
-        if (host, pack) in wanted and (again or not is_converted(storage, host, pack, fingerprint))
-    ]
+    packs = [one for one in pack_keys(storage, pds_hosts) if one[:2] in wanted]
+    done = set() if again else converted_packs(storage, [one[:2] for one in packs], fingerprint)
+    return [one for one in packs if one[:2] not in done]
 
 
 def pack_files(storage: StudyStorage, host: str, pack: str, key: str) -> PackFiles:

@@ -81,7 +81,7 @@ def purge_expired(
     study: Study, now: datetime | None = None, rebuild: Callable[[Study], None] = rebuild
 ) -> PurgeReport | None:
     """Purge the accounts that the study's settings want purged by now; None if there are none."""
-    storage, days = StudyStorage(study.root), study.purge_deleted_after_days
+    storage, days = StudyStorage(study.location), study.purge_deleted_after_days
     inactive_too = study.inactive_accounts == "purge"
     if days is None and not inactive_too:
         return None
@@ -96,11 +96,11 @@ def purge_expired(
 
 def is_purge_unfinished(study: Study) -> bool:
     """Tell whether an earlier purge was interrupted, so that what it is about may still be stored."""
-    return Tombstones.load(StudyStorage(study.root)).unfinished > 0
+    return Tombstones.load(StudyStorage(study.location)).unfinished > 0
 
 
 def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]) -> PurgeReport:
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     storage.sweep_scratch()
     was_unfinished = is_purge_unfinished(study)
     # First the tombstones, marked as unfinished, and last that mark: whatever happens between, nothing of this comes
@@ -168,7 +168,7 @@ def _handles_of_purged(storage: StudyStorage, tombstones: Tombstones) -> list[st
 
 def _purge_log(study: Study, request: PurgeRequest, tombstones: Tombstones, handles: Sequence[str]) -> int:
     """Mask the purged in the study's structured log, if there is one; return how many lines named them."""
-    path, storage = study.monitoring.log_file, StudyStorage(study.root)
+    path, storage = study.monitoring.log_file, StudyStorage(study.location)
     if path is None:
         return 0
     key = stored_log_key(storage)
@@ -190,13 +190,13 @@ def _purge_log(study: Study, request: PurgeRequest, tombstones: Tombstones, hand
 
 
 def _purge_packs(study: Study) -> list[PackPurge]:
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     packs = [(host, key) for host, _, key in pack_keys(storage)]
-    if sum(map(storage.size, storage.keys("repos"))) < SMALL_BYTES:
-        done = [purge_pack(study.root, host, key) for host, key in packs]
+    if sum(storage.sizes("repos").values()) < SMALL_BYTES:
+        done = [purge_pack(study.location, host, key) for host, key in packs]
     else:
         with worker_pool(study.processing.worker_count) as workers:
-            futures = [workers.submit(purge_pack, study.root, host, key) for host, key in packs]
+            futures = [workers.submit(purge_pack, study.location, host, key) for host, key in packs]
             done = [future.result() for future in as_completed(futures)]
     return [pack for pack in done if pack is not None]
 

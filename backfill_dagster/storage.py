@@ -1,8 +1,8 @@
-"""A study's files: Parquet (and a page to read) on a local disk, each written whole or not at all.
+"""A study's files: Parquet (and a page to read), each written whole or not at all, on a local disk or in S3.
 
-Every file is written under a temporary name in the study's scratch folder and then renamed, so that a reader sees
-the old content or the new and a crash leaves at most scratch behind. Keys are relative paths with `/` between
-their parts; each part is made here, and a name from the network passes `partition_folder` first.
+Every file is made in a local scratch folder and then published in one step, so that a reader sees the old content or
+the new and a crash leaves at most scratch behind. Keys are relative paths with `/` between their parts; each part is
+made here, and a name from the network passes `partition_folder` first.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager, nullcontext, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 from urllib.parse import quote, unquote
 
 import polars as pl
@@ -24,22 +26,29 @@ import pyarrow.parquet as pq
 
 from backfill_dagster.errors import StorageError
 from backfill_dagster.monitoring.work_cost import WorkClock
+from backfill_dagster.stores.local import HEADROOM_BYTES, LocalStore, locked, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
+
+    from backfill_dagster.stores.location import Location
+    from backfill_dagster.stores.store import Store, StoredObject
 
 SCHEMA_VERSION = "1"
 COMPRESSION_LEVEL = 1
-_SCRATCH = ".scratch"
 _PARTITION = "pds="
 # Lazy frames that are read at once: Polars has a thread wait for each, and warns of thousands.
 _FRAMES_AT_ONCE = 256
+# Files that are looked at at once, where each look takes a request.
+_LOOKS_AT_ONCE = 16
 _PATH = "_path"
 # More than a full disk has left when a write to it has failed.
 _PROBE_BYTES = 2**20
-# What is left free: Dagster's history, which as a rule is on the same disk, must be able to say that it is full.
-HEADROOM_BYTES = 64 * 2**20
+_MEGABYTE = 2**20
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,55 +71,105 @@ def partition_host(folder: str) -> str:
     return unquote(folder.removeprefix(_PARTITION))
 
 
+def store_at(root: Location) -> Store:
+    """Return the files of a place."""
+    if isinstance(root, Path):
+        return LocalStore(root)
+    # boto3 takes longer to import than all else here, and most studies are stored on a disk.
+    from backfill_dagster.stores.s3 import S3Store
+
+    return S3Store(root)
+
+
 class StudyStorage:
     """The folder `<storage.path>/<name>/` of one study; its `clock` tells apart what is spent on writing to it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Location) -> None:
         self.root = root
         self.clock = WorkClock()
+        self._store = store_at(root)
+
+    def where(self, key: str) -> str:
+        """Return the address of the file of this key; refuses a key that leaves the study's folder."""
+        return self._store.where(self._checked(key))
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the files; raises StorageError if they are not on a disk of this machine."""
+        if not isinstance(self.root, Path):
+            raise StorageError(f"{self.root} is not on a disk of this machine")
+        return self.root
 
     def path(self, key: str) -> Path:
-        """Return where the file of this key lies; refuses a key that leaves the study's folder."""
-        parts = key.split("/")
-        if any(part in ("", ".", "..") for part in parts):
-            raise StorageError(f"{key!r} is not a path below {self.root}")
-        return self.root.joinpath(*parts)
+        """Return where the file of this key lies on this machine; raises StorageError if it lies elsewhere."""
+        return self.folder.joinpath(*self._checked(key).split("/"))
 
     def exists(self, key: str) -> bool:
         """Tell whether the file of this key is there."""
-        return self.path(key).is_file()
+        return self._store.find(self._checked(key)) is not None
 
     def size(self, key: str) -> int:
         """Return the size of a stored file in bytes."""
-        return self.path(key).stat().st_size
+        found = self._store.find(self._checked(key))
+        if found is None:
+            raise StorageError(f"{self.where(key)} is missing; materialize the asset that writes it")
+        return found.bytes
+
+    def version(self, key: str) -> str | None:
+        """Return what is another whenever a file is written; None if it is not there."""
+        found = self._store.find(self._checked(key))
+        return None if found is None else found.version
+
+    def stamp(self, keys: Iterable[str], folders: Iterable[str]) -> list[tuple[str, str | None]]:
+        """Return what is another whenever one of these files is written, or a file is put into one of these folders.
+
+        Folders are given as globs of one level each.
+        """
+        return self._store.stamp(list(map(self._checked, keys)), list(folders))
+
+    def listed(self, prefix: str, pattern: str = "*.parquet") -> list[StoredObject]:
+        """Return what is known of the files below a prefix whose names match a pattern, sorted by key."""
+        return [
+            file
+            for file in self._store.files(self._checked(prefix))
+            if fnmatchcase(file.key.rpartition("/")[2], pattern)
+        ]
 
     def keys(self, prefix: str, pattern: str = "*.parquet") -> list[str]:
         """Return the sorted keys of the files below a prefix whose names match a pattern."""
-        folder = self.path(prefix)
-        if not folder.is_dir():
-            return []
-        found = (path.relative_to(self.root).as_posix() for path in folder.rglob(pattern) if path.is_file())
-        return sorted(found)
+        return [file.key for file in self.listed(prefix, pattern)]
+
+    def everything(self, leaving_out: Container[str] = ()) -> list[StoredObject]:
+        """Return what is known of all that lies there, sorted by key; names right below the folder can be left out."""
+        return self._store.everything(leaving_out)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the size in bytes of every file below a prefix, by key: cheaper than to ask for one after another."""
+        return {file.key: file.bytes for file in self._store.files(self._checked(prefix))}
+
+    def sizes_of(self, keys: Iterable[str]) -> dict[str, int]:
+        """Return the size in bytes of those of these files that are there, by key."""
+        asked = list(map(self._checked, keys))
+        found = self._each(self._store.find, asked)
+        return {key: file.bytes for key, file in zip(asked, found, strict=True) if file is not None}
 
     def folders(self, prefix: str) -> list[str]:
         """Return the sorted names of the folders right below a prefix."""
-        folder = self.path(prefix)
-        if not folder.is_dir():
-            return []
-        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+        return self._store.folders(self._checked(prefix))
 
     def read(self, key: str) -> pl.DataFrame:
         """Read one file whole."""
+        source, options = self.where(key), self._store.polars_options
         try:
-            return pl.read_parquet(self.path(key), glob=False)
+            return pl.read_parquet(source, glob=False, storage_options=options)
         except FileNotFoundError:
-            raise StorageError(f"{self.path(key)} is missing; materialize the asset that writes it") from None
+            raise StorageError(f"{source} is missing; materialize the asset that writes it") from None
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise StorageError(f"{self.path(key)} cannot be read: {error}") from error
+            raise StorageError(f"{source} cannot be read: {error}") from error
 
     def scan(self, keys: Iterable[str], schema: Mapping[str, pl.DataType] | pl.Schema) -> pl.LazyFrame:
         """Return a lazy frame over files of one schema; columns that older files lack come as null."""
-        return _scan([self.path(key) for key in keys], schema)
+        return self._scan(list(map(self.where, keys)), schema)
 
     def scan_named(
         self, names: Mapping[str, str], schema: Mapping[str, pl.DataType] | pl.Schema, column: str
@@ -119,10 +178,33 @@ class StudyStorage:
 
         One scan of many files takes far less time and memory than a scan of each.
         """
-        paths = [self.path(key) for key in names]
-        named = {_PATH: [str(path) for path in paths], column: list(names.values())}
+        sources = list(map(self.where, names))
+        named = {_PATH: sources, column: list(names.values())}
         of_path = pl.LazyFrame(named, schema=dict.fromkeys(named, pl.String))
-        return _scan(paths, schema, _PATH).join(of_path, on=_PATH, maintain_order="left").drop(_PATH)
+        return self._scan(sources, schema, _PATH).join(of_path, on=_PATH, maintain_order="left").drop(_PATH)
+
+    def scan_as_it_is(self, key: str) -> pl.LazyFrame:
+        """Return a lazy frame over one file in its own schema."""
+        return pl.scan_parquet(self.where(key), glob=False, storage_options=self._store.polars_options)
+
+    def _scan(
+        self,
+        sources: list[str],
+        schema: Mapping[str, pl.DataType] | pl.Schema,
+        path_column: str | None = None,
+    ) -> pl.LazyFrame:
+        """Scan files; a column for the address of each row's file is added if it has a name."""
+        if not sources:
+            return pl.LazyFrame(schema={**schema, **({path_column: pl.String()} if path_column else {})})
+        return pl.scan_parquet(
+            sources,
+            glob=False,
+            schema=pl.Schema(schema),
+            missing_columns="insert",
+            extra_columns="ignore",
+            include_file_paths=path_column,
+            storage_options=self._store.polars_options,
+        )
 
     def collect(
         self,
@@ -146,10 +228,62 @@ class StudyStorage:
             raise StorageError(f"files below {self.root} cannot be read: {error}") from error
         return collected
 
+    def schema(self, key: str) -> pl.Schema:
+        """Return the schema of a stored table; raises StorageError for a file that is none."""
+        with self._reading(key):
+            return self.scan_as_it_is(key).collect_schema()
+
+    def rows(self, key: str) -> int:
+        """Return how many rows a stored table has; raises StorageError for a file that is none."""
+        with self._reading(key), self._store.open(self._checked(key)) as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    def read_bytes(self, key: str) -> bytes:
+        """Return the content of a file; raises StorageError."""
+        with self._reading(key), self._store.open(self._checked(key)) as file:
+            return file.read()
+
+    def metadata(self, key: str) -> dict[str, str]:
+        """Return what a stored table says of itself beside its rows; raises StorageError for a file that is none."""
+        with self._reading(key), self._store.open(self._checked(key)) as file:
+            told = pq.read_metadata(file).metadata or {}
+        return {name.decode(): value.decode() for name, value in told.items()}
+
+    def metadata_of(self, keys: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Return the metadata of those of these files that are there and are tables, by key."""
+
+        def read(key: str) -> dict[str, str] | None:
+            with suppress(StorageError):
+                return self.metadata(key)
+            return None
+
+        asked = list(keys)
+        told = self._each(read, asked)
+        return {key: found for key, found in zip(asked, told, strict=True) if found is not None}
+
+    def _each(self, look: Callable[[str], _Found], keys: Sequence[str]) -> list[_Found]:
+        """Look at files; several at once, if each look takes a request."""
+        if self.keeps_on_disk or len(keys) < 2:
+            return list(map(look, keys))
+        with ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
+            return list(threads.map(look, keys))
+
+    @contextmanager
+    def local(self, key: str) -> Iterator[Path]:
+        """Lend a stored file as one of this machine: itself, or a copy that is gone when the block ends."""
+        if isinstance(self.root, Path):
+            yield self.path(key)
+            return
+        with self.scratch() as folder, self._reading(key):
+            yield self._store.local(self._checked(key), folder)
+
     def sha256(self, key: str) -> str:
         """Return the SHA-256 of a stored file's bytes, in hex."""
-        with self.path(key).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        with self._reading(key), self._store.open(self._checked(key)) as file:
+            while part := file.read(_MEGABYTE):
+                digest.update(part)
+        return digest.hexdigest()
 
     def write(
         self,
@@ -189,75 +323,80 @@ class StudyStorage:
                     metadata={"schema_version": SCHEMA_VERSION, **(metadata or {})},
                 )
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise StorageError.unwritable(self.path(key), _cause_of(error, local)) from error
+            raise StorageError.unwritable(self.where(key), _cause_of(error, local)) from error
         return self.publish(local, key, rows=frame.height)
 
     def write_bytes(self, key: str, content: bytes) -> StoredFile:
         """Write one file that is no table, replacing what was there; it counts as having no rows."""
         with self.scratch() as folder:
             local = folder / "content"
-            with _writing(self.path(key)):
+            with writing(self.where(key)):
                 local.write_bytes(content)
             return self.publish(local, key, rows=0)
 
     def publish(self, local: Path, key: str, *, rows: int) -> StoredFile:
         """Move a finished scratch file to its key in one step."""
-        target = self.path(key)
-        with self.clock.writing(), _writing(target):
-            with local.open("rb") as file:
+        where = self.where(key)
+        with self.clock.writing():
+            with writing(where), local.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 size = file.tell()
-                os.fsync(file.fileno())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            local.replace(target)
+            self._store.put(local, key)
         return StoredFile(key=key, rows=rows, bytes=size, sha256=digest)
 
-    def link(self, key: str, target: Path) -> None:
-        """Make a file of this key that is another one by a link: what is written here takes the link's place."""
+    def mirror(self, key: str, other: StudyStorage) -> None:
+        """Make a file of this key, on this disk, that is another study's: a link to it, or a copy of one in S3.
+
+        What is written here takes the link's place.
+        """
         path = self.path(key)
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(target.absolute())
+            if isinstance(other.root, Path):
+                path.symlink_to(other.path(key).absolute())
+                return
+        with other.local(key) as copy:
+            self.publish(copy, key, rows=0)
 
     def remove(self, key: str) -> None:
         """Delete one file, if it is there."""
-        path = self.path(key)
-        with _writing(path):
-            path.unlink(missing_ok=True)
+        self._store.remove(self._checked(key))
 
     def remove_empty_folders(self, prefix: str) -> None:
         """Delete the folders below a prefix that hold nothing; only while nobody writes below it."""
-        folder = self.path(prefix)
-        inner = [path for path in folder.rglob("*") if path.is_dir()]
-        for path in sorted(inner, key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):  # it holds something
-                path.rmdir()
+        self._store.remove_empty_folders(self._checked(prefix))
+
+    @property
+    def keeps_on_disk(self) -> bool:
+        """Whether what is stored lies on the disk on which it is made."""
+        return self._store.keeps_on_disk
+
+    @property
+    def scratch_parent(self) -> Path:
+        """The local folder in which files are made."""
+        return self._store.scratch_parent
 
     def free_bytes(self) -> int | None:
         """Return how much may be written before the disk counts as full; None if it does not say."""
-        try:
-            usage = shutil.disk_usage(self.root)
-        except OSError as error:
-            raise StorageError(f"{self.root} cannot be read: {error}") from error
-        # Some file systems that are no disks have no size.
-        return max(0, usage.free - HEADROOM_BYTES) if usage.total else None
+        return self._store.free_bytes()
 
     def ensure_headroom(self) -> None:
         """Raise StorageError if the disk counts as full."""
         if self.free_bytes() == 0:
+            folder = self._store.scratch_parent.parent
             raise StorageError(
-                f"{self.root} cannot be written: fewer than {HEADROOM_BYTES // 2**20} MB are free on its disk; "
+                f"{folder} cannot be written: fewer than {HEADROOM_BYTES // 2**20} MB are free on its disk; "
                 "free some space, then run the same again: what is stored is whole"
             )
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Lend a folder on the same file system, gone when the block ends."""
-        parent = self.root / _SCRATCH
-        with _writing(parent):
+        """Lend a local folder, gone when the block ends; on the file system of what is stored, if that is on a disk."""
+        parent = self._store.scratch_parent
+        with writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
             self.ensure_headroom()
-            with _locked(parent, fcntl.LOCK_SH):
+            with locked(parent, fcntl.LOCK_SH):
                 folder = Path(tempfile.mkdtemp(dir=parent))
                 owner = os.open(folder, os.O_RDONLY)
                 fcntl.flock(owner, fcntl.LOCK_EX)
@@ -269,42 +408,52 @@ class StudyStorage:
 
     def sweep_scratch(self) -> None:
         """Delete scratch whose owner is gone: a lent folder stays locked for as long as its process lives."""
-        parent = self.root / _SCRATCH
+        parent = self._store.scratch_parent
         if not parent.is_dir():
             return
-        with _writing(parent), _locked(parent, fcntl.LOCK_EX):
+        with writing(parent), locked(parent, fcntl.LOCK_EX):
             for folder in parent.iterdir():
                 # Held by a living process, or just now deleted by one.
                 with (
                     suppress(BlockingIOError, FileNotFoundError),
-                    _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                    locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB),
                 ):
                     shutil.rmtree(folder, ignore_errors=True)
 
-    @contextmanager
-    def shared(self, prefix: str) -> Iterator[None]:
+    def shared(self, prefix: str) -> AbstractContextManager[None]:
         """Hold a folder while files are published in it that belong together; others may do the same."""
-        folder = self.path(prefix)
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, fcntl.LOCK_SH):
-            yield
+        return self._store.shared(self._checked(prefix))
 
     @contextmanager
-    def alone(self, prefix: str) -> Iterator[None]:
-        """Hold a folder, if there is one, while nobody publishes in it."""
-        folder = self.path(prefix)
-        with _locked(folder, fcntl.LOCK_EX) if folder.is_dir() else nullcontext():
-            yield
+    def sweeping(self, prefix: str, pattern: str) -> Iterator[list[StoredObject]]:
+        """Hold a folder while nobody publishes in it; gives its files of which nobody is about to make use."""
+        with self._store.sweeping(self._checked(prefix)):
+            yield list(self._store.settled(self.listed(prefix, pattern)))
 
-    @contextmanager
-    def held(self, prefix: str) -> Iterator[None]:
+    def alone(self, prefix: str) -> AbstractContextManager[None]:
         """Hold a folder, made if there is none, while nobody else holds it or publishes in it."""
-        folder = self.path(prefix)
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with self.alone(prefix):
+        return self._store.alone(self._checked(prefix))
+
+    def attempt(self, prefix: str, patience: float) -> AbstractContextManager[bool]:
+        """Hold a folder alone, if nobody else does so for longer than `patience` seconds; gives whether it is held."""
+        return self._store.attempt(self._checked(prefix), patience)
+
+    def _checked(self, key: str) -> str:
+        if any(part in ("", ".", "..") for part in key.split("/")):
+            raise StorageError(f"{key!r} is not a path below {self.root}")
+        return key
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        """Say which file cannot be read."""
+        try:
             yield
+        except FileNotFoundError:
+            raise StorageError(
+                f"{self.where(key)} is missing; materialize the asset that writes it"
+            ) from None
+        except (OSError, pa.ArrowException, pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+            raise StorageError(f"{self.where(key)} cannot be read: {error}") from error
 
 
 def _cause_of(error: Exception, scratch: Path) -> Exception:
@@ -315,41 +464,6 @@ def _cause_of(error: Exception, scratch: Path) -> Exception:
     except OSError as cause:
         return cause
     return error
-
-
-def _scan(
-    paths: list[Path], schema: Mapping[str, pl.DataType] | pl.Schema, path_column: str | None = None
-) -> pl.LazyFrame:
-    """Scan files; a column for the path of each row's file is added if it has a name."""
-    if not paths:
-        return pl.LazyFrame(schema={**schema, **({path_column: pl.String()} if path_column else {})})
-    return pl.scan_parquet(
-        paths,
-        glob=False,
-        schema=pl.Schema(schema),
-        missing_columns="insert",
-        extra_columns="ignore",
-        include_file_paths=path_column,
-    )
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say which file or folder it was that could not be changed."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError.unwritable(path, error) from error
-
-
-@contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, how)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class RowGroupWriter:
@@ -366,7 +480,7 @@ class RowGroupWriter:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self._path = path
-        with _writing(path):
+        with writing(path):
             self._writer = pq.ParquetWriter(
                 path,
                 schema.with_metadata({"schema_version": SCHEMA_VERSION, **(metadata or {})}),
@@ -393,7 +507,7 @@ class RowGroupWriter:
 
     def write(self, group: pa.Table) -> None:
         """Append one row group."""
-        with _writing(self._path):
+        with writing(self._path):
             self._writer.write_table(group, row_group_size=max(1, group.num_rows))
 
     def note(self, name: str, value: str) -> None:
@@ -402,5 +516,5 @@ class RowGroupWriter:
 
     def close(self) -> None:
         """Finish the file."""
-        with _writing(self._path):
+        with writing(self._path):
             self._writer.close()

@@ -33,7 +33,7 @@ def study_tables(study: Study) -> list[str]:
 
 def source_dids(study: Study) -> pl.Series:
     """Return the DIDs of the study's accounts, as its source was last read."""
-    return StudyStorage(study.root).read(SOURCE_KEY)["did"]
+    return StudyStorage(study.location).read(SOURCE_KEY)["did"]
 
 
 def asked_directory(study: Study, dids: pl.Series | None = None) -> pl.DataFrame:
@@ -41,7 +41,7 @@ def asked_directory(study: Study, dids: pl.Series | None = None) -> pl.DataFrame
 
     If some accounts are given, with a row for each of them: those that it has none of are `not_asked`.
     """
-    directory = StudyStorage(study.root).read(DIRECTORY_KEY)
+    directory = StudyStorage(study.location).read(DIRECTORY_KEY)
     told = directory if dids is None else with_unasked(directory, dids)
     return with_asked(told, fetch_modes.stored_asks(study))
 
@@ -54,7 +54,7 @@ def directory_answers(storage: StudyStorage) -> pl.DataFrame:
 
 def shown_snapshots(study: Study) -> pl.DataFrame:
     """Return `did, pds_host, pack` of the snapshots whose records belong in the tables now."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     return rows_from(
         storage.read(SOURCE_KEY),
         asked_directory(study),

@@ -1,5 +1,7 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -47,3 +49,21 @@ def shared_dir() -> Path:
     if not shared.is_dir():
         pytest.skip(f"no shared test data at {shared}")
     return shared
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """An S3 on loopback, for all tests of a process."""
+    # It takes a second to import.
+    from backfill_dagster_tests.dids.sources.s3_server import serve_s3
+
+    with serve_s3() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An S3 on loopback in the environment, with one bucket, and a client of it."""
+    from backfill_dagster_tests.dids.sources.s3_server import point_to_s3
+
+    return point_to_s3(monkeypatch, s3_url)

@@ -213,7 +213,7 @@ def test_another_list_makes_records_and_tables_stale_and_then_those_of_a_fresh_r
     fewer = {**lists, "reposts": lists["reposts"][::2]}
     first, fresh = tmp_path / "first", tmp_path / "fresh"
     for each in (first, fresh):
-        shutil.copytree(filtered.storage.path, each / "data")
+        shutil.copytree(filtered.root.parent, each / "data")
     for made in ("records", "tables", "undated", "built", "filters"):
         shutil.rmtree(fresh / f"data/study/{made}")
     write_lists(fresh, fewer)
@@ -283,7 +283,7 @@ def test_a_list_that_keeps_nothing_is_an_error(
 def test_an_empty_list_that_may_be_empty_keeps_nothing_of_its_type(tmp_path: Path, filtered: Study) -> None:
     (tmp_path / "none.txt").write_text("")
     uris = {"type": "text", "path": str(tmp_path / "none.txt")}
-    shutil.copytree(filtered.storage.path, tmp_path / "data")
+    shutil.copytree(filtered.root.parent, tmp_path / "data")
     study = filtered_study(tmp_path, filters={LIKE: {"uris": uris, "allow_empty": True}})
     pipeline.rebuild(study)
     accounts = pl.read_parquet(study.root / study_files.ACCOUNTS_KEY)
@@ -320,7 +320,7 @@ def test_a_purge_reaches_the_lists_and_waits_for_no_source(
     filtered: Study, lists: dict[str, list[str]], tmp_path: Path
 ) -> None:
     write_lists(tmp_path, lists)
-    shutil.copytree(filtered.storage.path, tmp_path / "data")
+    shutil.copytree(filtered.root.parent, tmp_path / "data")
     study = filtered_study(tmp_path)
     did = lists["reposts"][0].split("/")[2]
     uri = next(each for each in lists["reposts"] if did not in each)

@@ -118,7 +118,7 @@ def purge_some(study: Study, network: SandboxNetwork) -> Study:
 
 def change_settings(**parts: Any) -> Callable[[Study, SandboxNetwork], Study]:
     def change(study: Study, network: SandboxNetwork) -> Study:
-        changed = study_of(study.storage.path.parent, **parts)
+        changed = study_of(study.root.parent.parent, **parts)
         collect(changed, FetchMode.UNSETTLED)
         return changed
 

@@ -347,7 +347,7 @@ def test_the_directory_is_not_waited_for_longer_than_the_run_may_take(
 @contextmanager
 def another_run_asks(host: str, study: Study) -> Iterator[None]:
     """Have another run hold the lease of a host."""
-    leases = LocalHostLeases(study.storage.path / ".leases", "another study")
+    leases = LocalHostLeases(study.root.parent / ".leases", "another study")
     lease = asyncio.run(leases.take(HostGate(host, rate=1, burst=1, in_flight=1)))
     assert lease is not None
     yield

@@ -49,7 +49,7 @@ def test_no_key_leaves_the_study(storage: StudyStorage, key: str) -> None:
 def test_a_host_is_one_folder_and_comes_back(storage: StudyStorage, host: str) -> None:
     folder = partition_folder(host)
     assert "/" not in folder
-    assert storage.path(f"repos/{folder}/x").parent.parent == storage.root / "repos"
+    assert storage.path(f"repos/{folder}/x").parent.parent == storage.folder / "repos"
     assert partition_host(folder) == host
 
 
@@ -59,7 +59,7 @@ def test_a_failed_write_leaves_the_old_file(storage: StudyStorage) -> None:
         (folder / "half").write_bytes(b"PAR1")
         raise RuntimeError
     assert storage.read("x.parquet")["a"].to_list() == [1]
-    assert list((storage.root / ".scratch").iterdir()) == []
+    assert list((storage.folder / ".scratch").iterdir()) == []
 
 
 def test_a_page_is_written_whole_or_not_at_all(
@@ -77,7 +77,7 @@ def test_a_page_is_written_whole_or_not_at_all(
     with pytest.raises(StorageError, match=r"page\.html cannot be written: No space left"):
         storage.write_bytes("page.html", b"<p>new</p>")
     assert storage.path("page.html").read_bytes() == b"<p>old</p>"
-    assert list((storage.root / ".scratch").iterdir()) == []
+    assert list((storage.folder / ".scratch").iterdir()) == []
 
 
 def test_a_damaged_file_is_named(storage: StudyStorage) -> None:
@@ -118,7 +118,7 @@ def test_rows_have_the_name_of_their_file_wherever_the_study_lies(
 def test_sweeping_takes_the_scratch_of_the_dead_and_not_of_the_living(storage: StudyStorage) -> None:
     script = (
         "import sys, time; from pathlib import Path; from backfill_dagster.storage import StudyStorage\n"
-        f"with StudyStorage(Path({str(storage.root)!r})).scratch() as f:\n"
+        f"with StudyStorage(Path({str(storage.folder)!r})).scratch() as f:\n"
         "    (f / 'x').write_text('x'); print(f, flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -43,7 +43,7 @@ def requested(usual: Study, network: SandboxNetwork) -> Study:
     """Ask for more of the same study, and for no JSON."""
     network.requests.clear()
     study = sandbox_study(
-        usual.storage.path.parent,
+        usual.root.parent.parent,
         settings=SETTINGS,
         record_types=[*RECORD_TYPES, PROFILE],
         other_record_types=list(OTHERS),
@@ -175,7 +175,7 @@ def test_the_report_shows_them_by_day_and_names_the_types(requested: Study) -> N
 
 
 def test_a_study_that_asks_for_none_of_them_has_none(usual: Study, network: SandboxNetwork) -> None:
-    study = sandbox_study(usual.storage.path.parent, settings=SETTINGS)
+    study = sandbox_study(usual.root.parent.parent, settings=SETTINGS)
     accounts = run_all(study)
     assert accounts.schema == ACCOUNTS_SCHEMA
     for table in ("profiles", "other_records"):

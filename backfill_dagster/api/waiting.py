@@ -52,7 +52,7 @@ def engaged_accounts(study: Study, start: datetime | None, end: datetime | None)
 
     From the tables as they are; raises StorageError if there are none.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     own = study_files.source_dids(study)
     tables = StoredTables(storage, granularity_of(study.time_range), study_files.study_tables(study))
     kinds = INTERACTIONS if study.discovery is None else study.discovery.interactions
@@ -61,7 +61,7 @@ def engaged_accounts(study: Study, start: datetime | None, end: datetime | None)
 
 def _settled(study: Study) -> set[str]:
     """Return the accounts of which a fetch would want nothing more."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     if not storage.exists(study_files.DIRECTORY_KEY):
         return set()
     directory = storage.read(study_files.DIRECTORY_KEY)

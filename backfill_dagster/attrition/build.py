@@ -59,7 +59,7 @@ def build_attrition(study: Study) -> Attrition:
 
     Raises StorageError.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     accounts = _accounts(storage)
     made = read_attrition(study, accounts)
     text = methods_text(study, accounts, made, read_decay(study, accounts))
@@ -71,7 +71,7 @@ def build_attrition(study: Study) -> Attrition:
     if is_news:
         storage.write(ATTRITION_KEY, made)
         storage.write_bytes(FIGURE_KEY, _figure(made))
-    if not storage.exists(METHODS_KEY) or storage.path(METHODS_KEY).read_bytes() != text.encode():
+    if not storage.exists(METHODS_KEY) or storage.read_bytes(METHODS_KEY) != text.encode():
         storage.write_bytes(METHODS_KEY, text.encode())
     stored = storage.read(ATTRITION_KEY)
     return Attrition(stored, text, tuple(problems(stored, accounts, *_source(storage))))
@@ -89,7 +89,7 @@ def _figure(table: pl.DataFrame) -> bytes:
 
 def read_attrition(study: Study, accounts: pl.DataFrame) -> pl.DataFrame:
     """Return the table of attrition of these accounts of the source (ATTRITION_SCHEMA); stores nothing."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     rejects = storage.read(SOURCE_REJECTS_KEY)
     undated = pl.concat([_UNDATED_SCHEMA.to_frame(), *_undated(study)])
     return attrition_table(losses(rejects, accounts, undated, _ages(study)))
@@ -151,7 +151,7 @@ def _source(storage: StudyStorage) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def _undated(study: Study) -> Iterator[pl.DataFrame]:
     """Yield the undated rows of each table by account and judgement."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     for table in study_tables(study):
         for key in storage.keys(f"{UNDATED}/{table}"):
             rows = storage.scan([key], {"did": pl.String(), "date_quality": pl.String()})
@@ -164,7 +164,7 @@ def _ages(study: Study) -> pl.DataFrame:
 
     To the edge of a bin: classes of ages are made of whole bins.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     if not storage.keys(f"{FOLDER}/{KIND}"):
         return _AGES_SCHEMA.to_frame()
     current = snapshots(asked_directory(study), read_ledger(storage)).select("did", "pds_host", "pack")

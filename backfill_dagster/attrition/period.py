@@ -52,7 +52,7 @@ def read_decay(study: Study, accounts: pl.DataFrame, by_day: pl.DataFrame | None
     `accounts` are those of the source. `by_day` (`table, day, records`) counts the records of the period in the tables;
     if it is not given, they are counted.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     collections = table_collections(study)
     seen_at = _mean_fetch(accounts)
     if not storage.exists(DELETION_RATES_KEY):

@@ -22,7 +22,7 @@ class MetadataStore(Section):
     path: Path | None = Field(
         None,
         description="Of `sqlite`: the file, which several studies may share; `metadata.sqlite` in the study's folder "
-        "if left out.",
+        "if left out. Of a study in S3 its tables `user_metadata` and `run_metadata` are the store, if it is left out.",
     )
     table_name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{3,255}$")] | None = Field(
         None,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from backfill_dagster.config.section import Section
+from backfill_dagster.config.section import Section, http_origin
+from backfill_dagster.stores.location import S3_SCHEME, Location, S3Folder
 
 
 class Processing(Section):
@@ -43,8 +45,17 @@ class Processing(Section):
 class Storage(Section):
     """Where the files go."""
 
-    type: Literal["parquet"] = Field("parquet", description="The one format there is.")
-    path: Path = Field(Path("./data"), description="A local folder, which holds a folder for each study.")
+    type: Literal["parquet", "s3"] = Field("parquet", description="`parquet` on a local disk, or in `s3`.")
+    path: Path | str = Field(
+        Path("./data"),
+        description="The folder that holds a folder per study; with `type: s3`, `s3://bucket/prefix`.",
+    )
+    endpoint_url: Annotated[str, AfterValidator(http_origin)] | None = Field(
+        None, description="Of `s3`: the server, if it is not AWS's own or AWS_ENDPOINT_URL's."
+    )
+    region: str | None = Field(
+        None, description="Of `s3`: the region, if AWS's configuration does not say it."
+    )
 
     @field_validator("type", mode="before")
     @classmethod
@@ -56,9 +67,29 @@ class Storage(Section):
             )
         return value
 
-    @field_validator("path", mode="before")
+    @field_validator("path")
     @classmethod
-    def _local_path(cls, value: object) -> object:
-        if isinstance(value, str) and "://" in value:
-            raise ValueError("must be a local directory")
-        return value
+    def _path_or_address(cls, value: Path | str, info: ValidationInfo) -> Path | str:
+        text, in_s3 = str(value), info.data.get("type") == "s3"
+        if not in_s3:
+            if "://" in text:
+                raise ValueError("must be a local directory; s3://bucket/prefix goes with type: s3")
+            return Path(value)
+        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*/?", text):
+            raise ValueError("must be s3://bucket/prefix")
+        return text.rstrip("/")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Storage:
+        for name in ("endpoint_url", "region"):
+            if getattr(self, name) is not None and self.type != "s3":
+                raise ValueError(f"{name} is for type: s3 alone")
+        return self
+
+    @property
+    def location(self) -> Location:
+        """The place that holds a folder per study."""
+        if isinstance(self.path, Path):
+            return self.path
+        bucket, _, prefix = self.path.removeprefix(S3_SCHEME).partition("/")
+        return S3Folder(bucket, prefix, self.endpoint_url, self.region)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
@@ -18,10 +19,11 @@ from backfill_dagster.config.processing import Processing, Storage
 from backfill_dagster.config.section import Section
 from backfill_dagster.config.sources import DidSource, Nsid
 from backfill_dagster.config.time_range import TimeRange
+from backfill_dagster.errors import ConfigError
 from backfill_dagster.records.tables import OTHER_RECORDS, TABLE_BY_NAME, TABLES_OF_COLLECTION
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from backfill_dagster.stores.location import Location
 
 RecordType = Literal[
     "app.bsky.feed.post",
@@ -176,6 +178,10 @@ class Study(Section):
         own = [table for kind in self.record_types for table in TABLES_OF_COLLECTION[kind]]
         own += [OTHER_RECORDS] if self.other_record_types else []
         for name, consumer in self.integrations.consumers.items():
+            if consumer.path is None and self.storage.type == "s3":
+                raise ValueError(
+                    f"integrations.consumers.{name}.path: a study in S3 has no folder for it; name one on a disk"
+                )
             for table in consumer.tables:
                 if table not in own:
                     raise ValueError(
@@ -203,6 +209,13 @@ class Study(Section):
         return noted
 
     @property
+    def location(self) -> Location:
+        """The place that holds all of this study's files."""
+        return self.storage.location / self.name
+
+    @property
     def root(self) -> Path:
-        """The folder that holds all of this study's files."""
-        return self.storage.path / self.name
+        """The folder with all of this study's files, of one that is stored on a disk; raises ConfigError else."""
+        if not isinstance(self.location, Path):
+            raise ConfigError(f"{self.name} is stored at {self.location}, not on a disk")
+        return self.location

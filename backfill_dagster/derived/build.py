@@ -135,7 +135,7 @@ class DerivedTable:
         if entries is None:
             return False
         number, folder = stable_number(self._derivation.identity(window)), self.folder(window)
-        sizes = {key.rpartition("/")[2]: self._storage.size(key) for key in self._storage.keys(folder)}
+        sizes = {file.key.rpartition("/")[2]: file.bytes for file in self._storage.listed(folder)}
         told = {part: size for part, _, _, size in entries if part is not None}
         return sizes == told and all(digest == number for _, digest, _, _ in entries)
 

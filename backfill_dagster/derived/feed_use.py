@@ -76,7 +76,7 @@ def stored_shown(storage: StudyStorage) -> tuple[str, Counter[str]] | None:
     """Return the stamp with which what feeds showed was stored, and its counts; None if nothing is."""
     if not storage.exists(_FIRST_KEY):
         return None
-    told = pl.read_parquet_metadata(storage.path(_FIRST_KEY))
+    told = storage.metadata(_FIRST_KEY)
     return told[_STAMP], Counter(json.loads(told[_COUNTS]))
 
 
@@ -122,7 +122,7 @@ def purge_shown(storage: StudyStorage, tombstones: Tombstones) -> int:
     """Take out of what feeds showed what the study has purged; return how many rows that were."""
     removed = 0
     for key in storage.keys(SHOWN_FOLDER):
-        rows, told = storage.read(key), pl.read_parquet_metadata(storage.path(key))
+        rows, told = storage.read(key), storage.metadata(key)
         kept = without_purged(rows, tombstones)
         if kept.height < rows.height:
             storage.write(key, kept, {name: told[name] for name in (_STAMP, _COUNTS)})

@@ -45,7 +45,7 @@ def inspect_derived(
         faults = counted = 0
         for key in storage.keys(table.folder(window)):
             files += 1
-            if pl.Schema(pl.read_parquet_schema(storage.path(key))) != schema:
+            if storage.schema(key) != schema:
                 other_schema += 1
                 faults += 1
                 continue

@@ -18,10 +18,10 @@ READABLE_KEY = "data_dictionary.md"
 
 def write_dictionary(study: Study) -> None:
     """Write what the study's tables mean, for programs and for people; what is up to date stays as it is."""
-    storage, resources = StudyStorage(study.root), study_resources(study)
+    storage, resources = StudyStorage(study.location), study_resources(study)
     for key, content in (
         (DESCRIPTOR_KEY, descriptor(study.name, resources)),
         (READABLE_KEY, readable(study.name, resources)),
     ):
-        if not storage.exists(key) or storage.path(key).read_bytes() != content:
+        if not storage.exists(key) or storage.read_bytes(key) != content:
             storage.write_bytes(key, content)

@@ -8,11 +8,9 @@ copy reaches, so that whatever happens to a writer, the two agree.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import json
 import logging
-import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,14 +22,15 @@ import polars as pl
 from backfill_dagster.errors import StorageError
 from backfill_dagster.network.addresses import host_of
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster.stores.run_lock import run_lock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
-    from pathlib import Path
 
     from backfill_dagster.config.network import Network
     from backfill_dagster.directory.plc_operations import Operation
     from backfill_dagster.network.patience import RunTime
+    from backfill_dagster.stores.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +52,7 @@ _FILES_AT_ONCE = 4
 _FOLDER = ".plc_export"
 _FILES = "operations"
 _REACHED = "reached"
+_HOLDER = "who reads the export"
 # Seconds between two looks at whether another writer has done.
 _POLL = 0.5
 
@@ -102,7 +102,7 @@ class Reached:
 class ExportCopy:
     """The copy of one directory's export below a storage's path; nothing is there before it is first written."""
 
-    def __init__(self, shared_folder: Path, network: Network) -> None:
+    def __init__(self, shared_folder: Location, network: Network) -> None:
         name = quote(host_of(network.plc_url), safe="")
         if network.sandbox is not None:
             # Sandboxes of other settings are other networks, though their hosts have the same names.
@@ -115,12 +115,12 @@ class ExportCopy:
         keys = self._keys()
         if not keys:
             return None
-        path = self.storage.path(keys[-1])
         try:
-            return Reached.from_json(pl.read_parquet_metadata(path)[_REACHED])
-        except (OSError, pl.exceptions.PolarsError, ValueError, KeyError, TypeError) as error:
+            return Reached.from_json(self.storage.metadata(keys[-1])[_REACHED])
+        except (StorageError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
-                f"{path} cannot be read: {error}; remove it, and the copy goes on after the file before"
+                f"{self.storage.where(keys[-1])} cannot be read: {error}; remove it, and the copy goes on after "
+                "the file before"
             ) from error
 
     def latest(self, dids: pl.Series) -> pl.DataFrame:
@@ -167,32 +167,19 @@ class ExportCopy:
     @asynccontextmanager
     async def writer(self, run_time: RunTime) -> AsyncIterator[None]:
         """Be the only one who writes; raises RunOverError if another one writes until the run ends."""
-        folder = self.storage.root
+        lock = run_lock(self.storage.root)
+        waiting = False
+        while (held := await asyncio.to_thread(lock.take, _HOLDER, alone=True)) is None:
+            if not waiting:
+                logger.info("waiting until another run has read the PLC directory's export")
+                waiting = True
+            run_time.check()
+            await asyncio.sleep(_POLL)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-        except OSError as error:
-            raise StorageError.unwritable(folder, error) from error
-        try:
-            waiting = False
-            while not _lock(descriptor):
-                if not waiting:
-                    logger.info("waiting until another run has read the PLC directory's export")
-                    waiting = True
-                run_time.check()
-                await asyncio.sleep(_POLL)
             self.storage.sweep_scratch()
             yield
         finally:
-            os.close(descriptor)
+            held.release()
 
     def _keys(self) -> list[str]:
         return self.storage.keys(_FILES)
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -41,7 +41,7 @@ def frame_of(study: Study, figures: Figures, accounts: int | None = None) -> Kno
 
     Raises ConfigError if the accounts cannot be counted without asking servers.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     hosts: list[int] | None = None
     hosts_from = "assumed, as 340 hosts shared 383,598 accounts"
     accounts_from = "as given"

@@ -57,7 +57,7 @@ def stage_batch(storage: StudyStorage, batch: StagedBatch, rows: pl.DataFrame, c
 
 def created_at_of(storage: StudyStorage, batch: StagedBatch) -> str:
     """Return the time that the consumer is told of a staged batch."""
-    return pl.read_parquet_metadata(storage.path(batch.key)).get(_CREATED_AT, "")
+    return storage.metadata(batch.key).get(_CREATED_AT, "")
 
 
 def purge_batch(storage: StudyStorage, batch: StagedBatch, tombstones: Tombstones) -> tuple[int, int]:

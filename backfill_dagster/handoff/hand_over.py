@@ -98,7 +98,7 @@ class Handoff:
     def run(self) -> HandoffReport:
         """Deliver what is owed, and then all that the tables have and the ledger has not."""
         report = HandoffReport()
-        with self._storage.held(self._folder):
+        with self._storage.alone(self._folder):
             self._destination.prepare()
             note_place(self._storage, self._name, self._place)
             report.settled = self._settle()
@@ -109,8 +109,7 @@ class Handoff:
 
     def _settle(self) -> int:
         """Bring to an end what an earlier run has begun; return how many batches that delivered."""
-        if self._tombstones is not None:
-            self._destination.settle(self._tombstones)
+        self._destination.settle(self._tombstones)
         delivered = 0
         for key in self._storage.keys(f"{self._folder}/staged"):
             batch = StagedBatch.of_key(key)
@@ -236,7 +235,7 @@ def purge_handoffs(storage: StudyStorage, study: str, tombstones: Tombstones) ->
     removed = masked = 0
     for consumer, places in places_of_all(storage).items():
         folder = consumer_folder(consumer)
-        with storage.held(folder):
+        with storage.alone(folder):
             for place in places:
                 of_place = place.open(storage, study, consumer).purge(tombstones)
                 removed, masked = removed + of_place[0], masked + of_place[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -9,54 +10,75 @@ import polars as pl
 from backfill_dagster.errors import StorageError
 from backfill_dagster.handoff.batches import StagedBatch, is_batch_file, purge_batch
 from backfill_dagster.purge.record_rows import purged_rows
+from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from backfill_dagster.purge.tombstones import Tombstones
-    from backfill_dagster.storage import StudyStorage
+
+
+_INCOMING = "batches"
 
 
 class Outbox:
     """The folder; a batch comes and goes by one rename, for the study as for the consumer.
 
-    `recalled` is the prefix, in the study's folder, to which a purge takes batches back for a moment.
+    No rename reaches it from another disk, or from S3. So a study that is stored there brings a batch near first: into
+    a folder beside it that ends in `.incoming`, in which no consumer looks.
+
+    `staged` is the prefix at which batches wait in the study's folder, and `recalled` the one to which a purge takes
+    them back for a moment, on the folder's disk.
     """
 
-    def __init__(self, storage: StudyStorage, folder: Path, recalled: str) -> None:
+    def __init__(self, storage: StudyStorage, folder: Path, staged: str, recalled: str) -> None:
         self._storage = storage
         self._folder = folder
+        self._staged = staged
         self._recalled = recalled
 
     def prepare(self) -> None:
-        """Make the folder; raises StorageError where no rename from the study's folder reaches."""
+        """Make the folder; raises StorageError where a folder beside it is on another disk."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            is_near = self._folder.stat().st_dev == self._storage.root.stat().st_dev
+            if not self._is_near(self._storage):
+                beside = self._beside
+                beside.folder.mkdir(parents=True, exist_ok=True)
+                if not self._is_near(beside):
+                    raise StorageError(
+                        f"{self._folder} is the top of its disk, so that no batch could be put there in one step; "
+                        "choose a folder in it, or a consumer of type sqlite"
+                    )
         except OSError as error:
             raise StorageError.unwritable(self._folder, error) from error
-        if not is_near:
-            raise StorageError(
-                f"{self._folder} is on another disk than {self._storage.root}, so that no batch could be put there in "
-                "one step; choose a folder on the same disk, or a consumer of type sqlite"
-            )
 
     def deliver(self, batch: StagedBatch) -> None:
-        """Move a batch into the folder in one step."""
-        target = self._target(batch)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._storage.path(batch.key).replace(target)
-        except OSError as error:
-            raise StorageError.unwritable(target, error) from error
+        """Move a batch into the folder in one step; once it was brought near, it goes on from there."""
+        if self._is_near(self._storage):
+            self._put(self._storage.path(batch.key), batch)
+            return
+        near = f"{_INCOMING}/{batch.table}/{batch.name}.parquet"
+        with self._storage.local(batch.key) as stored, self._beside.scratch() as scratch:
+            copy = shutil.copyfile(stored, scratch / "batch")
+            self._beside.publish(copy, near, rows=0)
+        self._storage.remove(batch.key)
+        self._put(self._beside.path(near), batch)
 
     def has_taken(self, batch: StagedBatch) -> bool:  # noqa: ARG002  as a queue
         """Return false: what the folder has taken is not staged any more."""
         return False
 
-    def settle(self, tombstones: Tombstones) -> None:
-        """Put back what a purge that was interrupted has taken back, less what is purged."""
-        for key in self._storage.keys(self._recalled):
+    def settle(self, tombstones: Tombstones | None) -> None:
+        """Put into the folder what an interruption has left beside it, less what is purged."""
+        if not self._folder.is_dir():
+            return
+        near = self._near
+        # What is still staged is delivered from there: who takes it out of the folder meanwhile must not get it twice.
+        waiting = set(self._storage.keys(self._staged)) if near is not self._storage else ()
+        for key in near.keys(_INCOMING):
+            if key.replace(_INCOMING, self._staged, 1) not in waiting:
+                self._return(StagedBatch.of_key(key), tombstones)
+        for key in near.keys(self._recalled):
             self._return(StagedBatch.of_key(key), tombstones)
 
     def purge(self, tombstones: Tombstones) -> tuple[int, int]:
@@ -69,8 +91,9 @@ class Outbox:
             batch = StagedBatch.of_key(f"{self._recalled}/{path.parent.name}/{path.name}")
             try:
                 # Out of the consumer's reach first: what it takes meanwhile must not come back by a rename.
-                self._storage.path(batch.key).parent.mkdir(parents=True, exist_ok=True)
-                path.replace(self._storage.path(batch.key))
+                recalled = self._near.path(batch.key)
+                recalled.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(recalled)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -79,11 +102,31 @@ class Outbox:
             removed, masked = removed + of_batch[0], masked + of_batch[1]
         return removed, masked
 
-    def _return(self, batch: StagedBatch, tombstones: Tombstones) -> tuple[int, int]:
-        purged = purge_batch(self._storage, batch, tombstones)
-        if self._storage.exists(batch.key):
-            self.deliver(batch)
+    def _return(self, batch: StagedBatch, tombstones: Tombstones | None) -> tuple[int, int]:
+        purged = (0, 0) if tombstones is None else purge_batch(self._near, batch, tombstones)
+        if self._near.exists(batch.key):
+            self._put(self._near.path(batch.key), batch)
         return purged
+
+    def _put(self, path: Path, batch: StagedBatch) -> None:
+        target = self._target(batch)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+        except OSError as error:
+            raise StorageError.unwritable(target, error) from error
+
+    @property
+    def _near(self) -> StudyStorage:
+        """What lies on the folder's disk: the study, or else the folder beside it."""
+        return self._storage if self._is_near(self._storage) else self._beside
+
+    @property
+    def _beside(self) -> StudyStorage:
+        return StudyStorage(self._folder.with_name(f"{self._folder.name}.incoming"))
+
+    def _is_near(self, storage: StudyStorage) -> bool:
+        return storage.keeps_on_disk and self._folder.stat().st_dev == storage.folder.stat().st_dev
 
     def _concerns(self, path: Path, tombstones: Tombstones) -> bool:
         try:

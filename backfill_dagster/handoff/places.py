@@ -49,7 +49,7 @@ class Place:
         if self.type == "parquet":
             path = Path(self.path) if self.path else storage.path(f"{folder}/outbox")
             digest = hashlib.sha256((self.path or "").encode()).hexdigest()[:_DIGEST_LENGTH]
-            return Outbox(storage, path, f"{folder}/recalled/{digest}")
+            return Outbox(storage, path, f"{folder}/staged", f"{folder}/recalled/{digest}")
         path = Path(self.path) if self.path else storage.path(f"{folder}/queue.sqlite")
         owner = QueueOwner(study, consumer, records_per_row)
         return Queue(storage, path, self.queue_table or _QUEUE_TABLE, owner)
@@ -66,9 +66,9 @@ def read_places(storage: StudyStorage, consumer: str) -> list[Place]:
     if not storage.exists(key):
         return []
     try:
-        return [Place(**place) for place in json.loads(storage.path(key).read_bytes())]
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(f"{storage.path(key)} cannot be read: {error}") from error
+        return [Place(**place) for place in json.loads(storage.read_bytes(key))]
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{storage.where(key)} cannot be read: {error}") from error
 
 
 def note_place(storage: StudyStorage, consumer: str, place: Place) -> None:

@@ -114,7 +114,7 @@ class Queue:
             asked = f"SELECT 1 FROM {_BATCHES} WHERE batch = ?"  # noqa: S608  no name comes from outside
             return bool(database.execute(asked, (batch.name,)).fetchall())
 
-    def settle(self, tombstones: Tombstones) -> None:
+    def settle(self, tombstones: Tombstones | None) -> None:
         """Leave all as it is: a transaction that was interrupted has changed nothing."""
 
     def purge(self, tombstones: Tombstones) -> tuple[int, int]:

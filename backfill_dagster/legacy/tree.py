@@ -97,7 +97,7 @@ def import_tree(
     What the study has purged stays out. Raises SourceError for a root without a tree, and StorageError.
     """
     files, strangers = find_files(root)
-    with storage.held(LEGACY_FOLDER):
+    with storage.alone(LEGACY_FOLDER):
         importing = _Import(storage, period, strangers)
         return importing.run(files, on_file)
 

@@ -55,9 +55,9 @@ class Told:
 def read_told(storage: StudyStorage, key: str) -> Told:
     """Read a stored file; raises StorageError if it is not there or not what was written."""
     try:
-        return Told.from_bytes(storage.path(key).read_bytes())
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{storage.path(key)} cannot be believed: {error}") from error
+        return Told.from_bytes(storage.read_bytes(key))
+    except ValueError as error:
+        raise StorageError(f"{storage.where(key)} cannot be believed: {error}") from error
 
 
 def write_told(storage: StudyStorage, key: str, told: Told) -> StoredFile:

@@ -6,8 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.errors import StorageError
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from backfill_dagster.storage import StudyStorage
+    from backfill_dagster.stores.store import StoredObject
 
 # Of files that have not changed since their digests were taken; a manifest is made with it, and never checked by it.
 _KNOWN_KEY = ".digests"
@@ -47,31 +46,29 @@ FILE_COLUMNS: tuple[Column, ...] = (
     Column("sha256", pl.String(), "SHA-256 of its bytes, in hex.", required=True),
 )
 FILES_SCHEMA = schema_of(FILE_COLUMNS)
-_KNOWN_SCHEMA = pl.Schema({**FILES_SCHEMA, "changed_at": pl.Int64()})
+_KNOWN_SCHEMA = pl.Schema({**FILES_SCHEMA, "version": pl.String()})
 _PACKS_AT_ONCE = 64
+# Of what a pack tells of a file: whenever that was written.
+_ANY_VERSION = ""
 
 
 class FileState(NamedTuple):
-    """A file as it lies there, and when it was changed last, in nanoseconds."""
+    """A file as it lies there, and what is another whenever it is written."""
 
     key: str
     rows: int | None
     bytes: int
     sha256: str
-    changed_at: int
+    version: str
 
 
 def covered_keys(storage: StudyStorage) -> list[str]:
     """Return the files of a study that a manifest covers, sorted."""
-    found = []
-    for path in storage.root.iterdir() if storage.root.is_dir() else ():
-        if path.name in NOT_COVERED:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            found += [inner for inner in path.rglob("*") if inner.is_symlink() or not inner.is_dir()]
-        else:
-            found.append(path)
-    return sorted(path.relative_to(storage.root).as_posix() for path in found)
+    return [file.key for file in _covered(storage)]
+
+
+def _covered(storage: StudyStorage) -> list[StoredObject]:
+    return storage.everything(NOT_COVERED)
 
 
 def told_name(key: str) -> str:
@@ -85,17 +82,16 @@ def list_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
     Of a blocks file its pack tells the digest with which it was written: that one is taken if the size is right.
     """
     known = {**_told_by_packs(storage), **_known(storage)}
-    keys = covered_keys(storage)
 
-    def state(key: str) -> FileState:
-        status = storage.path(key).stat()
-        told = known.get(key)
-        if told is not None and told.bytes == status.st_size and told.changed_at in (status.st_mtime_ns, 0):
-            return told._replace(changed_at=status.st_mtime_ns)
-        return _look_at(storage, key)
+    def state(file: StoredObject) -> FileState:
+        told = known.get(file.key)
+        if told is not None and told.bytes == file.bytes and told.version in (file.version, _ANY_VERSION):
+            return told._replace(version=file.version)
+        return _look_at(storage, file)
 
     with ThreadPoolExecutor(threads) as pool:
-        states = pl.DataFrame(list(pool.map(state, keys)), schema=_KNOWN_SCHEMA, orient="row")
+        found = list(pool.map(state, _covered(storage)))
+    states = pl.DataFrame(found, schema=_KNOWN_SCHEMA, orient="row")
     storage.write(_KNOWN_KEY, states)
     return states.select(FILES_SCHEMA.names())
 
@@ -103,26 +99,21 @@ def list_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
 def read_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
     """Return all covered files (FILES_SCHEMA), each read whole for it."""
     with ThreadPoolExecutor(threads) as pool:
-        states = list(pool.map(lambda key: _look_at(storage, key), covered_keys(storage)))
+        states = list(pool.map(lambda file: _look_at(storage, file), _covered(storage)))
     return pl.DataFrame(states, schema=_KNOWN_SCHEMA, orient="row").select(FILES_SCHEMA.names())
 
 
-def _look_at(storage: StudyStorage, key: str) -> FileState:
-    path = storage.path(key)
-    try:
-        status = path.stat()
-        sha256 = storage.sha256(key)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
-    return FileState(told_name(key), _rows(storage, key), status.st_size, sha256, status.st_mtime_ns)
+def _look_at(storage: StudyStorage, file: StoredObject) -> FileState:
+    sha256 = storage.sha256(file.key)
+    return FileState(told_name(file.key), _rows(storage, file.key), file.bytes, sha256, file.version)
 
 
 def _rows(storage: StudyStorage, key: str) -> int | None:
     if not key.endswith(".parquet"):
         return None
     try:
-        return int(pq.read_metadata(storage.path(key)).num_rows)
-    except (OSError, ValueError, pa.ArrowException):
+        return storage.rows(key)
+    except StorageError:
         # Also for names of columns that are no text.
         return None
 
@@ -148,7 +139,13 @@ def _blocks_files(storage: StudyStorage, packs: Iterable[str]) -> list[FileState
     listed = storage.scan_named(named, PACK_SCHEMA, "pack_key").group_by("pack_key")
     [rows] = storage.collect([listed.agg(pl.col("blocks_files").first())], named)
     return [
-        FileState(f"{key.rpartition('/')[0]}/{file['name']}", file["rows"], file["bytes"], file["sha256"], 0)
+        FileState(
+            f"{key.rpartition('/')[0]}/{file['name']}",
+            file["rows"],
+            file["bytes"],
+            file["sha256"],
+            _ANY_VERSION,
+        )
         for key, files in rows.iter_rows()
         for file in files or ()
     ]

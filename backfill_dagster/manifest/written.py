@@ -55,7 +55,7 @@ def write_manifest(study: Study, run_ids: Sequence[str] = ()) -> Manifest:
 
     The same files and settings give the same manifest but for its `made`.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     # It is one of the files.
     write_dictionary(study)
     files = list_files(storage, study.processing.worker_count)
@@ -94,7 +94,7 @@ def remove_proof(storage: StudyStorage) -> None:
 
 def current_snapshots(study: Study) -> pl.DataFrame:
     """Return `did, pds_host, pack` of each account that has a snapshot, also of those that are not shown."""
-    ledger = read_ledger(StudyStorage(study.root))
+    ledger = read_ledger(StudyStorage(study.location))
     return snapshots(asked_directory(study), ledger).select("did", "pds_host", "pack")
 
 
@@ -125,7 +125,7 @@ def said_of(study: Study, files: pl.DataFrame, accounts: pl.DataFrame) -> dict[s
 
 def stage_counts(study: Study, files: pl.DataFrame, accounts: pl.DataFrame) -> dict[str, Any]:
     """Return what went into each stage and what came out of it, from what is stored."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     told: dict[str, Any] = {}
     if storage.exists(SOURCE_KEY) and storage.exists(SOURCE_REJECTS_KEY):
         kept, left_out = storage.read(SOURCE_KEY).height, storage.read(SOURCE_REJECTS_KEY)

@@ -54,12 +54,12 @@ class Written:
 
 def store_of(study: Study) -> Store:
     """Return the study's metadata store; opens nothing yet."""
-    return open_store(study.metadata_store, study=study.name, storage=study.storage.path)
+    return open_store(study.metadata_store, study=study.name, storage=study.storage.location)
 
 
 def write_user_metadata(study: Study) -> Written:
     """Bring the table of collected accounts, and the store's items of them, up to date with `accounts`."""
-    storage, store = StudyStorage(study.root), store_of(study)
+    storage, store = StudyStorage(study.location), store_of(study)
     rows = user_rows(storage.read(ACCOUNTS_KEY))
     known = _known(storage, USER_METADATA_KEY, USER_SCHEMA, store.has_lost_users)
     gone = known.join(rows, on="did", how="anti")
@@ -85,7 +85,7 @@ def write_user_metadata(study: Study) -> Written:
 
 def write_run_metadata(study: Study) -> Written:
     """Bring the table of runs, and the store's items of them, up to date with the audit log."""
-    storage, store = StudyStorage(study.root), store_of(study)
+    storage, store = StudyStorage(study.location), store_of(study)
     rows = run_rows(study.name, AuditLog(storage).read())
     return _write(
         storage,
@@ -99,7 +99,7 @@ def write_run_metadata(study: Study) -> Written:
 
 def purge(study: Study, tombstones: Tombstones) -> int:
     """Take purged accounts out of the table and the store; return how many items that were. Raises StorageError."""
-    storage, store = StudyStorage(study.root), store_of(study)
+    storage, store = StudyStorage(study.location), store_of(study)
     held = [did for some in store.dids() for did in some if tombstones.holds_did(did)]
     if held:
         store.remove_users(held)
@@ -127,7 +127,7 @@ def _write(
 ) -> Written:
     """Write the rows to the table, and those that are not in the store to the store, if that is to be tried."""
     made_with = {_STORE: store.identity()}
-    if storage.exists(key) and pl.read_parquet_metadata(storage.path(key)).get(_STORE) != made_with[_STORE]:
+    if storage.exists(key) and storage.metadata(key).get(_STORE) != made_with[_STORE]:
         # The study has another store than before.
         known = known.clear()
     columns = [name for name in rows.columns if name != "in_store"]

@@ -1,14 +1,12 @@
 """The audit log: one row for each run of a study, whoever or whatever started it, and whatever became of it.
 
-A run that is under way has a file of its own, which its process holds locked; so one whose process is gone is found by
-the next run, and its row says that it died. No row names an account.
+A run that is under way has a note of its own, which its process holds; so one whose process is gone is found by the
+next run, and its row says that it died. No row names an account.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,11 +20,13 @@ from backfill_dagster.closed_sets import ClosedSet
 from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.errors import StorageError
 from backfill_dagster.monitoring.account_names import without_accounts
+from backfill_dagster.stores.living_note import abandoned_note, make_living_note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from backfill_dagster.storage import StudyStorage
+    from backfill_dagster.stores.living_note import LivingNote
 
 AUDIT_LOG_KEY = "audit_log.parquet"
 FOLDER = "monitoring/runs"
@@ -157,18 +157,18 @@ class AuditEntry:
 
 
 class OpenRun:
-    """The file of a run that is under way, locked for as long as the process lives that made it."""
+    """A run that is under way, with a note of it that stands for as long as the process lives that made it."""
 
-    def __init__(self, log: AuditLog, entry: AuditEntry, descriptor: int) -> None:
+    def __init__(self, log: AuditLog, entry: AuditEntry, note: LivingNote) -> None:
         self.entry = entry
         self._log = log
-        self._descriptor = descriptor
+        self._note = note
 
     def begin_stage(self, stage: str) -> None:
         """Note that a stage begins, so that a run that is killed leaves word of it; raises StorageError."""
         if stage not in self.entry.stages:
             self.entry.stages.append(stage)
-            _append(self._descriptor, {"stages": self.entry.stages})
+            self._note.add({"stages": self.entry.stages})
 
     def finish(self, status: RunStatus, reason: str | None, ended_at: datetime) -> pl.DataFrame:
         """Write the run's final row, and return the whole log; raises StorageError."""
@@ -176,10 +176,10 @@ class OpenRun:
         try:
             # If the log cannot be written, for want of room, the next run finds here how this one has ended.
             with suppress(StorageError):
-                _append(self._descriptor, _end_of(self.entry))
+                self._note.add(_end_of(self.entry))
             return self._log.close(self.entry)
         finally:
-            os.close(self._descriptor)
+            self._note.close()
 
 
 class AuditLog:
@@ -190,13 +190,13 @@ class AuditLog:
 
     def begin(self, entry: AuditEntry) -> tuple[OpenRun, list[AuditEntry]]:
         """Put a run on the log, and mark those as dead whose processes are gone; returns these as well."""
-        with self._storage.held(FOLDER):
+        with self._storage.alone(FOLDER):
             dead = self._dead_runs()
-            descriptor = self._open(entry)
+            note = make_living_note(self._storage.root, _key(entry.run_id), _begin_of(entry))
             self._write([*dead, entry])
             for one in dead:
                 self._storage.remove(_key(one.run_id))
-        return OpenRun(self, entry, descriptor), [one for one in dead if one.status is RunStatus.DIED]
+        return OpenRun(self, entry, note), [one for one in dead if one.status is RunStatus.DIED]
 
     def close(self, entry: AuditEntry) -> pl.DataFrame:
         """Write a run's final row, and return the whole log."""
@@ -219,34 +219,12 @@ class AuditLog:
         self._storage.write(AUDIT_LOG_KEY, rows)
         return rows
 
-    def _open(self, entry: AuditEntry) -> int:
-        path = self._storage.path(_key(entry.run_id))
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StorageError.unwritable(path, error) from error
-        # Nobody else has it: whoever looks at it holds the folder.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _append(
-            descriptor,
-            {
-                "job": entry.job,
-                "started_by": entry.started_by,
-                "started_at": entry.started_at.timestamp(),
-                "config_hash": entry.config_hash,
-                "code_version": entry.code_version,
-                "settings": entry.settings,
-                "stages": entry.stages,
-            },
-        )
-        return descriptor
-
     def _dead_runs(self) -> list[AuditEntry]:
         """Return the runs that have a file which no process holds; those whose row is final already as it is."""
         ended = self.read().filter(pl.col("status") != RunStatus.RUNNING.value)
         dead = []
         for key in self._storage.keys(FOLDER, f"*{_SUFFIX}"):
-            told = _abandoned(self._storage, key)
+            told = abandoned_note(self._storage.root, key)
             if told is None:
                 continue
             entry = _entry_of(key, told)
@@ -255,22 +233,6 @@ class AuditLog:
             else:
                 dead.append(entry)
         return dead
-
-
-def _abandoned(storage: StudyStorage, key: str) -> dict[str, Any] | None:
-    """Return what a file tells of a run, nothing if it tells nothing; None if a living process holds it."""
-    with storage.path(key).open("rb") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        told: dict[str, Any] = {}
-        for line in file:
-            try:
-                told |= json.loads(line)
-            except (ValueError, TypeError):
-                break  # killed in the middle of a line
-        return told
 
 
 def _entry_of(key: str, told: dict[str, Any]) -> AuditEntry | None:
@@ -305,15 +267,20 @@ def _end_of(entry: AuditEntry) -> dict[str, Any]:
     }
 
 
+def _begin_of(entry: AuditEntry) -> dict[str, Any]:
+    return {
+        "job": entry.job,
+        "started_by": entry.started_by,
+        "started_at": entry.started_at.timestamp(),
+        "config_hash": entry.config_hash,
+        "code_version": entry.code_version,
+        "settings": entry.settings,
+        "stages": entry.stages,
+    }
+
+
 def _key(run_id: str) -> str:
     return f"{FOLDER}/{quote(run_id, safe='')}{_SUFFIX}"
-
-
-def _append(descriptor: int, told: Mapping[str, Any]) -> None:
-    try:
-        os.write(descriptor, json.dumps(told, sort_keys=True, default=str).encode() + b"\n")
-    except OSError as error:
-        raise StorageError(f"the audit log cannot be written: {error}") from error
 
 
 def _json(value: Mapping[str, Any]) -> str | None:

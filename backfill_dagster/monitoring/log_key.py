@@ -28,7 +28,7 @@ def log_key(storage: StudyStorage) -> bytes:
     if known is not None:
         return known
     # Of two processes that begin at once, the second finds the key of the first.
-    with storage.held(FOLDER):
+    with storage.alone(FOLDER):
         known = stored_log_key(storage)
         if known is not None:
             return known
@@ -39,20 +39,20 @@ def log_key(storage: StudyStorage) -> bytes:
                 local.touch(_OWNER_ALONE)
                 local.write_bytes(key.hex().encode())
             except OSError as error:
-                raise StorageError.unwritable(storage.path(LOG_KEY), error) from error
+                raise StorageError.unwritable(storage.where(LOG_KEY), error) from error
             storage.publish(local, LOG_KEY, rows=0)
         return key
 
 
 def stored_log_key(storage: StudyStorage) -> bytes | None:
     """Return the study's key; None if it has none. Raises StorageError."""
-    path = storage.path(LOG_KEY)
+    if not storage.exists(LOG_KEY):
+        return None
     try:
-        key = bytes.fromhex(path.read_text(encoding="ascii"))
+        key = bytes.fromhex(storage.read_bytes(LOG_KEY).decode("ascii"))
         if len(key) != _KEY_BYTES:
             raise ValueError("is no key")  # noqa: TRY301  an empty one would be known to everybody
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path} cannot be read: {error}; if it is damaged, delete it") from error
+    except ValueError as error:
+        where = storage.where(LOG_KEY)
+        raise StorageError(f"{where} cannot be read: {error}; if it is damaged, delete it") from error
     return key

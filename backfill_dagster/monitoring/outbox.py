@@ -7,15 +7,13 @@ was sent by a process which ended before it could note that is sent twice: bette
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from backfill_dagster.errors import StorageError
 from backfill_dagster.monitoring.webhook import AlertError
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ MAX_PENDING_SECONDS = 7 * 24 * 3600
 # A run that is alerted about is over by then, or has been told of often enough.
 MAX_TOLD = 1_000
 MAX_TOLD_SECONDS = 90 * 24 * 3600
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +52,6 @@ class Outbox:
     def post(self, alert: Alert) -> bool:
         """Store a message, unless the same was told before or waits already; say whether it is new."""
         name = f"{sha256(alert.identity.encode()).hexdigest()[:24]}.json"
-        for folder in (PENDING, TOLD):
-            with self._storage.shared(folder):
-                pass
         with self._storage.alone(FOLDER):
             if any(self._storage.exists(f"{folder}/{name}") for folder in (PENDING, TOLD)):
                 return False
@@ -75,7 +69,7 @@ class Outbox:
         self._sweep()
         if not self._storage.keys(PENDING, "*.json"):
             return 0
-        with self._delivering(patience) as is_alone:
+        with self._storage.attempt(PENDING, patience) as is_alone:
             if not is_alone:
                 return 0
             sent = 0
@@ -101,11 +95,13 @@ class Outbox:
     def _messages(self, folder: str) -> Iterator[_Message]:
         for key in self._storage.keys(folder, "*.json"):
             try:
-                body = json.loads(self._storage.path(key).read_bytes())
+                body = json.loads(self._storage.read_bytes(key))
                 yield _Message(key, str(body["identity"]), str(body["text"]), float(body["since"]))
-            except FileNotFoundError:
+            except StorageError:
+                if self._storage.exists(key):
+                    raise
                 continue  # another process has just told it
-            except (OSError, ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 # No file of ours; it would be in the way of all others for ever.
                 self._storage.remove(key)
 
@@ -120,25 +116,6 @@ class Outbox:
             for number, message in enumerate(messages):
                 if number >= most or now - message.since > age:
                     self._storage.remove(message.key)
-
-    @contextmanager
-    def _delivering(self, patience: float) -> Iterator[bool]:
-        descriptor = os.open(self._storage.path(PENDING), os.O_RDONLY | os.O_CLOEXEC)
-        deadline = time.monotonic() + patience
-        try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        yield False
-                        return
-                    time.sleep(_POLL_SECONDS)
-                    continue
-                yield True
-                return
-        finally:
-            os.close(descriptor)
 
 
 def tell(outbox: Outbox, alert: Alert, send: Callable[[str], None] | None, *, patience: float = 0.0) -> bool:

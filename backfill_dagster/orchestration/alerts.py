@@ -68,7 +68,7 @@ class RunAlerts:
         self._log = log
         self._run = alerted_run(study, run)
         self._watch = RunWatch(self._run, Thresholds.of(study.monitoring))
-        self._outbox = Outbox(StudyStorage(study.root))
+        self._outbox = Outbox(StudyStorage(study.location))
         self._looking = threading.Lock()
         self._is_over = threading.Event()
         self._wanted = threading.Event()
@@ -254,7 +254,7 @@ def failure_alert(study: Study) -> dg.SensorDefinition:
         webhook = webhook_of(study)
         try:
             is_new = tell(
-                Outbox(StudyStorage(study.root)),
+                Outbox(StudyStorage(study.location)),
                 alert,
                 webhook.send if webhook else None,
                 patience=_SENSOR_SECONDS,
@@ -278,7 +278,7 @@ def _pending_alerts(study: Study) -> dg.SensorDefinition:
         description="Delivers messages that the webhook did not take when they were due. Starts nothing.",
     )
     def sensor() -> dg.SkipReason:
-        outbox = Outbox(StudyStorage(study.root))
+        outbox = Outbox(StudyStorage(study.location))
         if not outbox.pending():
             return dg.SkipReason("no message waits")
         webhook = webhook_of(study)

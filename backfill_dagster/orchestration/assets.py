@@ -33,6 +33,7 @@ from backfill_dagster.orchestration.metadata import (
     accounts_metadata,
     conversion_metadata,
     directory_metadata,
+    file_path,
     host_metadata,
     report_metadata,
     source_metadata,
@@ -130,7 +131,7 @@ def _source_dids(study: Study) -> dg.AssetsDefinition:
                 left_out=collected.rejects.height,
             )
         return dg.MaterializeResult(
-            metadata=source_metadata(collected, study.root / study_files.SOURCE_KEY),
+            metadata=source_metadata(collected, study.location / study_files.SOURCE_KEY),
             data_version=_version(collected.dids["did"]),
         )
 
@@ -171,7 +172,9 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
         hosts = resolved["pds_host"].drop_nulls().unique()
         new = register_hosts(context.instance, study, hosts)
         return dg.MaterializeResult(
-            metadata=directory_metadata(resolved, study.root / study_files.DIRECTORY_KEY, new_hosts=len(new)),
+            metadata=directory_metadata(
+                resolved, study.location / study_files.DIRECTORY_KEY, new_hosts=len(new)
+            ),
             data_version=_version(resolved.select(pl.struct("did", "pds", "state").hash(seed=0))["did"]),
         )
 
@@ -305,15 +308,15 @@ def _settled_hosts(
 def _host_event(
     context: dg.AssetExecutionContext, study: Study, report: HostReport
 ) -> dg.AssetMaterialization:
-    storage, folder = StudyStorage(study.root), f"repos/{partition_folder(report.pds_host)}"
+    storage, folder = StudyStorage(study.location), f"repos/{partition_folder(report.pds_host)}"
     return dg.AssetMaterialization(
         asset_key=context.asset_key,
         partition=report.pds_host,
         metadata=host_metadata(
             read_ledger(storage, [report.pds_host]),
             report,
-            stored_bytes=sum(map(storage.size, storage.keys(folder))),
-            path=storage.path(folder),
+            stored_bytes=sum(storage.sizes(folder).values()),
+            path=study.location / folder,
         ),
     )
 
@@ -375,7 +378,7 @@ def _records(study: Study, repos: dg.AssetsDefinition) -> dg.AssetsDefinition:
             count(context, "records", packs=converted.total(), **by_fate)
             counts, lists = pipeline.count_converted(study, hosts), stored_lists(study)
         for host in hosts:
-            folder = study.root / "records" / partition_folder(host)
+            folder = study.location / "records" / partition_folder(host)
             yield dg.AssetMaterialization(
                 asset_key=context.asset_key,
                 partition=host,
@@ -412,7 +415,7 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
             reports = pipeline.build_table(study, name, asked, again=config.again, metrics=metrics)
             rebuilt = [report for report in reports if report.rebuilt]
             inspection = pipeline.inspect_table(study, name, [report.partition for report in rebuilt])
-            table_rows = built_rows(StudyStorage(study.root), name)
+            table_rows = built_rows(StudyStorage(study.location), name)
             count(context, name, windows=len(reports), windows_built=len(rebuilt))
             count_rows(context, name, table_rows)
         context.log.info(
@@ -420,7 +423,7 @@ def _table(study: Study, name: str, records: dg.AssetsDefinition) -> dg.AssetsDe
             f"{len(rebuilt)} of which were built"
         )
         for report in rebuilt if config.only_stale else reports:
-            folder = study.root / "tables" / name / granularity.folder(report.partition)
+            folder = study.location / "tables" / name / granularity.folder(report.partition)
             yield dg.AssetMaterialization(
                 asset_key=context.asset_key,
                 partition=report.partition,
@@ -452,7 +455,7 @@ def _undated(study: Study, records: dg.AssetsDefinition) -> dg.AssetsDefinition:
             metadata={
                 "dagster/row_count": sum(report.rows for report in reports.values()),
                 **{name: report.rows for name, report in reports.items()},
-                "path": dg.MetadataValue.path(str((study.root / "undated").absolute())),
+                "path": file_path(study.location / "undated"),
             }
         )
 
@@ -478,7 +481,7 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
             states = Counter(built.accounts.filter("in_source")["state"])
             count(context, "accounts", **dict(sorted(states.items())))
         return dg.MaterializeResult(
-            metadata=accounts_metadata(built.accounts, study.root / study_files.ACCOUNTS_KEY),
+            metadata=accounts_metadata(built.accounts, study.location / study_files.ACCOUNTS_KEY),
             check_results=list(accounts_check_results(study, built)),
         )
 
@@ -501,7 +504,7 @@ def _report(study: Study, made_of: list[dg.AssetsDefinition]) -> dg.AssetsDefini
     ) -> dg.MaterializeResult[None]:
         with stage(context, study, study_lock):
             made = build_report(study)
-        return dg.MaterializeResult(metadata=report_metadata(made, study.root / made.key))
+        return dg.MaterializeResult(metadata=report_metadata(made, study.location / made.key))
 
     return report
 

@@ -56,7 +56,7 @@ def audit_log_asset(study: Study) -> dg.AssetsDefinition:
     )
     def audit_log() -> dg.MaterializeResult[None]:
         with clear_failures():
-            rows = AuditLog(StudyStorage(study.root)).read()
+            rows = AuditLog(StudyStorage(study.location)).read()
         return dg.MaterializeResult(metadata=audit_metadata(study, rows))
 
     return audit_log
@@ -90,7 +90,7 @@ def audit_metadata(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
         "dagster/row_count": rows.height,
         "latest_runs": counts_table(shown),
         "failed_or_died": failed,
-        "path": file_path(study.root / AUDIT_LOG_KEY),
+        "path": file_path(study.location / AUDIT_LOG_KEY),
     }
 
 

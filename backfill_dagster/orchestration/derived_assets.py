@@ -79,7 +79,7 @@ def _derived(study: Study, name: str, tables: list[dg.AssetsDefinition]) -> dg.A
             f"{len(rebuilt)} of which have changed"
         )
         for report in rebuilt if config.only_stale else reports:
-            folder = study.root / "derived" / name / granularity.folder(report.partition)
+            folder = study.location / "derived" / name / granularity.folder(report.partition)
             yield dg.AssetMaterialization(
                 asset_key=context.asset_key,
                 partition=report.partition,
@@ -128,7 +128,7 @@ def _engaged(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefini
         for key, rows in ((ENGAGED_ACCOUNTS_KEY, found.accounts), (ENGAGED_POSTS_KEY, found.posts)):
             yield dg.MaterializeResult(
                 asset_key=asset_key(study, names[key]),
-                metadata=engaged_metadata(rows, found.unusable, study.root / key),
+                metadata=engaged_metadata(rows, found.unusable, study.location / key),
             )
 
     return engaged

@@ -250,7 +250,7 @@ def _summary_op(study: Study, job: str) -> dg.OpDefinition:
 def _begin(context: dg.OpExecutionContext, study: Study, study_lock: StudyLockResource) -> None:
     watch(study, context.run, context.instance, study_lock)
     study_lock.take(study, context.run_id)
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     storage.sweep_scratch()
     storage.ensure_headroom()
     _close_dead_runs(context, study)
@@ -314,7 +314,7 @@ def _fetch_hosts(
 
 
 def _build(context: dg.OpExecutionContext, study: Study, *, again: bool) -> None:
-    register_hosts(context.instance, study, stored_hosts(StudyStorage(study.root)))
+    register_hosts(context.instance, study, stored_hosts(StudyStorage(study.location)))
     hosts = list(context.instance.get_dynamic_partitions(pds_partitions_name(study)))
     # With another list in a filter, every host's records are to be converted again.
     read_filter_lists(study)

@@ -66,8 +66,8 @@ def _record_changes(study: Study, repos: dg.AssetDep) -> dg.AssetsDefinition:
                 "dagster/row_count": made.rows,
                 "snapshots_compared": made.compared,
                 "records_by_ending": counts_table(_of_own_types(study, made.by_ending)),
-                "rates": file_path(study.root / DELETION_RATES_KEY),
-                "path": file_path(study.root / RECORD_CHANGES_FOLDER),
+                "rates": file_path(study.location / DELETION_RATES_KEY),
+                "path": file_path(study.location / RECORD_CHANGES_FOLDER),
             },
             check_results=list(record_changes_check_results(made)),
         )
@@ -111,7 +111,7 @@ def _account_history(study: Study, repos: dg.AssetDep, directory: dg.AssetsDefin
                 "migrations": ended[Aspect.HOST.value],
                 "handle_changes": ended[Aspect.HANDLE.value],
                 "states_that_ended": counts_table(states),
-                "path": file_path(study.root / ACCOUNT_HISTORY_KEY),
+                "path": file_path(study.location / ACCOUNT_HISTORY_KEY),
             },
             check_results=list(account_history_check_results(made)),
         )
@@ -164,7 +164,7 @@ def _attrition_metadata(study: Study, made: Attrition) -> dict[str, Any]:
         **steps,
         "methods": dg.MetadataValue.md(made.methods),
         "losses_by_step": counts_table(by_step),
-        "figure": file_path(study.root / FIGURE_KEY),
-        "methods_path": file_path(study.root / METHODS_KEY),
-        "path": file_path(study.root / ATTRITION_KEY),
+        "figure": file_path(study.location / FIGURE_KEY),
+        "methods_path": file_path(study.location / METHODS_KEY),
+        "path": file_path(study.location / ATTRITION_KEY),
     }

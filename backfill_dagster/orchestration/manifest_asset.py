@@ -52,5 +52,5 @@ def _metadata(study: Study, written: Manifest) -> dict[str, Any]:
         "megabytes": round(int(written.files["bytes"].sum()) / 1e6, 3),
         "snapshots": written.snapshots.height,
         "sha256": written.told.digest,
-        "path": file_path(study.root / MANIFEST_KEY),
+        "path": file_path(study.location / MANIFEST_KEY),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -16,12 +17,12 @@ from backfill_dagster.tables.accounts import reason_totals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from backfill_dagster.dids.collect import CollectedDids
     from backfill_dagster.records.filter_lists import StoredList
     from backfill_dagster.report.page import Report
     from backfill_dagster.repos.crawl import HostReport
+    from backfill_dagster.stores.location import Location
     from backfill_dagster.tables.build import PartitionReport
 
 Metadata = dict[str, Any]
@@ -32,9 +33,9 @@ _SHOWN_ROWS = 20
 _NO_DIDS = [reason.value for reason in DidRejection if reason.malformed]
 
 
-def file_path(path: Path) -> dg.MetadataValue[Any]:
+def file_path(path: Location) -> dg.MetadataValue[Any]:
     """Show where a file is."""
-    return dg.MetadataValue.path(str(path.absolute()))
+    return dg.MetadataValue.path(str(path.absolute() if isinstance(path, Path) else path))
 
 
 def counts_table(frame: pl.DataFrame) -> dg.MetadataValue[Any]:
@@ -57,7 +58,7 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def source_metadata(collected: CollectedDids, path: Path) -> Metadata:
+def source_metadata(collected: CollectedDids, path: Location) -> Metadata:
     """Say how many inputs were given, kept and left out, and why."""
     reasons = (
         collected.rejects.group_by("reason")
@@ -92,7 +93,7 @@ def _counts(counts: Mapping[str, int], name: str, number: str) -> pl.DataFrame:
     return pl.DataFrame({name: list(counts), number: list(counts.values())})
 
 
-def directory_metadata(directory: pl.DataFrame, path: Path, *, new_hosts: int) -> Metadata:
+def directory_metadata(directory: pl.DataFrame, path: Location, *, new_hosts: int) -> Metadata:
     """Say how many DIDs ended in which state, and how the accounts are spread over hosts."""
     states = (
         directory.group_by("state").agg(accounts=pl.len()).sort("accounts", "state", descending=[True, False])
@@ -113,7 +114,7 @@ def directory_metadata(directory: pl.DataFrame, path: Path, *, new_hosts: int) -
     }
 
 
-def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int, path: Path) -> Metadata:
+def host_metadata(ledger: pl.DataFrame, report: HostReport, *, stored_bytes: int, path: Location) -> Metadata:
     """Say how the accounts of one host stand by all attempts on them, what is stored, and what this run did.
 
     What is a number has the same name for every host and in every run, so that it can be plotted; what begins with
@@ -170,7 +171,7 @@ def _per_second(amount: float, seconds: float) -> float:
 
 
 def conversion_metadata(
-    counts: pl.DataFrame, lists: Sequence[StoredList], *, packs_converted: int, path: Path
+    counts: pl.DataFrame, lists: Sequence[StoredList], *, packs_converted: int, path: Location
 ) -> Metadata:
     """Say what became of the records of one host's accounts (`table, fate, reason, records`), and what this run did.
 
@@ -208,7 +209,7 @@ def _lists_table(lists: Sequence[StoredList]) -> pl.DataFrame:
     )
 
 
-def window_metadata(report: PartitionReport, path: Path, *, table_rows: int) -> Metadata:
+def window_metadata(report: PartitionReport, path: Location, *, table_rows: int) -> Metadata:
     """Say what one time window of a table holds, and how many rows all of them do."""
     return {
         "dagster/partition_row_count": report.rows,
@@ -219,7 +220,7 @@ def window_metadata(report: PartitionReport, path: Path, *, table_rows: int) -> 
     }
 
 
-def derived_metadata(report: PartitionReport, path: Path, notes: Mapping[str, int]) -> Metadata:
+def derived_metadata(report: PartitionReport, path: Location, notes: Mapping[str, int]) -> Metadata:
     """Say what one time window of a derived table holds, and what there is to say of the whole table."""
     return {
         "dagster/partition_row_count": report.rows,
@@ -230,12 +231,12 @@ def derived_metadata(report: PartitionReport, path: Path, notes: Mapping[str, in
     }
 
 
-def engaged_metadata(rows: int, unusable: int, path: Path) -> Metadata:
+def engaged_metadata(rows: int, unusable: int, path: Location) -> Metadata:
     """Say how many accounts or posts were engaged with, and how many interactions name no account."""
     return {"dagster/row_count": rows, "interactions_without_account": unusable, "path": file_path(path)}
 
 
-def accounts_metadata(accounts: pl.DataFrame, path: Path) -> Metadata:
+def accounts_metadata(accounts: pl.DataFrame, path: Location) -> Metadata:
     """Say how the accounts ended and what became of their records."""
     states = (
         accounts.group_by("state", "reason")
@@ -256,6 +257,6 @@ def accounts_metadata(accounts: pl.DataFrame, path: Path) -> Metadata:
     }
 
 
-def report_metadata(report: Report, path: Path) -> Metadata:
+def report_metadata(report: Report, path: Location) -> Metadata:
     """Show the report's numbers, and where its page is."""
     return {"summary": dg.MetadataValue.md(report.summary_markdown), "path": file_path(path)}

@@ -70,5 +70,5 @@ def _metadata(study: Study, written: Written, key: str) -> dict[str, Any]:
         "items_written": written.put,
         "items_removed": written.removed,
         **({"store_failed": written.failure} if written.failure else {}),
-        "path": file_path(study.root / key),
+        "path": file_path(study.location / key),
     }

@@ -124,7 +124,7 @@ def _purge(context: dg.OpExecutionContext, study: Study, config: PurgeSettings, 
 
 def _tell(context: dg.OpExecutionContext, study: Study, report: PurgeReport) -> dict[str, Any]:
     """Take what was purged out of Dagster's history as well, and say in numbers what was removed."""
-    history = forget_purged(context.instance, study, Tombstones.load(StudyStorage(study.root)))
+    history = forget_purged(context.instance, study, Tombstones.load(StudyStorage(study.location)))
     _log_changes(context, study, report)
     rows = {f"removed_{kind}": rows for kind, rows in report.removed.items()}
     runs = {"removed_runs": history.runs, "removed_outputs_of_runs": history.outputs}
@@ -160,10 +160,10 @@ def _tell(context: dg.OpExecutionContext, study: Study, report: PurgeReport) -> 
 
 def _log_changes(context: dg.OpExecutionContext, study: Study, report: PurgeReport) -> None:
     """Record the files that changed without being built anew, so that the last word on each asset holds."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     for name, key in (("source_dids", study_files.SOURCE_KEY), ("directory", study_files.DIRECTORY_KEY)):
         if report.removed.get(name):
-            rows = pl.scan_parquet(storage.path(key)).select(pl.len()).collect().item()
+            rows = storage.scan_as_it_is(key).select(pl.len()).collect().item()
             _log(context, study, name, None, int(rows))
     for host in report.hosts:
         _log(context, study, "repos", host, stored_records(read_ledger(storage, [host])))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def study_summary(study: Study) -> str:
     """Return accounts by final state, records by table, rejects by reason, where the files are, what is next."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     accounts = storage.read(study_files.ACCOUNTS_KEY).filter("in_source")
     states = (
         accounts.group_by("state", "reason")
@@ -25,6 +25,7 @@ def study_summary(study: Study) -> str:
         .sort("n", "state", "reason", descending=[True, False, False])
     )
     tables, word = study_files.study_tables(study), granularity_of(study.time_range).word
+    first = f"{study.location}/tables/{tables[0]}/*/*.parquet"
     left_out = storage.read(study_files.SOURCE_REJECTS_KEY).group_by("reason").len().sort("reason")
     sections = [
         f"Study {study.name}: {accounts.height:,} accounts",
@@ -41,12 +42,11 @@ def study_summary(study: Study) -> str:
         *_fate(accounts, "filtered", "Left out by the study's choice"),
         *_fate(accounts, "rejected", "Rejected"),
         "",
-        f"Files: {study.root}/tables/<table>/{word}=.../*.parquet, undated/<table>/*.parquet, accounts.parquet",
+        f"Files: {study.location}/tables/<table>/{word}=.../*.parquet, undated/<table>/*.parquet, accounts.parquet",
         "Next:",
         "  dagster dev -w workspace.yaml         # then open the address it prints",
-        f"  python -c \"import polars as pl; print(pl.read_parquet('{study.root}/tables/{tables[0]}/*/*.parquet'))\"",
-        f"  python -c \"import duckdb; print(duckdb.read_parquet('{study.root}/tables/{tables[0]}/*/*.parquet'))\""
-        "   # after pip install duckdb",
+        f"  python -c \"import polars as pl; print(pl.read_parquet('{first}'))\"",
+        f"  python -c \"import duckdb; print(duckdb.read_parquet('{first}'))\"   # after pip install duckdb",
     ]
     return "\n".join(["", *sections, ""])
 

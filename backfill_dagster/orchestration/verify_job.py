@@ -64,7 +64,7 @@ def _tell(context: dg.OpExecutionContext, study: Study, done: Verification) -> N
     """Say what came of it, in numbers; raises dg.Failure if anything is wrong."""
     lines = [f"{number:>9,}  {word}" for word, number in done.counts.items()]
     told = "\n".join(["Accounts by what of their stored snapshots is proven:", *lines])
-    context.log.info(f"{told}\nThe certificate is {study.root / CERTIFICATE_KEY}")
+    context.log.info(f"{told}\nThe certificate is {study.location / CERTIFICATE_KEY}")
     if done.holds:
         return
     content = done.certificate.content
@@ -84,7 +84,7 @@ def _tell(context: dg.OpExecutionContext, study: Study, done: Verification) -> N
     raise dg.Failure(
         description="The stored files are not what they must be. "
         + " ".join(f"({number}) {text}" for number, text in enumerate(wrong, start=1))
-        + f" {study.root / VERDICTS_KEY} and {study.root / PROBLEMS_KEY} name each.",
+        + f" {study.location / VERDICTS_KEY} and {study.location / PROBLEMS_KEY} name each.",
         metadata={"wrong": len(wrong)},
         allow_retries=False,
     )
@@ -113,7 +113,7 @@ def _metadata(study: Study, done: Verification) -> dict[str, Any]:
         "accounts_per_verdict": done.counts,
         "certificate_sha256": done.certificate.digest,
         "manifest_sha256": content["manifest_sha256"] or "none",
-        "path": file_path(study.root / CERTIFICATE_KEY),
+        "path": file_path(study.location / CERTIFICATE_KEY),
     }
     if problems:
         told["problems"] = counts_table(pl.DataFrame(problems))

@@ -53,7 +53,7 @@ class WatchedRun:
     """A run that somebody started; every method is called from the thread of the run."""
 
     def __init__(self, study: Study, run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
-        storage = StudyStorage(study.root)
+        storage = StudyStorage(study.location)
         self._study = study
         self._run = run
         self._instance = instance

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backfill_dagster.repos.masked import Masked
+    from backfill_dagster.stores.location import Location
 
 _PACK_NAME_LENGTH = 20
 # Files of which rows are counted at once.
@@ -54,7 +55,7 @@ class PackPurge:
     masked: int
 
 
-def purge_pack(root: Path, pds_host: str, key: str) -> PackPurge | None:
+def purge_pack(root: Location, pds_host: str, key: str) -> PackPurge | None:
     """Write one pack anew without what has a tombstone; None if it holds nothing of the kind.
 
     What is left of a pack that has lost blocks goes too, except for its attempts that brought none: its accounts
@@ -72,15 +73,14 @@ def purge_pack(root: Path, pds_host: str, key: str) -> PackPurge | None:
     if not whole:
         masked_rows = masked_rows.filter(pl.col("outcome") != Outcome.COMPLETE.value)
     rows_change = not whole or not masked_rows.equals(rows)
-    if not rows_change and not any(
-        _may_hold_purged(storage.path(blocks), tombstones) for blocks in old_blocks
-    ):
+    if not rows_change and not any(_may_hold_purged(storage, blocks, tombstones) for blocks in old_blocks):
         return None
     with storage.scratch() as scratch:
         files = []
         for number, blocks in enumerate(old_blocks if whole else ()):
             target = scratch / f"blocks-{number}.parquet"
-            files.append(_rewrite_blocks(storage.path(blocks), target, frozenset(purged), tombstones))
+            with storage.local(blocks) as source:
+                files.append(_rewrite_blocks(source, target, frozenset(purged), tombstones))
         if not rows_change and not any(file.removed or file.masked for file in files):
             # Names are made from content: this would be the very pack that is about to be removed.
             return None
@@ -189,8 +189,8 @@ def _are_whole(storage: StudyStorage, folder: str, rows: pl.DataFrame) -> bool:
     return all(storage.exists(key) and storage.sha256(key) == sha256 for key, sha256 in listed.items())
 
 
-def _may_hold_purged(path: Path, tombstones: Tombstones) -> bool:
-    with pq.ParquetFile(path) as file:
+def _may_hold_purged(storage: StudyStorage, key: str, tombstones: Tombstones) -> bool:
+    with storage.local(key) as path, pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
             group = file.read_row_group(number, columns=["did", "collection", "rkey", "block"])
             if tombstones.withheld_rows(*_keys(group)):

@@ -76,7 +76,7 @@ class Tombstones:
         rows = storage.read(TOMBSTONES_KEY)
         of_dids, of_records = (rows.filter(kind=kind) for kind in (_DID, _RECORD))
         return cls(
-            salt=bytes.fromhex(pl.read_parquet_metadata(storage.path(TOMBSTONES_KEY))[_SALT]),
+            salt=bytes.fromhex(storage.metadata(TOMBSTONES_KEY)[_SALT]),
             dids=frozenset(of_dids["hash"]),
             records=frozenset(of_records["hash"]),
             accounts=frozenset(of_records["account"]),

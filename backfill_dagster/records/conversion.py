@@ -35,11 +35,11 @@ from backfill_dagster.storage import StudyStorage, partition_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from backfill_dagster.records.filter_lists import StoredFilter
     from backfill_dagster.records.settings import RecordSettings
     from backfill_dagster.records.windows import Granularity
+    from backfill_dagster.stores.location import Location
 
 # Raised whenever the same record would become another row, so that what is stored is converted again.
 CONVERSION_VERSION = 3
@@ -72,7 +72,7 @@ class ConversionReport:
 
 
 def convert_pack(
-    root: Path,
+    root: Location,
     pack: PackFiles,
     settings: RecordSettings,
     filters: Mapping[str, StoredFilter],
@@ -152,7 +152,7 @@ def _convert_file(
     key, sha256 = pack.blocks[number]
     if storage.sha256(key) != sha256:
         raise StorageError(
-            f"{storage.path(key)} is damaged: its bytes are not those that were written. Delete it and run the "
+            f"{storage.where(key)} is damaged: its bytes are not those that were written. Delete it and run the "
             "study again: its accounts are then fetched anew"
         )
     converted: dict[str, tuple[pl.DataFrame, int]] = {}
@@ -210,25 +210,27 @@ def records_key(pds_host: str, kind: str, pack: str, number: int) -> str:
     return f"records/{partition_folder(pds_host)}/{kind}/{pack}-{number}.parquet"
 
 
-def is_converted(storage: StudyStorage, pds_host: str, pack: str, fingerprint: str) -> bool:
-    """Tell whether a pack's conversion with these settings is stored, with all of its files in their size."""
-    key = _counts_key(pds_host, pack)
-    if not storage.exists(key):
-        return False
-    try:
-        told = pl.read_parquet_metadata(storage.path(key))
-    except (OSError, pl.exceptions.PolarsError):
-        return False
-    files: dict[str, int] = json.loads(told.get(_FILES, "{}"))
-    return told.get(_FINGERPRINT) == fingerprint and all(
-        storage.exists(name) and storage.size(name) == size for name, size in files.items()
-    )
+def converted_packs(
+    storage: StudyStorage, packs: Iterable[tuple[str, str]], fingerprint: str
+) -> set[tuple[str, str]]:
+    """Return those packs whose conversion with these settings is stored, with all of its files in their size.
+
+    They are given as (PDS host, pack).
+    """
+    sizes = storage.sizes("records")
+    keys = {key: one for one in packs if (key := _counts_key(*one)) in sizes}
+    found = set()
+    for key, told in storage.metadata_of(keys).items():
+        files: dict[str, int] = json.loads(told.get(_FILES, "{}"))
+        if told.get(_FINGERPRINT) == fingerprint and files.items() <= sizes.items():
+            found.add(keys[key])
+    return found
 
 
 def read_counts(storage: StudyStorage, packs: Iterable[tuple[str, str]]) -> pl.DataFrame:
     """Return the counts (COUNTS_SCHEMA and `pack`) of these packs, given as (PDS host, pack)."""
     keys = {_counts_key(host, pack): pack for host, pack in packs}
-    stored = {key: pack for key, pack in keys.items() if storage.exists(key)}
+    stored = {key: keys[key] for key in storage.sizes_of(keys)}
     return storage.collect([storage.scan_named(stored, COUNTS_SCHEMA, "pack")], stored)[0]
 
 

@@ -25,10 +25,10 @@ from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
-    from pathlib import Path
 
     from backfill_dagster.purge.tombstones import Tombstones
     from backfill_dagster.records.list_entries import ListField
+    from backfill_dagster.stores.location import Location
 
 FILTERS_FOLDER = "filters"
 LIST_COLUMNS = (
@@ -128,7 +128,7 @@ def read_list(storage: StudyStorage, key: str) -> StoredList | None:
     if not storage.exists(key):
         return None
     try:
-        told = pl.read_parquet_metadata(storage.path(key))
+        told = storage.metadata(key)
         [rows] = storage.collect([storage.scan([key], LIST_SCHEMA).select(pl.len())], [key])
     except (OSError, StorageError, pl.exceptions.PolarsError):
         return None
@@ -195,13 +195,13 @@ def _scan(storage: StudyStorage, listed: StoredList) -> pl.LazyFrame:
     stored = read_list(storage, listed.key)
     if stored is None or stored.digest != listed.digest:
         raise StorageError(
-            f"{storage.path(listed.key)} is missing or has changed since this run began; materialize `records` again"
+            f"{storage.where(listed.key)} is missing or has changed since this run began; materialize `records` again"
         )
     return storage.scan([listed.key], LIST_SCHEMA)
 
 
 @lru_cache(maxsize=4)
-def _whole(root: Path, key: str, digest: str) -> pl.Series:
+def _whole(root: Location, key: str, digest: str) -> pl.Series:
     """Read all entries of a list; a process that converts many packs does so once."""
     storage = StudyStorage(root)
     [entries] = storage.collect([_scan(storage, StoredList(key, digest, 0, 0, {})).select("entry")], [key])

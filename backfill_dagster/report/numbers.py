@@ -115,7 +115,7 @@ class ReportNumbers:
 
 def read_numbers(study: Study) -> ReportNumbers:
     """Read the numbers from the study's files. Raises StorageError for one that is missing or damaged."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     accounts = storage.read(study_files.ACCOUNTS_KEY).filter("in_source")
     fetched_at = accounts["snapshot_fetched_at"]
     tables = study_files.study_tables(study)

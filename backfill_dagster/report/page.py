@@ -56,7 +56,7 @@ def build_report(study: Study) -> Report:
         [overview] = [figure for figure in figures if figure.name == _PLOT_IN_SUMMARY]
         plot = "" if overview.drawing is None else png_uri(overview.drawing, _PLOT_DOTS_PER_INCH)
     page = _page(study, numbers, figures, drawings)
-    stored = StudyStorage(study.root).write_bytes(REPORT_KEY, page.encode())
+    stored = StudyStorage(study.location).write_bytes(REPORT_KEY, page.encode())
     return Report(
         key=stored.key,
         bytes=stored.bytes,

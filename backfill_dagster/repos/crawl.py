@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from backfill_dagster.network.patience import RunTime
     from backfill_dagster.network.turns import Turns
     from backfill_dagster.repos.fetching import AccountFetch, Fetching
+    from backfill_dagster.stores.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class Crawl:
     def __init__(
         self,
         *,
-        root: Path,
+        root: Location,
         scratch: Path,
         turns: Turns,
         gates: HostGates,

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -26,7 +26,7 @@ from backfill_dagster.storage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -289,31 +289,29 @@ def _read_attempts(storage: StudyStorage, packs: Sequence[tuple[str, str, str]])
         ],
         keys,
     )
-    blocks = dict(files.iter_rows())
-    lost = [key for key in keys if not _blocks_are_there(storage, key, blocks.get(key) or ())]
+    named = {
+        key: {f"{key.rpartition('/')[0]}/{file['name']}": file["bytes"] for file in files or ()}
+        for key, files in files.iter_rows()
+    }
+    sizes = storage.sizes_of(name for of_pack in named.values() for name in of_pack)
+    lost = [
+        key
+        for key, of_pack in named.items()
+        if any(sizes.get(name) != size for name, size in of_pack.items())
+    ]
     for key in lost:
-        logger.warning("%s has lost blocks; its accounts are to be fetched again", storage.path(key))
+        logger.warning("%s has lost blocks; its accounts are to be fetched again", storage.where(key))
     sound = ~pl.col("key").is_in(lost) | (pl.col("outcome") != Outcome.COMPLETE.value)
     return rows.filter(sound).drop("key")
-
-
-def _blocks_are_there(storage: StudyStorage, key: str, files: Iterable[Mapping[str, Any]]) -> bool:
-    return all(
-        storage.exists(name) and storage.size(name) == file["bytes"]
-        for file in files
-        for name in [f"{key.rpartition('/')[0]}/{file['name']}"]
-    )
 
 
 def sweep_uncommitted_blocks(storage: StudyStorage, pds_host: str) -> int:
     """Delete blocks files that no pack names and no process is about to name; return how many."""
     folder = f"repos/{partition_folder(pds_host)}"
-    with storage.alone(folder):
+    with storage.sweeping(folder, "*.blocks-*.parquet") as blocks:
         packs = {pack for _, pack, _ in pack_keys(storage, [pds_host])}
         left_over = [
-            key
-            for key in storage.keys(folder, "*.blocks-*.parquet")
-            if key.rpartition("/")[2].partition(".")[0] not in packs
+            file.key for file in blocks if file.key.rpartition("/")[2].partition(".")[0] not in packs
         ]
         for key in left_over:
             storage.remove(key)

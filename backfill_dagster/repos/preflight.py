@@ -79,9 +79,11 @@ def ensure_space(storage: StudyStorage, needed: SpaceNeeded) -> None:
     if free is None:
         logger.info("The fetch needs %s; how much is free cannot be told.", needed)
         return
-    if needed.total > free:
+    bound = needed.total if storage.keeps_on_disk else needed.scratch
+    if bound > free:
+        disk = storage.root if storage.keeps_on_disk else storage.scratch_parent
         raise StorageError(
-            f"{storage.root} has {_size(free)} free, and the fetch needs {needed}; "
+            f"{disk} has {_size(free)} free, and the fetch needs {needed}; "
             "free some space, choose another storage.path, or list fewer accounts"
         )
     logger.info("The fetch needs %s; %s are free.", needed, _size(free))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backfill_dagster.repos.fetching import Part
+    from backfill_dagster.stores.location import Location
 
 # What is handed to the pack at once, in records and in bytes: any number of records can share one large block.
 _SLICE_RECORDS = 4096
@@ -77,7 +78,7 @@ class PackReport:
 
 
 def prove_and_pack(
-    root: Path, pds_host: str, deliveries: tuple[Delivery, ...], settings: ProofSettings
+    root: Location, pds_host: str, deliveries: tuple[Delivery, ...], settings: ProofSettings
 ) -> PackReport:
     """Verify each delivery's file, write a pack of all that hold and all without a file, and report the rest.
 

@@ -87,7 +87,7 @@ def build_record_changes(study: Study) -> RecordChanges:
 
     What is up to date stays as it is. Raises StorageError.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     ledger = read_ledger(storage)
     chains = snapshot_chains(ledger)
     wanted = comparisons(chains)
@@ -101,7 +101,7 @@ def build_record_changes(study: Study) -> RecordChanges:
 
 def build_account_history(study: Study) -> AccountHistory:
     """Bring the history of accounts up to date; raises StorageError."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     rows = history.account_history(read_ledger(storage), directory_answers(storage))
     identity = digest_of(rows)
     if not is_made_of(storage, ACCOUNT_HISTORY_KEY, identity):
@@ -111,7 +111,7 @@ def build_account_history(study: Study) -> AccountHistory:
 
 def _look_into_packs(study: Study, chains: pl.DataFrame, wanted: Sequence[Comparison]) -> None:
     """Take the inventories, and make the comparisons, that are not stored; and remove those of other packs."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     packs = chains.select("pds_host", "pack").unique().sort("pds_host", "pack").rows()
     own = {inventory_key(*pack) for pack in packs} | {each.key for each in wanted}
     discard(storage, [key for key in storage.keys(FOLDER) if key not in own])
@@ -122,13 +122,13 @@ def _look_into_packs(study: Study, chains: pl.DataFrame, wanted: Sequence[Compar
     ]
     if not tasks:
         return
-    if sum(map(storage.size, storage.keys("repos"))) < _SMALL_BYTES:
+    if sum(storage.sizes("repos").values()) < _SMALL_BYTES:
         for work, arguments in tasks:
-            work(study.root, *arguments)
+            work(study.location, *arguments)
         return
     with worker_pool(study.processing.worker_count) as workers:
         for future in as_completed(
-            [workers.submit(work, study.root, *arguments) for work, arguments in tasks]
+            [workers.submit(work, study.location, *arguments) for work, arguments in tasks]
         ):
             future.result()
 

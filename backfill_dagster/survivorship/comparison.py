@@ -28,9 +28,10 @@ from backfill_dagster.survivorship.stored import is_made_of, of_pack, store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from backfill_dagster.stores.location import Location
 
 EVENT_COLUMNS = (
     Column("did", pl.String(), "DID of the account.", required=True),
@@ -97,7 +98,7 @@ def is_compared(storage: StudyStorage, wanted: Comparison) -> bool:
     return is_made_of(storage, wanted.key, wanted.identity)
 
 
-def compare(root: Path, wanted: Comparison) -> None:
+def compare(root: Location, wanted: Comparison) -> None:
     """Compare the accounts of a pack with their snapshots before, and store what differs. Raises StorageError."""
     storage = StudyStorage(root)
     now = pack_contents(storage, wanted.pds_host, wanted.pack)

@@ -13,7 +13,7 @@ from backfill_dagster.survivorship.pack_contents import pack_contents, read_keys
 from backfill_dagster.survivorship.stored import is_made_of, of_pack, store
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from backfill_dagster.stores.location import Location
 
 INVENTORY_COLUMNS = (
     Column("did", pl.String(), "DID of the account.", required=True),
@@ -37,7 +37,7 @@ def has_inventory(storage: StudyStorage, pds_host: str, pack: str) -> bool:
     return is_made_of(storage, inventory_key(pds_host, pack), _VERSION)
 
 
-def take_inventory(root: Path, pds_host: str, pack: str) -> None:
+def take_inventory(root: Location, pds_host: str, pack: str) -> None:
     """Count the records of a pack's whole accounts and store it; reads no record. Raises StorageError."""
     storage = StudyStorage(root)
     counted = [INVENTORY_SCHEMA.to_frame()]

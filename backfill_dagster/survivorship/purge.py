@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.errors import StorageError
 from backfill_dagster.survivorship.pack_contents import RECORD
 from backfill_dagster.survivorship.stored import (
     ACCOUNT_HISTORY_KEY,
@@ -42,8 +43,8 @@ def _purge_files(storage: StudyStorage, keys: list[str], tombstones: Tombstones)
 def _count(storage: StudyStorage, key: str, tombstones: Tombstones) -> int:
     """Count the rows of purged accounts, of purged records, and of those whose key or value names the purged."""
     try:
-        present = pl.read_parquet_schema(storage.path(key))
-    except (OSError, pl.exceptions.PolarsError):
+        present = storage.schema(key)
+    except StorageError:
         # It is made again; who stands in it nobody can tell.
         return 1
     chosen = {name: pl.String() for name in (*RECORD, "value") if name in present}

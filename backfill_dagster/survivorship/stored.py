@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-import polars as pl
-
 from backfill_dagster.storage import StudyStorage, partition_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    import polars as pl
 
 # What is taken from single packs, once: the pipeline's own.
 FOLDER = "survivorship"
@@ -29,10 +29,7 @@ def of_pack(kind: str, pds_host: str, pack: str) -> str:
 
 def told_of(storage: StudyStorage, key: str) -> Mapping[str, str]:
     """Return what a file says of itself; nothing if it is not there or cannot be read."""
-    try:
-        return pl.read_parquet_metadata(storage.path(key)) if storage.exists(key) else {}
-    except (OSError, pl.exceptions.PolarsError):
-        return {}
+    return storage.metadata_of([key]).get(key, {})
 
 
 def is_made_of(storage: StudyStorage, key: str, identity: str) -> bool:

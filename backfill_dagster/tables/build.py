@@ -171,9 +171,10 @@ class WindowedTable:
     def _stored(self) -> dict[str, dict[str, int]]:
         """Return the bytes of each folder's files by name."""
         stored: dict[str, dict[str, int]] = {}
-        for key in table_keys(self._storage, self._table):
-            folder, _, name = key.rpartition("/")
-            stored.setdefault(folder, {})[name] = self._storage.size(key)
+        for top in ("tables", UNDATED):
+            for file in self._storage.listed(f"{top}/{self._table}"):
+                folder, _, name = file.key.rpartition("/")
+                stored.setdefault(folder, {})[name] = file.bytes
         return stored
 
     def _look_at(self, windows: Iterable[str]) -> Iterator[_Found]:

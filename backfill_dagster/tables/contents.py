@@ -122,7 +122,7 @@ class TableContents:
         shown = self.shown.select("did", "pack", place=pl.col("pack").rle_id())
         for first in range(0, max(1, len(self._packs)), _PACKS_AT_ONCE):
             packs = self._packs[first : first + _PACKS_AT_ONCE]
-            keys = [key for pack in packs if self._storage.exists(key := index_key(self.hosts[pack], pack))]
+            keys = list(self._storage.sizes_of(index_key(self.hosts[pack], pack) for pack in packs))
             own = shown.filter(pl.col("place").is_between(first, first + len(packs), closed="left"))
             rows = (
                 self._storage.scan(keys, INDEX_SCHEMA)

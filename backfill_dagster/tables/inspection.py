@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import polars as pl
-
+from backfill_dagster.errors import StorageError
 from backfill_dagster.records.tables import TABLE_BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import polars as pl
 
     from backfill_dagster.records.windows import Granularity
     from backfill_dagster.storage import StudyStorage
@@ -58,6 +59,6 @@ def inspect_windows(
 
 def _schema_of(storage: StudyStorage, key: str) -> pl.Schema | None:
     try:
-        return pl.Schema(pl.read_parquet_schema(storage.path(key)))
-    except (OSError, pl.exceptions.PolarsError):
+        return storage.schema(key)
+    except StorageError:
         return None

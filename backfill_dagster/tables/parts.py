@@ -16,11 +16,11 @@ from backfill_dagster.storage import StudyStorage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
-    from pathlib import Path
 
     from backfill_dagster.monitoring.work_cost import WorkCost
     from backfill_dagster.records.windows import Granularity
     from backfill_dagster.storage import StoredFile
+    from backfill_dagster.stores.location import Location
 
 # Rows of windows that are read together, unless a single window has more.
 ROWS_AT_ONCE = 50_000
@@ -66,7 +66,7 @@ class WrittenPart:
     cost: WorkCost
 
 
-def write_part(root: Path, part: Part) -> WrittenPart:
+def write_part(root: Location, part: Part) -> WrittenPart:
     """Write a part's files; raises StorageError if the converted records are not those of which their index tells."""
     storage = StudyStorage(root)
     stored = [stored for files in read_together(part.files) for stored in _write(storage, part, files)]
@@ -95,14 +95,15 @@ def _write(storage: StudyStorage, part: Part, files: Sequence[WindowFile]) -> li
         if rows.height != file.rows:
             raise StorageError(
                 f"of the {file.rows:,} records converted for {file.folder}, {rows.height:,} are stored "
-                f"below {storage.path('records')}; materialize `records`, which converts them again"
+                f"below {storage.where('records')}; materialize `records`, which converts them again"
             )
     return list(storage.write_many(found))
 
 
 def _read(storage: StudyStorage, part: Part, windows: Sequence[str]) -> dict[str, pl.DataFrame]:
     """Read rows by URI and by window."""
-    stored = [(key, pack) for key, pack in part.sources if storage.exists(key)]
+    there = storage.sizes_of(key for key, _ in part.sources)
+    stored = [(key, pack) for key, pack in part.sources if key in there]
     if not stored:
         return {}
     granularity = part.granularity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backfill_dagster.records.conversion import convert_pack, is_converted
+from backfill_dagster.records.conversion import convert_pack, converted_packs
 from backfill_dagster.records.filter_lists import FILTERS_FOLDER
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.parts import write_part
@@ -14,12 +14,12 @@ from backfill_dagster.verification.verdicts import FileProblem, Found
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from backfill_dagster.records.conversion import PackFiles
     from backfill_dagster.records.filter_lists import StoredFilter
     from backfill_dagster.records.settings import RecordSettings
     from backfill_dagster.records.windows import Granularity
+    from backfill_dagster.stores.location import Location
     from backfill_dagster.tables.parts import Part
 
 
@@ -35,10 +35,10 @@ class Conversion:
     fingerprint: str
 
 
-def check_conversion(root: Path, conversion: Conversion) -> list[Found]:
+def check_conversion(root: Location, conversion: Conversion) -> list[Found]:
     """Convert a pack again, and compare; the work of one worker process."""
     storage, files = StudyStorage(root), conversion.files
-    if not is_converted(storage, files.pds_host, files.pack, conversion.fingerprint):
+    if not converted_packs(storage, [(files.pds_host, files.pack)], conversion.fingerprint):
         return [Found(FileProblem.NOT_UP_TO_DATE, files.key, "it is not converted with the settings of now")]
     with storage.scratch() as folder:
         lists = storage.keys(FILTERS_FOLDER)
@@ -55,7 +55,7 @@ def check_conversion(root: Path, conversion: Conversion) -> list[Found]:
     return [Found(FileProblem.RECORDS_DIFFER, *seen) for seen in found]
 
 
-def check_part(root: Path, part: Part) -> list[Found]:
+def check_part(root: Location, part: Part) -> list[Found]:
     """Build a part of a table again, and compare; the work of one worker process."""
     storage = StudyStorage(root)
     sources = [key for key, _ in part.sources if storage.exists(key)]

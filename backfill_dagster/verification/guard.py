@@ -13,8 +13,7 @@ from backfill_dagster.verification.packs import PackProof, prove_pack
 from backfill_dagster.verification.verdicts import VERDICTS_SCHEMA, FileProblem, Found
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from backfill_dagster.stores.location import Location
     from backfill_dagster.tables.parts import Part
     from backfill_dagster.verification.again import Conversion
     from backfill_dagster.verification.packs import PackToProve
@@ -28,7 +27,7 @@ CANNOT_BE_READ = (
 )
 
 
-def proven_pack(root: Path, pack: PackToProve) -> PackProof:
+def proven_pack(root: Location, pack: PackToProve) -> PackProof:
     """Do what `prove_pack` does; a pack that cannot be read has no verdicts."""
     try:
         return prove_pack(root, pack)
@@ -36,7 +35,7 @@ def proven_pack(root: Path, pack: PackToProve) -> PackProof:
         return PackProof(VERDICTS_SCHEMA.to_frame(), [_unreadable(pack.key, error)], 0)
 
 
-def checked_conversion(root: Path, conversion: Conversion) -> list[Found]:
+def checked_conversion(root: Location, conversion: Conversion) -> list[Found]:
     """Do what `check_conversion` does."""
     try:
         return check_conversion(root, conversion)
@@ -44,7 +43,7 @@ def checked_conversion(root: Path, conversion: Conversion) -> list[Found]:
         return [_unreadable(conversion.files.key, error)]
 
 
-def checked_part(root: Path, part: Part) -> list[Found]:
+def checked_part(root: Location, part: Part) -> list[Found]:
     """Do what `check_part` does."""
     try:
         return check_part(root, part)

@@ -29,7 +29,7 @@ def check_lists(study: Study) -> list[Found]:
 
     What a source outside of the YAML has given cannot be told from what somebody has put in its place.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     tombstones = Tombstones.load(storage)
     found = []
     for named in filtering.named_lists(study):

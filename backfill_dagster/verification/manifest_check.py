@@ -79,7 +79,7 @@ def check_files(storage: StudyStorage, manifest: Manifest, threads: int) -> list
 
 def check_content(study: Study, manifest: Manifest, current: pl.DataFrame) -> list[Found]:
     """Say what the manifest tells otherwise than it would be told now, of the same files."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     accounts = list_snapshots(storage, current)
     found = []
     if not accounts.equals(manifest.snapshots):

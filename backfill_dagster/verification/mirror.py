@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def mirror(storage: StudyStorage, folder: Path, keys: Iterable[str]) -> StudyStorage:
-    """Return a storage in a scratch folder with a link to each of these files.
+    """Return a storage in a scratch folder with a link to each of these files, or a copy of each that is in S3.
 
     Links to files, never to folders: whatever is written or removed there touches the link alone.
     """
     linked = StudyStorage(folder)
     for key in keys:
-        linked.link(key, storage.path(key))
+        linked.mirror(key, storage)
     return linked
 
 

@@ -40,9 +40,10 @@ from backfill_dagster.verification.verdicts import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from backfill_dagster.stores.location import Location
 
 # A DID that a purge has masked, in bytes.
 _MASKED_DID = re.compile(rb"did(?::|%3[Aa])(?:plc(?::|%3[Aa])x{24}|web(?::|%3[Aa])x[x.-]*)")
@@ -97,7 +98,7 @@ class _Blocks:
     strays: int = 0
 
 
-def prove_pack(root: Path, pack: PackToProve) -> PackProof:
+def prove_pack(root: Location, pack: PackToProve) -> PackProof:
     """Prove one pack's accounts again; raises StorageError if the pack itself cannot be read."""
     storage = StudyStorage(root)
     [rows] = storage.collect([storage.scan([pack.key], PACK_SCHEMA)], [pack.key])
@@ -138,10 +139,11 @@ def _damage(storage: StudyStorage, key: str, rows: pl.DataFrame) -> Found | None
         if storage.size(name) != file["bytes"] or storage.sha256(name) != file["sha256"]:
             return Found(FileProblem.CHANGED, name, "it has other bytes than its pack tells")
         try:
-            metadata = pq.read_metadata(storage.path(name))
+            with storage.local(name) as path:
+                metadata, schema = pq.read_metadata(path), pq.read_schema(path)
             if metadata.num_rows != file["rows"]:
                 return Found(FileProblem.CHANGED, name, "it has other rows than its pack tells")
-            if pq.read_schema(storage.path(name)).remove_metadata() != BLOCKS_SCHEMA:
+            if schema.remove_metadata() != BLOCKS_SCHEMA:
                 return Found(FileProblem.CHANGED, name, "it has other columns than a blocks file")
         except (OSError, pa.ArrowException) as error:
             return Found(FileProblem.UNREADABLE, name, f"{error!s:.200}")
@@ -153,11 +155,11 @@ def _read_blocks(storage: StudyStorage, files: Sequence[str], dids: Sequence[str
     places = pa.array(dids, pa.string())
     for key in files:
         try:
-            with pq.ParquetFile(storage.path(key)) as file:
+            with storage.local(key) as path, pq.ParquetFile(path) as file:
                 for number in range(file.num_row_groups):
                     _add(blocks, file.read_row_group(number), places)
         except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"{storage.path(key)} cannot be read: {error}") from error
+            raise StorageError(f"{storage.where(key)} cannot be read: {error}") from error
     return blocks
 
 

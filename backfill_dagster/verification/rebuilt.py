@@ -49,7 +49,7 @@ _LINKED_FOLDERS = ("repos", "records", "tables", UNDATED, LEDGER_FOLDER, FILTERS
 
 def conversions(study: Study, packs: Collection[tuple[str, str]]) -> Iterator[Conversion]:
     """Yield the conversions of the packs (PDS host, pack) that hold snapshots."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     settings, filters = record_settings(study), filtering.stored_filters(study)
     granularity, fingerprint = granularity_of(study.time_range), records_fingerprint(study)
     stored = _converted_files(storage)
@@ -73,7 +73,7 @@ def _converted_files(storage: StudyStorage) -> dict[tuple[str, str], list[str]]:
 
 def check_table_files(study: Study) -> list[Found]:
     """Say which tables are not up to date, and which of their files are there and should not be, or the reverse."""
-    storage, windows = StudyStorage(study.root), [*study_windows(study.time_range), UNDATED]
+    storage, windows = StudyStorage(study.location), [*study_windows(study.time_range), UNDATED]
     found: list[Found] = []
     expected: set[str] = set()
     for name, table in record_tables(study).items():
@@ -91,7 +91,7 @@ def check_table_files(study: Study) -> list[Found]:
 
 def table_parts(study: Study) -> Iterator[Part]:
     """Yield the parts of all tables, with those of their files that are there."""
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     for table in record_tables(study).values():
         for part in table.parts():
             yield replace(part, files=tuple(file for file in part.files if storage.exists(file.key)))
@@ -102,7 +102,7 @@ def check_derived(study: Study) -> list[Found]:
 
     As much is on disk meanwhile as these take.
     """
-    storage = StudyStorage(study.root)
+    storage = StudyStorage(study.location)
     keys = [
         *(key for folder in _LINKED_FOLDERS for key in storage.keys(folder)),
         *(key for key in _LINKED if storage.exists(key)),

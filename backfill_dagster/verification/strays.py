@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import polars as pl
-
 from backfill_dagster.repos.packs import pack_keys
 from backfill_dagster.storage import partition_folder
 from backfill_dagster.verification.guard import CANNOT_BE_READ
@@ -29,7 +27,7 @@ def stray_files(storage: StudyStorage) -> list[Found]:
     for _, _, key in packs:
         explained.add(key)
         try:
-            listed = pl.read_parquet(storage.path(key), columns=["blocks_files"], glob=False)["blocks_files"]
+            listed = storage.scan_as_it_is(key).select("blocks_files").collect()["blocks_files"]
             names = {file["name"] for files in listed.drop_nulls() for file in files}
         except CANNOT_BE_READ:
             unread.add(f"{key.removesuffix('.parquet')}.blocks-")

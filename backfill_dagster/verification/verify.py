@@ -125,12 +125,12 @@ class _Verifying:
 
     @property
     def _storage(self) -> StudyStorage:
-        return StudyStorage(self.study.root)
+        return StudyStorage(self.study.location)
 
     @property
     def _workers(self) -> int:
         storage = self._storage
-        small = sum(map(storage.size, storage.keys("repos"))) < SMALL_BYTES
+        small = sum(storage.sizes("repos").values()) < SMALL_BYTES
         return 0 if small else self.study.processing.worker_count
 
     def _step(self, name: str, work: Callable[[], Any]) -> Any:
@@ -168,7 +168,7 @@ class _Verifying:
         # Of earlier ones nothing has to be checked that was not when they were fetched.
         signed = current if self.study.processing.verify == "full" else current.clear()
         packs = _packs(complete, keys, signed)
-        proofs = work_on(self.study.root, proven_pack, packs, self._workers)
+        proofs = work_on(self.study.location, proven_pack, packs, self._workers)
         parts = [VERDICTS_SCHEMA.to_frame()]
         for proof in proofs:
             parts.append(proof.verdicts)
@@ -221,7 +221,7 @@ class _Verifying:
         self._collect(checked_part, table_parts(self.study))
 
     def _collect(self, work: Callable[..., list[Found]], pieces: Iterator[Any]) -> None:
-        for found in work_on(self.study.root, work, pieces, self._workers):
+        for found in work_on(self.study.location, work, pieces, self._workers):
             self.found += found
 
     def _store(

@@ -10,7 +10,8 @@ from backfill_dagster.workers import worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+
+    from backfill_dagster.stores.location import Location
 
 _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
@@ -19,7 +20,7 @@ _AHEAD = 2
 
 
 def work_on(
-    root: Path, work: Callable[[Path, _Piece], _Result], pieces: Iterable[_Piece], workers: int
+    root: Location, work: Callable[[Location, _Piece], _Result], pieces: Iterable[_Piece], workers: int
 ) -> Iterator[_Result]:
     """Yield what the work on each piece of the study at `root` comes to, in order; in this process if no `workers`."""
     if not workers:

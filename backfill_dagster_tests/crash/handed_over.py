@@ -31,7 +31,7 @@ def take_over(folder: Path, study: Study, did: str, kind: str) -> None:
     write(tree, kind, [*rows, row(kind, "f4", other, subject=did)])
     old = folder / "old.yaml"
     old.write_text("backfill: {name: old, source: {type: csv, path: dids.csv}}")
-    write_conversion([convert_yaml(old)], study.storage.path / "converted")
+    write_conversion([convert_yaml(old)], study.root.parent / "converted")
     import_tree(tree, StudyStorage(study.root), StudyPeriod())
 
 

@@ -92,7 +92,7 @@ class CrashLab:
     def purging(cls, folder: Path, collected: CrashLab) -> CrashLab:
         """Make the lab of a purge of what was collected."""
         before = folder / "before_purge"
-        shutil.copytree(collected.reference.storage.path, before)
+        shutil.copytree(collected.reference.root.parent, before)
         leave_scratch(before / STUDY)
         return cls(folder / "purge", "purge", before)
 
@@ -108,7 +108,7 @@ class CrashLab:
         folder = self._folder / name
         folder.mkdir()
         study = crash_study(folder)
-        shutil.copytree(self._begin, study.storage.path)
+        shutil.copytree(self._begin, study.root.parent)
         return CrashRun(folder, study, self.task)
 
     def failpoints(self, *parts: str) -> list[Failpoint]:
@@ -135,7 +135,7 @@ class CrashRun:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FAILPOINTS_")},
             "PYTHONPATH": os.pathsep.join([str(FAILPOINTS), str(ROOT)]),
-            "FAILPOINTS_ROOT": str(self.study.storage.path),
+            "FAILPOINTS_ROOT": str(self.study.root.parent),
             "FAILPOINTS_LOG": str(self._log),
             **({} if kill_at is None else {"FAILPOINTS_KILL_AT": str(kill_at)}),
             **({"FAILPOINTS_ALONE": "1"} if alone else {}),

@@ -87,7 +87,7 @@ def earlier_run(folder: Path) -> Path:
     take_over(folder, study, to_purge(sandbox(SETTINGS))[0][0], "follow")
     _leave_what_is_left(study)
     leave_staged(StudyStorage(study.root))
-    return study.storage.path
+    return study.root.parent
 
 
 def to_purge(network: SandboxNetwork) -> tuple[list[str], list[str]]:

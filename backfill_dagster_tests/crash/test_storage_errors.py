@@ -19,7 +19,8 @@ from backfill_dagster import pipeline
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import StorageError
 from backfill_dagster.repos.blocks_file import BLOCKS_SCHEMA
-from backfill_dagster.storage import HEADROOM_BYTES, RowGroupWriter, StudyStorage
+from backfill_dagster.storage import RowGroupWriter, StudyStorage
+from backfill_dagster.stores.local import HEADROOM_BYTES
 from backfill_dagster_tests.crash.command import STUDY
 from backfill_dagster_tests.crash.job import run_job
 from backfill_dagster_tests.crash.runs import CrashRun
@@ -63,7 +64,7 @@ def run_all(study: Study) -> None:
 
 
 def check_nothing_is_torn(study: Study) -> None:
-    CrashRun(study.storage.path, study, "collect").check_after_kill()
+    CrashRun(study.root.parent, study, "collect").check_after_kill()
     assert not (study.root / ".scratch").exists() or list((study.root / ".scratch").iterdir()) == []
 
 
@@ -122,7 +123,7 @@ def test_a_frame_that_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None
 def test_a_disk_without_a_byte_left_leaves_what_was_there(
     small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backfill_dagster.storage.HEADROOM_BYTES", 0)
+    monkeypatch.setattr("backfill_dagster.stores.local.HEADROOM_BYTES", 0)
     storage = StudyStorage(small_disk(256 - HEADROOM_BYTES // 1024) / "study")
     old, new = pl.DataFrame({"a": [1]}), pl.DataFrame({"a": [os.urandom(500) for _ in range(1000)]})
     storage.write("x.parquet", old)
@@ -235,8 +236,8 @@ def test_a_full_disk_is_told_once_by_the_job(
 
 def test_a_folder_without_the_right_to_write_is_told_by_the_command(tmp_path: Path) -> None:
     study = study_in(tmp_path)
-    study.storage.path.mkdir()
-    study.storage.path.chmod(0o555)
+    study.root.parent.mkdir()
+    study.root.parent.chmod(0o555)
     # Root may write anywhere, unless it gives that up.
     without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     if without and shutil.which(without[0]) is None:

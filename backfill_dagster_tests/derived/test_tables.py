@@ -1,7 +1,6 @@
 """The other derived tables of a collected study, against plain Python, and what makes them anew."""
 
 import hashlib
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -112,7 +111,7 @@ def test_posts_used_in_feeds_are_those_of_the_rows(collected: Study) -> None:
     found = plain.derived(collected, "posts_used_in_feeds")
     assert all(f"{row['used_on']:%Y-%m}" == window for window, rows in found.items() for row in rows)
     rows = sorted((row for rows in found.values() for row in rows), key=lambda row: str(row["uri"]))
-    feeds = Path(str(collected.storage.path)).parent / plain.FEEDS_CSV
+    feeds = collected.root.parent.parent / plain.FEEDS_CSV
     expected = plain.feed_use(collected, feeds, 3)
     assert rows == expected
     assert len(expected) > 100

@@ -71,7 +71,7 @@ def with_minutes(study: Study, minutes: float | None) -> Study:
 
 def copy_in(folder: Path) -> ExportCopy:
     study = study_of_server(folder, "plc.test")
-    return ExportCopy(study.storage.path, study.network)
+    return ExportCopy(study.root.parent, study.network)
 
 
 def stored(folder: Path) -> pl.DataFrame:
@@ -309,7 +309,7 @@ def test_a_run_whose_time_is_over_keeps_what_it_has(tmp_path: Path) -> None:
 def test_copies_of_several_directories_do_not_mix(tmp_path: Path) -> None:
     def folder(address: str, **network: Any) -> Path:
         study = study_of_server(tmp_path, address, **network)
-        return ExportCopy(study.storage.path, study.network).storage.root
+        return ExportCopy(study.root.parent, study.network).storage.folder
 
     folders = [
         folder("plc.test"),

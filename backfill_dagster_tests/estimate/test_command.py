@@ -30,7 +30,7 @@ def test_a_study_is_estimated_from_its_source_and_asks_nobody(
 def test_what_is_stored_is_believed_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = sandbox_study(tmp_path)
     hosts = ["a.test"] * 5 + ["b.test"] * 2 + [None]
-    StudyStorage(study.root).write("directory.parquet", pl.DataFrame({"pds_host": hosts}))
+    StudyStorage(study.location).write("directory.parquet", pl.DataFrame({"pds_host": hosts}))
     told = of(capsys, str(tmp_path / "study.yaml"))
     assert (told["accounts"], told["hosts"]) == (7, 2)
     assert of(capsys, str(tmp_path / "study.yaml"), "--accounts", "1000")["accounts"] == 1000

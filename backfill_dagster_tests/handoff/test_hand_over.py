@@ -1,6 +1,7 @@
 """Each record is handed to each consumer once, whatever ends a run and whatever the consumer takes away."""
 
 import sqlite3
+import tempfile
 from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from backfill_dagster.errors import ConfigError, StorageError
 from backfill_dagster.handoff import hand_over as module
 from backfill_dagster.handoff import ledger as ledger_module
 from backfill_dagster.handoff.batches import of_size
+from backfill_dagster.handoff.outbox import Outbox
 from backfill_dagster.records.tables import TABLE_BY_NAME
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster_tests.handoff.built import (
@@ -31,6 +33,11 @@ from backfill_dagster_tests.handoff.killing import KilledError, counted_steps
 FILES = {"type": "parquet", "tables": ["posts", "likes"], "batch_size": 4}
 QUEUE = {"type": "sqlite", "tables": ["posts"], "batch_size": 3}
 BOTH = {"files": FILES, "queue": QUEUE}
+
+
+def put_folders_on_another_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no rename reach consumers' folders from a study's own."""
+    monkeypatch.setattr(Outbox, "_is_near", lambda box, storage: storage is not box._storage)
 
 
 def outbox(study: Study, consumer: str = "files") -> Path:
@@ -143,13 +150,20 @@ def test_a_table_that_is_no_queue_is_refused_before_anything_is_noted(tmp_path: 
     assert handing_over.hand_over(study, "queue").exported == {"posts": 2}
 
 
+@pytest.mark.parametrize("is_far", [False, True])
 @pytest.mark.parametrize(
     ("consumer", "settings"), [("files", {**FILES, "tables": ["posts"], "batch_size": 3}), ("queue", QUEUE)]
 )
 def test_killed_at_every_step_while_the_consumer_takes_all_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, consumer: str, settings: dict[str, object]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    consumer: str,
+    settings: dict[str, object],
+    is_far: bool,
 ) -> None:
     posts = uris(6)
+    if is_far:
+        put_folders_on_another_disk(monkeypatch)
     end_at, killed = 1, True
     while killed:
         folder = tmp_path / f"at{end_at}"
@@ -325,19 +339,31 @@ def test_a_queue_in_which_rows_would_have_no_id_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no other disk to be had")
-def test_a_folder_on_another_disk_is_refused_before_anything_is_noted(tmp_path: Path) -> None:
-    elsewhere = Path("/dev/shm") / f"handoff-{tmp_path.name}"
+def test_a_folder_on_another_disk(tmp_path: Path) -> None:
     if Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no other disk to be had")
-    study = study_with(tmp_path, {"files": {**FILES, "path": str(elsewhere)}})
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
+        elsewhere = Path(disk) / "outbox"
+        study = study_with(tmp_path, {"files": {**FILES, "path": str(elsewhere)}})
+        write_window(study, "2024-10", uris(3))
+        assert handing_over.hand_over(study, "files").exported["posts"] == 3
+        taker = OutboxConsumer(elsewhere)
+        taker.consume()
+        assert taker.taken == Counter(uris(3))
+        left = [path for path in Path(disk).rglob("*") if path.is_file()]
+        assert not left
+
+
+def test_a_folder_that_is_the_top_of_another_disk_is_refused_before_anything_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_with(tmp_path, {"files": FILES})
     write_window(study, "2024-10", uris(3))
-    try:
-        with pytest.raises(StorageError, match="is on another disk than"):
+    with monkeypatch.context() as patch:
+        patch.setattr(Outbox, "_is_near", lambda *_: False)
+        with pytest.raises(StorageError, match="is the top of its disk"):
             handing_over.hand_over(study, "files")
-    finally:
-        elsewhere.rmdir()
-    near = study_with(tmp_path, {"files": FILES})
-    assert handing_over.hand_over(near, "files").exported["posts"] == 3
+    assert handing_over.hand_over(study, "files").exported["posts"] == 3
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from backfill_dagster_tests.handoff.built import (
     write_window,
 )
 from backfill_dagster_tests.handoff.killing import KilledError, counted_steps
+from backfill_dagster_tests.handoff.test_hand_over import put_folders_on_another_disk
 from backfill_dagster_tests.purge.stored_bytes import files_with
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
@@ -148,7 +149,10 @@ def test_what_is_taken_meanwhile_does_not_come_back(study: Study, tmp_path: Path
     assert taker.taken.total() == 6
 
 
-def test_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_far", [False, True])
+def test_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_far: bool) -> None:
+    if is_far:
+        put_folders_on_another_disk(monkeypatch)
     end_at, killed = 1, True
     while killed:
         folder = tmp_path / f"at{end_at}"

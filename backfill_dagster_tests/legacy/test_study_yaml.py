@@ -124,7 +124,7 @@ def test_filters_other_types_and_what_nobody_knows(tmp_path: Path) -> None:
     uris = study.filters["app.bsky.feed.post"].uris
     assert uris is not None
     assert uris.model_dump(exclude={"path"}) == {"type": "parquet", "column": "uri"}
-    assert str(study.storage.path) == "/data/old"
+    assert str(study.root.parent) == "/data/old"
     told = convert_yaml(old).fields
     found = verdicts(old)
     assert found["backfill.filters.subject"] == ("converted", "filters.app.bsky.feed.post.uris")

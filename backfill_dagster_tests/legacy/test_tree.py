@@ -71,7 +71,7 @@ def test_every_type_comes_out_equal(root: Path, storage: StudyStorage) -> None:
     assert report.rows_by_table == dict.fromkeys(LEGACY_TABLES, 1)
     assert report.rows_read == 6
     assert report.issues == report.rejected == report.unknown_columns == {}
-    [stored] = imported(storage.root, "posts").to_dicts()
+    [stored] = imported(storage.folder, "posts").to_dicts()
     assert stored == {
         **dict.fromkeys(legacy_schema("posts")),
         "did": ALICE,
@@ -105,17 +105,17 @@ def test_every_type_comes_out_equal(root: Path, storage: StudyStorage) -> None:
         "legacy_layer": "active",
         "legacy_synctimestamp": "2024-10-10-12:00:00",
     }
-    [stored] = imported(storage.root, "replies").to_dicts()
+    [stored] = imported(storage.folder, "replies").to_dicts()
     assert (stored["text"], stored["reply_parent_uri"], stored["reply_root_did"]) == (
         "so it is",
         POST_URI,
         BOB,
     )
     for table in ("likes", "reposts"):
-        [stored] = imported(storage.root, table).to_dicts()
+        [stored] = imported(storage.folder, table).to_dicts()
         assert (stored["subject_uri"], stored["subject_cid"], stored["subject_did"]) == (POST_URI, CID, BOB)
     for table in ("follows", "blocks"):
-        assert imported(storage.root, table)["subject_did"].to_list() == [BOB]
+        assert imported(storage.folder, table)["subject_did"].to_list() == [BOB]
 
 
 def test_what_an_sdk_writes_is_read_in_lexicons_terms(root: Path, storage: StudyStorage) -> None:
@@ -135,7 +135,7 @@ def test_what_an_sdk_writes_is_read_in_lexicons_terms(root: Path, storage: Study
     write(root, "post", [row("post", "p1", embed=repr(embed), facets=repr([facet]), text="@bob")])
     write(root, "like", [row("like", "l1", subject=repr(subject))])
     assert take_over(root, storage).issues == {}
-    [stored] = imported(storage.root, "posts").to_dicts()
+    [stored] = imported(storage.folder, "posts").to_dicts()
     assert (stored["media_types"], stored["blob_cids"], stored["alt_texts"]) == (
         ["image/png"],
         [BLOB],
@@ -144,7 +144,7 @@ def test_what_an_sdk_writes_is_read_in_lexicons_terms(root: Path, storage: Study
     assert stored["facet_mentions"] == [BOB]
     assert json.loads(stored["facets"])[0]["index"]["byteEnd"] == 4
     assert json.loads(stored["embed"])["images"][0]["image"]["ref"] == {"$link": BLOB}
-    assert imported(storage.root, "likes")["subject_uri"].to_list() == [POST_URI]
+    assert imported(storage.folder, "likes")["subject_uri"].to_list() == [POST_URI]
 
 
 def test_what_cannot_be_read_is_named_and_kept_as_it_stood(root: Path, storage: StudyStorage) -> None:
@@ -166,7 +166,7 @@ def test_what_cannot_be_read_is_named_and_kept_as_it_stood(root: Path, storage: 
     )
     write(root, "post", [{**odd, "extra": "x", "number": 5}], schema={"number": pl.Int64()})
     report = take_over(root, storage)
-    [stored] = imported(storage.root, "posts").to_dicts()
+    [stored] = imported(storage.folder, "posts").to_dicts()
     assert json.loads(stored["legacy_rest"]) == {
         "cid": "no cid",
         "author": BOB,
@@ -210,7 +210,7 @@ def test_rows_without_a_place_are_listed_whole(root: Path, storage: StudyStorage
     report = take_over(root, storage)
     assert report.rejected == {"bad_uri": 3, "no_uri": 1, "other_collection": 1}
     assert report.rows_read == 6 == sum(report.rows_by_table.values()) + sum(report.rejected.values())
-    rejects = pl.read_parquet(storage.root / "legacy/rejects/*.parquet").sort("row")
+    rejects = pl.read_parquet(storage.folder / "legacy/rejects/*.parquet").sort("row")
     assert rejects["row"].to_list() == [0, 1, 2, 3, 4]
     assert json.loads(rejects["content"][0])["text"] == "lost"
     assert [json.loads(content).get("uri") for content in rejects["content"]] == [one["uri"] for one in bad]
@@ -228,11 +228,11 @@ def test_of_several_rows_of_a_uri_one_is_taken(root: Path, storage: StudyStorage
     write(root, "post", [same, same], name="twice.parquet")
     write(root, "post", [same], layer="cache", day="2024-11-01", name="again.parquet")
     report = take_over(root, storage)
-    assert imported(storage.root, "posts")["text"].to_list() == ["taken", "same"]
+    assert imported(storage.folder, "posts")["text"].to_list() == ["taken", "same"]
     assert report.repeated == 2
     assert report.rejected == {"superseded": 2}
     assert report.rows_read == 6 == sum(report.rows_by_table.values()) + 2 + 2
-    rejects = pl.read_parquet(storage.root / "legacy/rejects/*.parquet")
+    rejects = pl.read_parquet(storage.folder / "legacy/rejects/*.parquet")
     assert {json.loads(content)["text"] for content in rejects["content"]} == {
         "in the cache, latest of all",
         "earlier",
@@ -250,9 +250,9 @@ def test_months_and_undated_rows(root: Path, storage: StudyStorage) -> None:
     write(root, "like", [row("like", rkey, created_at=value) for rkey, value in dates.items()])
     report = take_over(root, storage)
     assert report.undated == 3
-    months = sorted(path.parent.name for path in storage.root.glob("legacy/likes/month=*/*.parquet"))
+    months = sorted(path.parent.name for path in storage.folder.glob("legacy/likes/month=*/*.parquet"))
     assert months == ["month=2024-10", "month=2024-11"]
-    likes = imported(storage.root, "likes")
+    likes = imported(storage.folder, "likes")
     assert likes["date_quality"].to_list() == [
         "no_rkey_time",
         "no_rkey_time",
@@ -281,7 +281,7 @@ def test_what_is_in_the_tree_and_is_not_read_is_listed(
     (create / "profile").mkdir()
     (root / "raw_sync/delete").mkdir()
     report = take_over(root, storage)
-    assert imported(storage.root, "posts")["rkey"].to_list() == ["p2"]
+    assert imported(storage.folder, "posts")["rkey"].to_list() == ["p2"]
     partition = "raw_sync/create/post/active/partition_date=2024-10-10"
     assert {stranger["name"]: stranger["reason"] for stranger in report.passed_over} == {
         f"{partition}/link.parquet": "symbolic_link",
@@ -319,7 +319,7 @@ def test_what_has_no_place_in_a_column_stays_as_it_stood(
     write(root, kind, [row(kind, "p1", **{column: text})])
     take_over(root, storage)
     table = {"post": "posts", "reply": "replies", "like": "likes", "follow": "follows"}[kind]
-    [stored] = imported(storage.root, table).to_dicts()
+    [stored] = imported(storage.folder, table).to_dicts()
     assert json.loads(stored["legacy_rest"])[column] == text
 
 
@@ -334,7 +334,7 @@ def test_no_row_column_or_name_ends_the_import(root: Path, storage: StudyStorage
     named = write(root, "post", [row("post", "p3", text="t")], name="name.parquet")
     named.rename(os.fsdecode(os.fsencode(named.parent) + b"/\xff.parquet"))
     report = take_over(root, storage)
-    [stored] = imported(storage.root, "posts").to_dicts()
+    [stored] = imported(storage.folder, "posts").to_dicts()
     assert stored["rkey"] == "p1"
     assert json.loads(stored["legacy_rest"]) == {"embed": half, "at": "2024-10-10T12:00:00.000000001"}
     passed_over = {Path(one["name"]).name: one["reason"] for one in report.passed_over}
@@ -347,7 +347,7 @@ def test_dates_that_are_no_texts_are_those_that_they_are(root: Path, storage: St
     write(root, "post", [{**row("post", "p1", text="t"), **values}], schema=types)
     report = take_over(root, storage)
     assert report.other_types == {"created_at": 1, "partition_date": 1}
-    [stored] = imported(storage.root, "posts").to_dicts()
+    [stored] = imported(storage.folder, "posts").to_dicts()
     assert (stored["created_at"], stored["issues"], stored["legacy_rest"]) == (NOON, [], None)
 
 
@@ -356,7 +356,7 @@ def test_a_synctimestamp_that_is_no_time_is_not_the_latest(root: Path, storage: 
     write(root, "post", [row("post", "p1", text=text, synctimestamp=at) for text, at in times.items()])
     write(root, "post", [row("post", "p2", text="t", synctimestamp="2024-13-45-00:00:00")], name="1.parquet")
     take_over(root, storage)
-    first, second = imported(storage.root, "posts").to_dicts()
+    first, second = imported(storage.folder, "posts").to_dicts()
     assert (first["text"], first["issues"]) == ("fine", [])
     assert (second["sync_timestamp"], second["issues"]) == (None, ["synctimestamp:unreadable"])
 
@@ -367,7 +367,7 @@ def test_columns_of_other_types_and_missing_ones(root: Path, storage: StudyStora
     report = take_over(root, storage)
     assert report.other_types == {"langs": 1}
     assert report.missing_columns["cid"] == 1
-    [stored] = imported(storage.root, "posts").to_dicts()
+    [stored] = imported(storage.folder, "posts").to_dicts()
     assert (stored["langs"], stored["cid"], stored["date_quality"]) == (["en"], None, "missing")
     assert "$type:missing" in stored["issues"]
 
@@ -383,7 +383,7 @@ def test_many_rows_in_buckets_and_an_import_in_the_place_of_another(
     write(root, "follow", [row("follow", "f1", subject=BOB)])
     report = take_over(root, storage)
     assert (report.rows_by_table["posts"], report.repeated) == (300, 150)
-    whole = imported(storage.root, "posts")
+    whole = imported(storage.folder, "posts")
     assert whole["text"].to_list() == [f"number {number}" for number in range(300)]
     first = {key: storage.sha256(key) for key in storage.keys("legacy")}
     assert len(first) > 5
@@ -399,7 +399,7 @@ def test_many_rows_in_buckets_and_an_import_in_the_place_of_another(
 def test_a_root_without_a_tree(root: Path, storage: StudyStorage) -> None:
     with pytest.raises(SourceError, match="has no folder raw_sync/create"):
         take_over(root, storage)
-    assert not storage.root.exists()
+    assert not storage.folder.exists()
 
 
 def test_who_has_withdrawn_stays_out_and_goes(root: Path, storage: StudyStorage) -> None:
@@ -415,14 +415,14 @@ def test_who_has_withdrawn_stays_out_and_goes(root: Path, storage: StudyStorage)
     take_over(root, storage)
     tombstones = bury(storage, [ALICE], [(CAROL, "app.bsky.feed.post", "p4")], now)
     assert purge_legacy(storage, tombstones) == (3, 1)
-    assert files_with(storage.root, "a" * 24) == []
-    posts = imported(storage.root, "posts")
+    assert files_with(storage.folder, "a" * 24) == []
+    posts = imported(storage.folder, "posts")
     assert posts["rkey"].to_list() == ["p2"]
     assert posts["facet_mentions"].to_list() == [[f"did:plc:{'x' * 24}"]]
     purged = {key: storage.read(key).rows() for key in storage.keys("legacy")}
     report = take_over(root, storage)
     assert report.purged == 3
-    assert files_with(storage.root, "a" * 24) == []
+    assert files_with(storage.folder, "a" * 24) == []
     assert {key: storage.read(key).rows() for key in storage.keys("legacy")} == purged
 
 

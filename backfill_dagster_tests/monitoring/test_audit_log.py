@@ -172,7 +172,7 @@ def test_a_run_whose_end_could_not_be_put_on_the_log_has_not_died(
     run, _ = log.begin(entry())
     run.entry.count("repos", {"accounts_asked": 7})
     with monkeypatch.context() as patch:
-        patch.setattr("backfill_dagster.storage.HEADROOM_BYTES", 2**62)
+        patch.setattr("backfill_dagster.stores.local.HEADROOM_BYTES", 2**62)
         with pytest.raises(StorageError):
             run.finish(RunStatus.FAILED, "the disk is full", BEGIN + timedelta(hours=1))
     _, died = log.begin(entry("run-2", 1))

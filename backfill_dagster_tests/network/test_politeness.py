@@ -41,6 +41,7 @@ from backfill_dagster.sandbox.population import Population, Role
 from backfill_dagster.sandbox.repo import Repos
 from backfill_dagster.sandbox.request_log import LoggedRequest, RequestLog
 from backfill_dagster.sandbox.servers import PersonalDataServer, Query, RateLimit
+from backfill_dagster_tests.dids.sources.s3_server import BUCKET
 from backfill_dagster_tests.network.loopback import loopback_client, serve
 from backfill_dagster_tests.network.virtual_time import run_in_virtual_time
 from backfill_dagster_tests.studies import sandbox_study
@@ -449,13 +450,20 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_on_one_host_keep_its_limit_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["on a disk", "in S3"])
+def test_two_processes_on_one_host_keep_its_limit_together(
+    tmp_path: Path, request: pytest.FixtureRequest, kept: str
+) -> None:
     """Each fetches everything from it, at a pace at which one alone needs nearly all that it allows.
 
     However late the machine delivers requests: 5 at once, 13 a second for 3 s and 4 under way are fewer than 50.
     """
     limit = RateLimit(50, 3)
     settings = SandboxSettings(accounts=30, hosts=1, records=1)
+    storage = {"path": str(tmp_path / "data")}
+    if kept == "in S3":
+        request.getfixturevalue("s3")
+        storage = {"type": "s3", "path": f"s3://{BUCKET}/{tmp_path.name}"}
     with SandboxNetwork(settings, rate_limit=limit) as network, ExitStack() as stack:
         host = network.hosts[0]
         fetch = tmp_path / "fetch.py"
@@ -467,6 +475,7 @@ def test_two_processes_on_one_host_keep_its_limit_together(tmp_path: Path) -> No
                 name,
                 settings,
                 source={"type": "inline", "dids": network.dids},
+                storage=storage,
                 processing={"requests_per_second": 13, "requests_in_flight": 4, "workers": 1},
                 network={
                     "sandbox": None,

@@ -263,7 +263,7 @@ def test_a_message_that_waits_is_sent_by_the_next_run(tmp_path: Path, chat: Chat
 def test_a_full_disk_does_not_keep_a_message_back(
     tmp_path: Path, chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backfill_dagster.storage.HEADROOM_BYTES", 2**62)
+    monkeypatch.setattr("backfill_dagster.stores.local.HEADROOM_BYTES", 2**62)
     begin(sandbox_study(tmp_path, monitoring={"alert_on_failure": True})).end(RunStatus.FAILED, "disk full")
     assert len(chat.messages) == 1
 

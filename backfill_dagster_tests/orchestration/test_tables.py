@@ -42,7 +42,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 def build(study: Study, instance: dg.DagsterInstance, **settings: bool) -> dict[str, dict[str, int]]:
     """Build all windows of the likes by the asset; return what the events say of each."""
     result = (
-        build_defs(study.storage.path.parent)
+        build_defs(study.root.parent.parent)
         .get_repository_def()
         .get_job("study_stage_tables")
         .execute_in_process(

@@ -71,7 +71,7 @@ def read_accounts(study: Study) -> pl.DataFrame:
 
 def copy_of(study: Study, folder: Path) -> Study:
     """Return the same study on a copy of its data."""
-    shutil.copytree(study.storage.path, folder / "data")
+    shutil.copytree(study.root.parent, folder / "data")
     return study.model_copy(update={"storage": study.storage.model_copy(update={"path": folder / "data"})})
 
 

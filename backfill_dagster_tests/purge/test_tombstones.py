@@ -47,7 +47,7 @@ def test_accounts_and_records_are_known_again_and_named_nowhere(storage: StudySt
     assert not tombstones.holds_records_of(PLC)
     assert tombstones.record_named_in(f'{{"uris": ["{URI}"]}}')
     for text in (PLC, WEB, OTHER, "3l5uvwqz2fk2k"):
-        assert files_with(storage.root, text) == []
+        assert files_with(storage.folder, text) == []
 
 
 def test_two_studies_have_unlike_tombstones_of_one_account(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from backfill_dagster.records.conversion import (
     ConversionReport,
     PackFiles,
     convert_pack,
-    is_converted,
+    converted_packs,
     read_counts,
     records_key,
 )
@@ -95,8 +95,8 @@ def test_files_hold_what_the_same_records_become_in_memory(tmp_path: Path, types
     assert dict(index.group_by("table").agg(pl.col("rows").sum()).iter_rows()) == {
         table: expected.tables[table].height for table in TABLES if expected.tables[table].height
     }
-    assert is_converted(storage, HOST, PACK, "fingerprint")
-    assert not is_converted(storage, HOST, PACK, "another")
+    assert converted_packs(storage, [(HOST, PACK)], "fingerprint")
+    assert not converted_packs(storage, [(HOST, PACK)], "another")
 
 
 @pytest.mark.parametrize("others", [[], OTHERS])
@@ -129,7 +129,7 @@ def test_a_large_file_is_converted_in_batches_to_the_same(
     for key, frame in whole.items():
         # Not the size of the files, which may be cut differently.
         assert frame.drop("bytes", strict=False).equals(parted[key].drop("bytes", strict=False)), key
-    assert is_converted(StudyStorage(roots[1]), HOST, PACK, "fingerprint")
+    assert converted_packs(StudyStorage(roots[1]), [(HOST, PACK)], "fingerprint")
 
 
 def test_a_converted_file_is_read_in_small_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backfill_dagster.purge.mentions import mask_text
 from backfill_dagster.records import first_for_subject as module
-from backfill_dagster.records.conversion import PackFiles, is_converted, records_key
+from backfill_dagster.records.conversion import PackFiles, converted_packs, records_key
 from backfill_dagster.records.first_for_subject import SUBJECT_COLUMNS
 from backfill_dagster.records.tables import BLOCK, FOLLOW, LIKE, REPOST
 from backfill_dagster.storage import StudyStorage
@@ -164,7 +164,7 @@ def test_an_account_in_several_files_is_settled_over_all(
     found = {tuple(key): first for *key, first in rows.iter_rows()}
     assert found == expected_firsts(drawn, "normalize")
     # Also of the files that were written anew the size is the one that is told.
-    assert is_converted(storage, HOST, PACK, "fingerprint")
+    assert converted_packs(storage, [(HOST, PACK)], "fingerprint")
     before = {path: path.read_bytes() for path in (tmp_path / "records").rglob("*.parquet")}
     convert(tmp_path, pack, settings())
     assert {path: path.read_bytes() for path in before} == before

@@ -195,7 +195,7 @@ def test_the_same_data_give_the_same_bytes(study: Study, report: Report, html: s
     )
     # Another process hashes in another order, and has settings of its own for what it draws.
     (tmp_path / "matplotlibrc").write_text("font.size: 20\naxes.grid: True\n")
-    config = study.storage.path.parent / "study.yaml"
+    config = study.root.parent.parent / "study.yaml"
     done = subprocess.run(
         [sys.executable, "-c", script, str(config)],
         capture_output=True,

@@ -19,7 +19,8 @@ from backfill_dagster.repos.preflight import (
     ensure_space,
     estimate_space,
 )
-from backfill_dagster.storage import HEADROOM_BYTES, StudyStorage
+from backfill_dagster.storage import StudyStorage
+from backfill_dagster.stores.local import HEADROOM_BYTES
 from backfill_dagster_tests.studies import sandbox_study
 
 PROCESSING = Processing(batch_size=100, pack_megabytes=64, max_concurrent_pds=32, requests_in_flight=4)

@@ -72,7 +72,7 @@ def compared(storage: StudyStorage) -> tuple[list[tuple[str, str, bool, bool]], 
     events, wrong = [], 0
     for each in wanted:
         assert not is_compared(storage, each)
-        compare(storage.root, each)
+        compare(storage.folder, each)
         assert is_compared(storage, each)
         events += storage.read(each.key).select("did", "rkey", "stood_before", "changed").rows()
         wrong += int(told_of(storage, each.key)[UNACCOUNTED])
@@ -159,7 +159,7 @@ def test_versions_that_come_and_go_over_many_snapshots_have_a_row_for_each_time(
     chains = snapshot_chains(read_ledger(storage))
     wanted = comparisons(chains)
     for each in wanted:
-        compare(storage.root, each)
+        compare(storage.folder, each)
     rows = record_changes(pl.concat(read_events(storage, wanted, chains)))
     hours = [
         None if value is None else round((value - NOON).total_seconds() / 3600)
@@ -189,7 +189,7 @@ def test_an_inventory_counts_by_account_collection_and_age(storage: StudyStorage
     # The time in this key is 2024-09-24, a week before.
     pack = write(storage, {"a": {"3l4udwe7c2k22": "x", "self": "x"}, "b": {"self": "x"}, "c": {}}, 0)
     assert not has_inventory(storage, HOST, pack)
-    take_inventory(storage.root, HOST, pack)
+    take_inventory(storage.folder, HOST, pack)
     assert has_inventory(storage, HOST, pack)
     rows = storage.read(inventory_key(HOST, pack))
     assert rows.select("did", "collection", "records").rows() == [

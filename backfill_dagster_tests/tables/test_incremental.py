@@ -200,8 +200,8 @@ class Study(RuleBasedStateMachine):
     def tables_brought_up_to_date_equal_those_built_from_nothing(self) -> None:
         copies = [self.root / name for name in ("incremental", "again", "fresh")]
         for copy in copies:
-            if self.storage.root.exists():
-                shutil.copytree(self.storage.root, copy)
+            if self.storage.folder.exists():
+                shutil.copytree(self.storage.folder, copy)
         for folder in ("tables", "undated", "built"):
             shutil.rmtree(copies[2] / folder, ignore_errors=True)
         windows = [*WINDOWS[self.partitions], UNDATED]
@@ -262,12 +262,12 @@ def test_settings_that_come_back_after_a_build_was_killed(step: int) -> None:
     study = Study()
     study.fetch([{"did:plc:1": [1, 2, 12], "did:plc:2": [1, None]}, {"did:plc:3": [1, 12]}])
     study.build()
-    before = contents(study.storage.root)
+    before = contents(study.storage.folder)
     study.change_settings("two")
     with suppress(KilledError), killed_at(step):
         study.build()
     study.change_settings("one")
     study.build()
-    assert contents(study.storage.root) == before
+    assert contents(study.storage.folder) == before
     study.tables_brought_up_to_date_equal_those_built_from_nothing()
     study.teardown()

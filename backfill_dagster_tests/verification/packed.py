@@ -107,7 +107,7 @@ def prove(storage: StudyStorage, *, checks_signatures: bool = True) -> PackProof
     keys, found = stored_keys(storage)
     told = tuple(map(ToldKey._make, keys.iter_rows()))
     must_be_signed = frozenset(DIDS if checks_signatures else ())
-    proof = prove_pack(storage.root, PackToProve(host, pack, key, told, must_be_signed))
+    proof = prove_pack(storage.folder, PackToProve(host, pack, key, told, must_be_signed))
     return PackProof(proof.verdicts, [*found, *proof.found], proof.records)
 
 

@@ -50,7 +50,7 @@ def collected_study(folder: Path, **parts: object) -> Study:
 
 def copy_of(study: Study, folder: Path) -> Study:
     """Return the same study on a copy of its data."""
-    shutil.copytree(study.storage.path, folder / "data", symlinks=True)
+    shutil.copytree(study.root.parent, folder / "data", symlinks=True)
     return study.model_copy(update={"storage": study.storage.model_copy(update={"path": folder / "data"})})
 
 

@@ -309,7 +309,7 @@ NOW = datetime(2025, 1, 1, tzinfo=UTC)
 
 def purge(storage: StudyStorage) -> None:
     for host, _, key in pack_keys(storage):
-        purge_pack(storage.root, host, key)
+        purge_pack(storage.folder, host, key)
 
 
 def test_records_in_which_the_purged_are_masked_are_told_from_changed_ones(tmp_path: Path) -> None:
@@ -330,10 +330,10 @@ def test_records_in_which_the_purged_are_masked_are_told_from_changed_ones(tmp_p
 
 def test_what_is_fetched_anew_and_masked_is_noted(tmp_path: Path) -> None:
     storage = StudyStorage(tmp_path / "study")
-    storage.root.mkdir()
+    storage.folder.mkdir()
     bury(storage, [SECOND], [], NOW)
     named = repo_of(0, name=f"written to {SECOND}")
-    store(storage.root, {FIRST: (named.car(), SIGNERS[0].did_key)})
+    store(storage.folder, {FIRST: (named.car(), SIGNERS[0].did_key)})
     proof = prove(storage)
     assert proof.verdicts.select("verdict", "masked").rows() == [("proven_masked", 1)]
 

@@ -43,14 +43,14 @@ from backfill_dagster.errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     import polars as pl
 
     from backfill_dagster.dids.entries import EntrySource, SourceAccess
+    from backfill_dagster.stores.location import Location
 
 
-def entry_source(config: Source, field: str, *, storage: Path, column: str = "did") -> EntrySource:
+def entry_source(config: Source, field: str, *, storage: Location, column: str = "did") -> EntrySource:
     """Return what reads a source, whose field in the YAML is given; opens nothing.
 
     `storage` is where the study's own backfills are stored, `column` the one to read where the YAML names none.
@@ -76,7 +76,7 @@ def entry_source(config: Source, field: str, *, storage: Path, column: str = "di
 
 
 def read_columns(
-    config: Source, field: str, columns: Sequence[str], access: SourceAccess, *, storage: Path
+    config: Source, field: str, columns: Sequence[str], access: SourceAccess, *, storage: Location
 ) -> Iterator[pl.DataFrame]:
     """Yield columns of a file-like source as text, in batches of at most BATCH_ROWS; null where empty.
 
@@ -110,7 +110,7 @@ def _from_servers(
 def _tabular(
     config: TextSource | CsvSource | ParquetSource | SqliteSource | S3Source | AssetSource,
     field: str,
-    storage: Path,
+    storage: Location,
     column: str,
 ) -> TabularEntries:
     match config:

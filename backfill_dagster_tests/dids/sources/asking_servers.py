@@ -49,7 +49,7 @@ def study_of_server(folder: Path, address: str, **network: Any) -> Study:
 
 async def read_batches(source: EntrySource, study: Study) -> list[pl.DataFrame]:
     """Return a source's batches, after a look at their form."""
-    scratch = study.storage.path / "scratch_of_test"
+    scratch = study.root.parent / "scratch_of_test"
     scratch.mkdir(parents=True, exist_ok=True)
     async with open_connections(study, None, study.processing) as connections:
         access = SourceAccess(scratch, connections)

@@ -28,7 +28,7 @@ def items(dids: list[str]) -> list[UserItem]:
 
 
 def note(study: Study, dids: list[str]) -> None:
-    open_store(MetadataStore(), study="earlier", storage=study.storage.path).put_users(items(dids))
+    open_store(MetadataStore(), study="earlier", storage=study.root.parent).put_users(items(dids))
 
 
 def collected(study: Study) -> list[str]:

@@ -1,0 +1,316 @@
+"""Files as objects in S3: one put publishes a file, and a listing tells of a thousand at once.
+
+Credentials are found the usual AWS way: environment, profile, or the role of the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+
+from backfill_dagster.errors import StorageError
+from backfill_dagster.stores.s3_lease import S3Lease
+from backfill_dagster.stores.store import StoredObject
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from backfill_dagster.stores.location import S3Folder
+
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 10, 60
+# Of each call; S3 asks for patience by 503 SlowDown, and pauses grow between tries.
+_ATTEMPTS = 8
+_CONNECTIONS = 16
+# Objects that one call lists, at most.
+_PAGE_SIZE = 1000
+# A larger file is put in parts of this size, which S3 puts together in one step at the end.
+_PART_BYTES = 32 * 2**20
+# A writer publishes blocks and the pack that names them within minutes; after so long, it is dead.
+_ABANDONED_SECONDS = 24 * 60 * 60
+_LOCKS = ".locks"
+_LOCK_WAIT_SECONDS = 120.0
+_POLL_SECONDS = 0.2
+_NOT_THERE = frozenset({"NoSuchKey", "404", "NotFound"})
+_HEADROOM_BYTES = 64 * 2**20
+_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role"
+
+
+class S3Store:
+    """Objects below a prefix of a bucket; see `Store`."""
+
+    keeps_on_disk = False
+
+    def __init__(self, root: S3Folder) -> None:
+        self.root = root
+
+    def where(self, key: str) -> str:
+        """Return the object's address."""
+        return str(self.root / key)
+
+    @property
+    def polars_options(self) -> dict[str, str]:
+        """What Polars must be told besides the credentials, which it finds as boto3 does."""
+        settings = _settings(self.root)
+        options = {"aws_region": settings.region}
+        if settings.endpoint_url:
+            options["aws_endpoint_url"] = settings.endpoint_url
+            options["aws_allow_http"] = str(settings.endpoint_url.startswith("http://")).lower()
+        return options
+
+    def find(self, key: str) -> StoredObject | None:
+        """Return what is known of one object; None if it is not there."""
+        with self._errors(key, "read"):
+            try:
+                head = self._client.head_object(Bucket=self.root.bucket, Key=self._name(key))
+            except self._client.exceptions.ClientError as error:
+                if _code(error) in _NOT_THERE:
+                    return None
+                raise
+        return StoredObject(key, head["ContentLength"], f"{head['ETag']} {head['LastModified']}")
+
+    def files(self, prefix: str) -> list[StoredObject]:
+        """Return all objects below a prefix, sorted by key."""
+        return self._listed(prefix)
+
+    def everything(self, leaving_out: Container[str]) -> list[StoredObject]:
+        """Return all objects, sorted by key, but for those below these names."""
+        named = ((file, file.key.partition("/")[0]) for file in self._listed())
+        return [file for file, name in named if name != _LOCKS and name not in leaving_out]
+
+    def _listed(self, prefix: str | None = None) -> list[StoredObject]:
+        below = self.root if prefix is None else self.root / prefix
+        with self._errors(prefix or "", "listed"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.root.bucket,
+                Prefix=f"{below.prefix}/" if below.prefix else "",
+                PaginationConfig={"PageSize": _PAGE_SIZE},
+            )
+            found = [
+                StoredObject(
+                    self._key(item["Key"]), item["Size"], f"{item['ETag']} {item['LastModified'].isoformat()}"
+                )
+                for page in pages
+                for item in page.get("Contents", ())
+            ]
+        return sorted(found, key=lambda file: file.key)
+
+    def folders(self, prefix: str) -> list[str]:
+        """Return the sorted names of what stands right below a prefix and has objects below it."""
+        below = self._name(prefix) + "/"
+        with self._errors(prefix, "listed"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.root.bucket, Prefix=below, Delimiter="/"
+            )
+            return sorted(
+                item["Prefix"].removeprefix(below).rstrip("/")
+                for page in pages
+                for item in page.get("CommonPrefixes", ())
+            )
+
+    def stamp(self, keys: Sequence[str], folders: Sequence[str]) -> list[tuple[str, str | None]]:
+        """Return the versions of these objects, and of those below prefixes that match, by a listing of each."""
+        alone = [(key, None if (found := self.find(key)) is None else found.version) for key in keys]
+        below = [
+            (file.key, file.version)
+            for top in sorted({name.partition("/")[0] for name in folders})
+            for file in self.files(top)
+            if any(fnmatchcase(file.key.rpartition("/")[0], name) for name in folders)
+        ]
+        return [*alone, *below]
+
+    def open(self, key: str) -> BinaryIO:
+        """Open an object for reading at any place, by ranges; raises FileNotFoundError."""
+        with self._errors(key, "read"):
+            return cast(
+                "BinaryIO", _file_system(self.root).open_input_file(f"{self.root.bucket}/{self._name(key)}")
+            )
+
+    def local(self, key: str, scratch: Path) -> Path:
+        """Return a copy of an object in a scratch folder; raises FileNotFoundError."""
+        target = scratch / f"copy-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        with self._errors(key, "read"):
+            try:
+                self._client.download_file(self.root.bucket, self._name(key), str(target))
+            except self._client.exceptions.ClientError as error:
+                if _code(error) in _NOT_THERE:
+                    raise FileNotFoundError(self.where(key)) from error
+                raise
+        return target
+
+    def put(self, local: Path, key: str) -> None:
+        """Put a finished local file as one object: others see the old content or the new."""
+        from boto3.s3.transfer import TransferConfig
+
+        parts = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES)
+        with self._errors(key, "written"):
+            self._client.upload_file(str(local), self.root.bucket, self._name(key), Config=parts)
+
+    def remove(self, key: str) -> None:
+        """Delete one object, if it is there."""
+        with self._errors(key, "removed"):
+            self._client.delete_object(Bucket=self.root.bucket, Key=self._name(key))
+
+    def remove_empty_folders(self, prefix: str) -> None:
+        """Do nothing: there are no folders in S3."""
+
+    @property
+    def scratch_parent(self) -> Path:
+        """A folder of this machine's own, by the name of the place."""
+        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"backfill_dagster-{os.getuid()}" / digest
+
+    def free_bytes(self) -> int | None:
+        """Return how much may be written to scratch; S3 itself is never full."""
+        folder = self.scratch_parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            usage = shutil.disk_usage(folder)
+        except OSError as error:
+            raise StorageError.unwritable(folder, error) from error
+        return max(0, usage.free - _HEADROOM_BYTES) if usage.total else None
+
+    def shared(self, prefix: str) -> AbstractContextManager[None]:  # noqa: ARG002  nobody sweeps what is young
+        """Do nothing: what is published together is young, and only what is old is swept."""
+        return nullcontext()
+
+    def sweeping(self, prefix: str) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Do nothing: see `settled`."""
+        return nullcontext()
+
+    @contextmanager
+    def alone(self, prefix: str) -> Iterator[None]:
+        """Hold a prefix alone, by a lease, while objects below it are read and written again."""
+        with self.attempt(prefix, _LOCK_WAIT_SECONDS) as is_held:
+            if not is_held:
+                raise StorageError(f"{self.where(prefix)} has been held by another run for too long")
+            yield
+
+    @contextmanager
+    def attempt(self, prefix: str, patience: float) -> Iterator[bool]:
+        """Hold a prefix alone, if nobody else does so for longer than `patience` seconds; gives whether it is held."""
+        lease = S3Lease(self._client, self.root.bucket, self._name(f"{_LOCKS}/{prefix}.lease"))
+        deadline = time.monotonic() + patience
+        with self._errors(prefix, "held"):
+            while (held := lease.take("a run")) is None and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+        try:
+            yield held is not None
+        finally:
+            if held is not None:
+                held.release()
+
+    def settled(self, files: Iterable[StoredObject]) -> Iterator[StoredObject]:
+        """Yield those that nobody has touched for a day: without a common clock of locks, age alone tells."""
+        for file in files:
+            written = datetime.fromisoformat(file.version.partition(" ")[2])
+            if (datetime.now(UTC) - written).total_seconds() > _ABANDONED_SECONDS:
+                yield file
+
+    @property
+    def _client(self) -> Any:
+        return s3_client(self.root)
+
+    def _name(self, key: str) -> str:
+        return (self.root / key).prefix
+
+    def _key(self, name: str) -> str:
+        return name.removeprefix(f"{self.root.prefix}/") if self.root.prefix else name
+
+    @contextmanager
+    def _errors(self, key: str, what: str) -> Iterator[None]:
+        """Say which object could not be read or changed, and what to do."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError, Boto3Error, ValueError) as error:
+            told = " ".join(str(error).split())
+            advice = _CREDENTIALS if "redentials" in told or "AccessDenied" in told else "mend that"
+            raise StorageError(
+                f"{self.where(key)} cannot be {what}: {told}; {advice}, then run the same again: "
+                "what is stored is whole"
+            ) from error
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"{self.where(key)} cannot be {what}: {error}") from error
+
+
+class _Settings(NamedTuple):
+    endpoint_url: str | None
+    region: str
+
+
+_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+
+
+def _settings(root: S3Folder) -> _Settings:
+    """Return what the study leaves open as the environment and AWS's configuration say it."""
+    return _settings_for(root.endpoint_url, root.region, tuple(map(os.environ.get, _VARIABLES)))
+
+
+@lru_cache(maxsize=8)
+def _settings_for(
+    endpoint_url: str | None, region: str | None, variables: tuple[str | None, ...]
+) -> _Settings:
+    import boto3
+
+    s3_endpoint, any_endpoint, region_name, *_ = variables
+    return _Settings(
+        endpoint_url or s3_endpoint or any_endpoint,
+        region or region_name or boto3.session.Session().region_name or "us-east-1",
+    )
+
+
+def s3_client(root: S3Folder) -> Any:
+    """Return this process's client for the server that a place is on."""
+    settings = _settings(root)
+    return _client_for(settings.endpoint_url, settings.region, os.getpid())
+
+
+@lru_cache(maxsize=8)
+def _client_for(endpoint_url: str | None, region: str, pid: int) -> Any:  # noqa: ARG001  a fork makes its own
+    # It takes longer to import than all else here, and most studies are stored on a disk.
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT,
+        read_timeout=_READ_TIMEOUT,
+        retries={"mode": "adaptive", "total_max_attempts": _ATTEMPTS},
+        max_pool_connections=_CONNECTIONS,
+    )
+    return boto3.session.Session().client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+
+
+def _file_system(root: S3Folder) -> Any:
+    settings = _settings(root)
+    return _file_system_for(settings.endpoint_url, settings.region, os.getpid())
+
+
+@lru_cache(maxsize=8)
+def _file_system_for(endpoint_url: str | None, region: str, pid: int) -> Any:  # noqa: ARG001
+    from pyarrow.fs import S3FileSystem
+
+    scheme, _, host = (endpoint_url or "https://").partition("://")
+    return S3FileSystem(
+        region=region,
+        scheme=scheme,
+        endpoint_override=host.rstrip("/") or None,
+        force_virtual_addressing=False,
+    )
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
