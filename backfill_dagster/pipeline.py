@@ -63,6 +63,7 @@ from backfill_dagster.repos.outcomes import Obtained
 from backfill_dagster.repos.packs import (
     PACK_SCHEMA,
     pack_keys,
+    pack_sizes,
     read_ledger,
     stored_hosts,
     sweep_uncommitted_blocks,
@@ -333,6 +334,9 @@ def convert_records(
     todo = packs_to_convert(study, pds_hosts, again=again)
     if not todo:
         return 0
+    sizes = pack_sizes(storage)
+    # The largest first: what comes last is short then, and no worker waits long for the others.
+    todo.sort(key=lambda pack: -sizes[pack[2]])
     count = study.processing.worker_count
     with metrics.workers(count), worker_pool(count) as workers:
         futures = [

@@ -21,6 +21,7 @@ from backfill_dagster.api.errors import InvalidRequestError
 from backfill_dagster.config.metadata_store import MetadataStore
 from backfill_dagster.config.network import Network
 from backfill_dagster.config.operation import Monitoring
+from backfill_dagster.config.processing import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,8 @@ _FILE_ONLY = {
     "network.dns_server": "it decides where handles lead",
     "monitoring.prometheus_address": "it opens the server to its network",
     "monitoring.prometheus_pushgateway": "it may lead into private networks",
+    "storage.type": "it writes with the server's credentials",
+    "storage.endpoint_url": "the server's credentials go there, and it may lead into private networks",
     "metadata_store.type": "it writes with the server's credentials",
     "metadata_store.endpoint_url": "the server's credentials go there, and it may lead into private networks",
 }
@@ -150,7 +153,12 @@ def _file_only(field: str, why: str) -> InvalidRequestError:
 @cache
 def _usual_fields() -> dict[str, Any]:
     """Return what the fields are that only a file may set, if it does not."""
-    sections = {"network": Network(), "monitoring": Monitoring(), "metadata_store": MetadataStore()}
+    sections = {
+        "network": Network(),
+        "monitoring": Monitoring(),
+        "metadata_store": MetadataStore(),
+        "storage": Storage(),
+    }
     return {field: value for name, section in sections.items() for field, value in _leaves(section, name)}
 
 

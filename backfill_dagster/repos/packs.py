@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -140,6 +141,8 @@ LEDGER_SCHEMA = pl.Schema(
     }
 )
 
+# Between the name of a pack and the number of a file with its blocks.
+_BLOCKS = ".blocks-"
 _PACK_NAME = re.compile(r"(?P<pack>[0-9a-f]{20})\.parquet")
 
 
@@ -243,7 +246,7 @@ class PackWriter:
 
 def blocks_file_name(pack: str, number: int) -> str:
     """Return the name of a pack's n-th blocks file."""
-    return f"{pack}.blocks-{number}.parquet"
+    return f"{pack}{_BLOCKS}{number}.parquet"
 
 
 def pack_keys(storage: StudyStorage, pds_hosts: Iterable[str] | None = None) -> list[tuple[str, str, str]]:
@@ -256,6 +259,16 @@ def pack_keys(storage: StudyStorage, pds_hosts: Iterable[str] | None = None) -> 
             if match:
                 found.append((host, match["pack"], key))
     return found
+
+
+def pack_sizes(storage: StudyStorage) -> Counter[str]:
+    """Return how many bytes of blocks each pack has, by the pack's key; from a listing alone."""
+    sizes: Counter[str] = Counter()
+    for key, size in storage.sizes("repos").items():
+        pack, is_blocks, _ = key.partition(_BLOCKS)
+        if is_blocks:
+            sizes[f"{pack}.parquet"] += size
+    return sizes
 
 
 def stored_hosts(storage: StudyStorage) -> list[str]:
@@ -308,7 +321,7 @@ def _read_attempts(storage: StudyStorage, packs: Sequence[tuple[str, str, str]])
 def sweep_uncommitted_blocks(storage: StudyStorage, pds_host: str) -> int:
     """Delete blocks files that no pack names and no process is about to name; return how many."""
     folder = f"repos/{partition_folder(pds_host)}"
-    with storage.sweeping(folder, "*.blocks-*.parquet") as blocks:
+    with storage.sweeping(folder, f"*{_BLOCKS}*.parquet") as blocks:
         packs = {pack for _, pack, _ in pack_keys(storage, [pds_host])}
         left_over = [
             file.key for file in blocks if file.key.rpartition("/")[2].partition(".")[0] not in packs

@@ -239,9 +239,7 @@ def build_together(
     told the table as well; all else is as with one table alone.
     """
     builds = [_Build(table, windows, again=again) for table in tables]
-    # The largest first: what comes last is short then.
-    waiting = sorted((build for build in builds if build.groups), key=lambda build: -build.bytes)
-    for build, files, written in _written(waiting, workers):
+    for build, files, written in _written(builds, workers):
         on_cost(build.table.name, written.cost)
         build.store(files, written)
     return [build.finish(windows) for build in builds]
@@ -267,11 +265,10 @@ class _Build:
         self.groups = [group for _, files in sorted(todo.items()) for group in read_together(files)]
         self._note()
 
-    @property
-    def bytes(self) -> int:
-        """How much is to be read, in bytes of converted files."""
+    def bytes(self, files: Sequence[WindowFile]) -> int:
+        """Tell how much is to be read for these files, in bytes of converted ones."""
         expected = self.table._expected
-        return sum(expected[file.window][file.name].bytes for files in self.groups for file in files)
+        return sum(expected[file.window][file.name].bytes for file in files)
 
     def store(self, files: Sequence[WindowFile], written: WrittenPart) -> None:
         """Take note of files that were written: what is done stays done if the run ends here."""
@@ -301,14 +298,15 @@ class _Build:
 def _written(
     builds: Sequence[_Build], workers: Workers | None
 ) -> Iterator[tuple[_Build, list[WindowFile], WrittenPart]]:
-    """Write what is to be written, in order; yield it as it is stored."""
+    """Write what is to be written; yield it as it is stored."""
+    groups = [(build.bytes(files), build, files) for build in builds for files in build.groups]
+    # The largest first: what comes last is short then, and no worker waits long for the others.
+    groups.sort(key=lambda group: -group[0])
     # A part names the accounts that it is made of, so that not all are held at once.
     parts = (
-        (build, files, build.table._storage.root, build.table._part(files))
-        for build in builds
-        for files in build.groups
+        (build, files, build.table._storage.root, build.table._part(files)) for _, build, files in groups
     )
-    if workers is None or sum(build.bytes for build in builds) <= _SMALL_BYTES:
+    if workers is None or sum(size for size, *_ in groups) <= _SMALL_BYTES:
         for build, files, root, part in parts:
             yield build, files, write_part(root, part)
         return

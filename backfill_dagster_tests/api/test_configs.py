@@ -291,6 +291,7 @@ COLLECTED = {
         ({"storage": {"path": "data/demo"}}, "storage.path"),
         ({"storage": {"path": "configs"}}, "storage.path"),
         ({"storage": {"path": "."}}, "storage.path"),
+        ({"storage": {"type": "s3", "path": "s3://bucket/lab"}}, "storage.type"),
         ({"network": {"allow_private_addresses": True}}, "network.allow_private_addresses"),
         ({"network": {"connect_to": {"a.test:443": "127.0.0.1:22"}}}, "network.connect_to"),
         ({"network": {"dns_server": "127.0.0.1:53"}}, "network.dns_server"),
@@ -386,6 +387,7 @@ def test_every_address_that_a_study_can_name_is_one_that_was_thought_of() -> Non
         *("network.plc_url", "network.plc_export.mirrors", "network.dns_server", "network.connect_to"),
         *("network.allow_private_addresses", "monitoring.prometheus_address"),
         *("monitoring.prometheus_pushgateway", "monitoring.ui_url", "metadata_store.endpoint_url"),
+        "storage.endpoint_url",
     }
 
 

@@ -5,9 +5,9 @@ run's own process and in every worker that it spawns. Each primitive that change
 path below the storage's folder, the moments before and after it are failpoints. Every failpoint that is passed is
 written to the log, and at the chosen one the whole process group, or this process alone, is killed with SIGKILL.
 
-A failpoint's name is `<role> <primitive> <place> < <caller>`: the role is `parent` or `worker`; the place is where in
-the project the primitive is called, as `file:function:line`; the caller, for a place in the storage module, is who
-called that.
+A failpoint's name is `<role> <primitive> <place> < <callers>`: the role is `parent` or `worker`; the place is where in
+the project the primitive is called, as `file:function:line`; for a place in the storage's modules, the callers are who
+called that, up to the first that is no such module.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PACKAGE = "backfill_dagster."
 NOT_THE_PRODUCT = "backfill_dagster.sandbox"
 STORAGE = "backfill_dagster.storage"
+STORAGES = frozenset({STORAGE, "backfill_dagster.stores.local"})
 
 _write_log = os.write
 _readlink = os.readlink
@@ -92,15 +93,16 @@ def _role() -> str:
 
 
 def _place() -> str:
-    inner = _product_frame(sys._getframe(1))
-    if inner is None:
-        return "outside"
-    if inner.f_globals.get("__name__") != STORAGE:
-        return _name(inner)
-    outer: FrameType | None = inner
-    while outer is not None and outer.f_globals.get("__name__") == STORAGE:
-        outer = _product_frame(outer.f_back)
-    return f"{_name(inner)} < {'outside' if outer is None else _name(outer)}"
+    names = []
+    frame = _product_frame(sys._getframe(1))
+    while frame is not None:
+        names.append(_name(frame))
+        if frame.f_globals.get("__name__") not in STORAGES:
+            break
+        frame = _product_frame(frame.f_back)
+    else:
+        names.append("outside")
+    return " < ".join(names)
 
 
 def _product_frame(frame: FrameType | None) -> FrameType | None:
