@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -43,11 +44,14 @@ _PARTITION = "pds="
 _FRAMES_AT_ONCE = 256
 # Files that are looked at at once, where each look takes a request.
 _LOOKS_AT_ONCE = 16
+# Files of one folder from which on a listing of it takes fewer requests than to ask for each.
+_WORTH_A_LISTING = 4
 _PATH = "_path"
 # More than a full disk has left when a write to it has failed.
 _PROBE_BYTES = 2**20
 _MEGABYTE = 2**20
 
+_Asked = TypeVar("_Asked")
 _Found = TypeVar("_Found")
 
 
@@ -150,8 +154,22 @@ class StudyStorage:
     def sizes_of(self, keys: Iterable[str]) -> dict[str, int]:
         """Return the size in bytes of those of these files that are there, by key."""
         asked = list(map(self._checked, keys))
+        if not self.keeps_on_disk:
+            return self._sizes_listed(asked)
         found = self._each(self._store.find, asked)
         return {key: file.bytes for key, file in zip(asked, found, strict=True) if file is not None}
+
+    def _sizes_listed(self, keys: Iterable[str]) -> dict[str, int]:
+        """Do so by listing folders of which several files are asked for: a call tells of a thousand."""
+        by_folder: defaultdict[str, list[str]] = defaultdict(list)
+        for key in keys:
+            by_folder[key.rpartition("/")[0]].append(key)
+        listed = [folder for folder, some in by_folder.items() if folder and len(some) >= _WORTH_A_LISTING]
+        single = [key for folder, some in by_folder.items() if folder not in listed for key in some]
+        files = [file for some in self._each(self._store.files, listed) for file in some]
+        files += [file for file in self._each(self._store.find, single) if file is not None]
+        wanted = {key for some in by_folder.values() for key in some}
+        return {file.key: file.bytes for file in files if file.key in wanted}
 
     def folders(self, prefix: str) -> list[str]:
         """Return the sorted names of the folders right below a prefix."""
@@ -261,7 +279,7 @@ class StudyStorage:
         told = self._each(read, asked)
         return {key: found for key, found in zip(asked, told, strict=True) if found is not None}
 
-    def _each(self, look: Callable[[str], _Found], keys: Sequence[str]) -> list[_Found]:
+    def _each(self, look: Callable[[_Asked], _Found], keys: Sequence[_Asked]) -> list[_Found]:
         """Look at files; several at once, if each look takes a request."""
         if self.keeps_on_disk or len(keys) < 2:
             return list(map(look, keys))
@@ -274,8 +292,10 @@ class StudyStorage:
         if isinstance(self.root, Path):
             yield self.path(key)
             return
-        with self.scratch() as folder, self._reading(key):
-            yield self._store.local(self._checked(key), folder)
+        with self.scratch() as folder:
+            with self._reading(key):
+                copy = self._store.local(self._checked(key), folder)
+            yield copy
 
     def sha256(self, key: str) -> str:
         """Return the SHA-256 of a stored file's bytes, in hex."""
@@ -358,9 +378,32 @@ class StudyStorage:
         with other.local(key) as copy:
             self.publish(copy, key, rows=0)
 
+    def stand_in(self, key: str, size: int) -> None:
+        """Make a file of this key, on this disk, of which nothing but the size is right, and which takes no room."""
+        with self.scratch() as folder:
+            local = folder / "hollow"
+            with writing(self.where(key)), local.open("wb") as file:
+                file.truncate(size)
+            self._store.put(local, key)
+
+    def duplicate(self, keys: Mapping[str, str]) -> None:
+        """Store files, by key, under second keys too: by links, or by copies that the place itself makes."""
+
+        def duplicate(pair: tuple[str, str]) -> None:
+            key, as_key = map(self._checked, pair)
+            with self._reading(key):
+                self._store.duplicate(key, as_key, folder)
+
+        with self.scratch() as folder, self.clock.writing():
+            self._each(duplicate, list(keys.items()))
+
     def remove(self, key: str) -> None:
         """Delete one file, if it is there."""
         self._store.remove(self._checked(key))
+
+    def forget_removed(self) -> None:
+        """Delete what the place keeps by itself of files that were removed, replaced, or never finished."""
+        self._store.forget_removed()
 
     def remove_empty_folders(self, prefix: str) -> None:
         """Delete the folders below a prefix that hold nothing; only while nobody writes below it."""
@@ -392,9 +435,8 @@ class StudyStorage:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Lend a local folder, gone when the block ends; on the file system of what is stored, if that is on a disk."""
-        parent = self._store.scratch_parent
+        parent = self._store.make_scratch_parent()
         with writing(parent):
-            parent.mkdir(parents=True, exist_ok=True)
             self.ensure_headroom()
             with locked(parent, fcntl.LOCK_SH):
                 folder = Path(tempfile.mkdtemp(dir=parent))
@@ -408,9 +450,9 @@ class StudyStorage:
 
     def sweep_scratch(self) -> None:
         """Delete scratch whose owner is gone: a lent folder stays locked for as long as its process lives."""
-        parent = self._store.scratch_parent
-        if not parent.is_dir():
+        if not self._store.scratch_parent.is_dir():
             return
+        parent = self._store.make_scratch_parent()
         with writing(parent), locked(parent, fcntl.LOCK_EX):
             for folder in parent.iterdir():
                 # Held by a living process, or just now deleted by one.
@@ -425,10 +467,16 @@ class StudyStorage:
         return self._store.shared(self._checked(prefix))
 
     @contextmanager
-    def sweeping(self, prefix: str, pattern: str) -> Iterator[list[StoredObject]]:
-        """Hold a folder while nobody publishes in it; gives its files of which nobody is about to make use."""
+    def sweeping(
+        self, prefix: str, pattern: str, *, by_one_alone: bool = False
+    ) -> Iterator[list[StoredObject]]:
+        """Hold a folder while nobody publishes in it; gives its files of which nobody is about to make use.
+
+        Those are all, if the caller is the only one at work on the study.
+        """
         with self._store.sweeping(self._checked(prefix)):
-            yield list(self._store.settled(self.listed(prefix, pattern)))
+            files = self.listed(prefix, pattern)
+            yield files if by_one_alone else list(self._store.settled(files))
 
     def alone(self, prefix: str) -> AbstractContextManager[None]:
         """Hold a folder, made if there is none, while nobody else holds it or publishes in it."""

@@ -71,8 +71,14 @@ class Outbox:
     def settle(self, tombstones: Tombstones | None) -> None:
         """Put into the folder what an interruption has left beside it, less what is purged."""
         if not self._folder.is_dir():
-            return
+            if not self._beside.folder.is_dir():
+                return
+            # The folder is gone, and not what was on its way into it.
+            self.prepare()
         near = self._near
+        if near is not self._storage:
+            # A copy that was broken off names accounts too.
+            near.sweep_scratch()
         # What is still staged is delivered from there: who takes it out of the folder meanwhile must not get it twice.
         waiting = set(self._storage.keys(self._staged)) if near is not self._storage else ()
         for key in near.keys(_INCOMING):

@@ -3,7 +3,8 @@
 It lies in the study's own folder, which holds the DIDs anyway, and never in a configuration or in the log. Whoever has
 the log alone cannot tell whom it is about, not even by trying all DIDs there are; whoever has the study's folder as
 well can. When the key is deleted, nobody can join the lines written so far to accounts any more, and what follows has
-other names. Unlike the salt of the tombstones it is a secret; so it is another one, and readable to its owner alone.
+other names. Unlike the salt of the tombstones it is a secret; so it is another one, and readable to its owner alone, or
+in S3 to those who may read the bucket.
 """
 
 from __future__ import annotations

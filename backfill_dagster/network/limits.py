@@ -161,6 +161,7 @@ class HostGate:
         self._limited_since: float | None = None
         self._refusals_in_a_row = 0
         self._watchers: list[Callable[[], None]] = []
+        self._is_closed = False
 
     @property
     def rate(self) -> float:
@@ -263,6 +264,17 @@ class HostGate:
                 self._park(state.parked_until - now, now)
             self._wake_first()
 
+    def close(self) -> None:
+        """Let nothing more through until `open`; what is under way goes on."""
+        with self._lock:
+            self._is_closed = True
+
+    def open(self) -> None:
+        """Undo `close`."""
+        with self._lock:
+            self._is_closed = False
+            self._wake_first()
+
     def watch(self, on_park: Callable[[], None]) -> None:
         """Have this called, in the middle of things, whenever the host's pause begins or grows longer."""
         with self._lock:
@@ -305,7 +317,7 @@ class HostGate:
             return None
         if park > 0:
             return park
-        if len(self._under_way) >= self._slots:
+        if self._is_closed or len(self._under_way) >= self._slots:
             return None
         wait = self._bucket.take()
         if wait == 0:

@@ -9,6 +9,7 @@ import platform
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,8 +18,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from backfill_dagster.errors import StorageError
 from backfill_dagster.network.limits import GateState
-from backfill_dagster.stores.s3 import s3_client
-from backfill_dagster.stores.s3_lease import S3Lease
+from backfill_dagster.stores.s3 import lease_at
+from backfill_dagster.stores.s3_errors import s3_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,20 +27,23 @@ if TYPE_CHECKING:
     from backfill_dagster.network.leases import HostLease
     from backfill_dagster.network.limits import HostGate
     from backfill_dagster.stores.location import S3Folder
-    from backfill_dagster.stores.s3_lease import HeldLease, LeaseState
+    from backfill_dagster.stores.s3_lease import HeldLease, LeaseState, S3Lease
 
 logger = logging.getLogger(__name__)
 
 _MAX_NAME = 200
 # Beyond any time in seconds.
 _MAX_NUMBER = 1e12
+# Between two tries to have a lost lease again.
+_POLL_SECONDS = 1.0
 
 
 class S3HostLeases:
     """Leases below a place in S3; `holder` names this run to others.
 
     A process that dies keeps its leases for a minute, until they run out. It may have used up every token just before,
-    so that the next holder begins with none.
+    so that the next holder begins with none. One that was held up, or cannot reach S3, for so long asks a host nothing
+    more until it has the lease again.
     """
 
     def __init__(self, folder: S3Folder, holder: str) -> None:
@@ -52,11 +56,11 @@ class S3HostLeases:
         place = _places.of(str(lease))
         async with place.turn:
             if place.held is None:
-                held = await _asked(lease, lambda: lease.take(self._holder))
+                keeper = _Keeper(place, gate, lease, self._holder)
+                held = await _asked(lease, lambda: lease.take(self._holder, watcher=keeper))
                 if held is None:
                     return None
-                if held.found.last:
-                    gate.resume(_state_to_resume(held.found))
+                _go_on(gate, held)
                 place.begin(gate, held)
             elif place.gate is not gate:
                 return None
@@ -71,15 +75,14 @@ class S3HostLeases:
 
     def _lease(self, host: str) -> S3Lease:
         # Percent-encoded, and with a suffix, no host can be a path or a folder.
-        place = self._folder / f"{quote(host, safe='')[:_MAX_NAME]}.lease"
-        return S3Lease(s3_client(place), place.bucket, place.prefix)
+        return lease_at(self._folder / f"{quote(host, safe='')[:_MAX_NAME]}.lease")
 
 
 async def _asked(lease: S3Lease, work: Any) -> Any:
     try:
         return await asyncio.to_thread(work)
     except (BotoCoreError, ClientError) as error:
-        raise StorageError(f"the lease {lease} cannot be taken: {error}") from error
+        raise s3_error(f"the lease {lease} cannot be taken", error) from error
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +93,8 @@ class _Place:
     held: HeldLease | None = None
     gate: HostGate | None = None
     count: int = 0
+    # Of what is held and by which gate, which the thread of a lost lease changes too.
+    change: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, gate: HostGate, held: HeldLease) -> None:
         self.gate, self.held = gate, held
@@ -98,7 +103,7 @@ class _Place:
     def note_park(self) -> None:
         """Write the pause down at once, beside the event loop: it must outlive this process."""
         if self.held is not None and self.gate is not None:
-            _writer.submit(self.held.note, _told(self.gate.state()))
+            _writer.submit(self.held.note, _told(self.gate.state(), self.held.ahead))
 
     async def release(self) -> None:
         """Hand the host's limit on with the last release."""
@@ -106,10 +111,56 @@ class _Place:
             self.count -= 1
             if self.count or self.held is None or self.gate is None:
                 return
-            held, gate = self.held, self.gate
-            self.held = self.gate = None
-            gate.unwatch(self.note_park)
-            await asyncio.to_thread(held.release, _told(gate.state()))
+            with self.change:
+                held, gate = self.held, self.gate
+                self.held = self.gate = None
+                gate.unwatch(self.note_park)
+                gate.open()
+            await asyncio.to_thread(held.release, _told(gate.state(), held.ahead))
+
+
+@dataclass(frozen=True, slots=True)
+class _Keeper:
+    """Lets a host be asked only while its lease is held for sure; has it again when it was lost."""
+
+    place: _Place
+    gate: HostGate
+    lease: S3Lease
+    holder: str
+
+    def doubted(self, held: HeldLease) -> None:
+        """Ask nothing more for now."""
+        with self.place.change:
+            if self.place.held is held:
+                self.gate.close()
+
+    def confirmed(self, held: HeldLease) -> None:
+        """Go on."""
+        with self.place.change:
+            if self.place.held is held:
+                self.gate.open()
+
+    def lost(self, held: HeldLease) -> None:
+        """Ask nothing more until it is held again, with what is left of the limit then."""
+        self.doubted(held)
+        logger.warning("%s: waiting until the lease is free again", self.gate.host)
+        while self.place.held is held:
+            again = None
+            with suppress(BotoCoreError, ClientError, StorageError):
+                again = self.lease.take(self.holder, watcher=self)
+            if again is not None and self._has_taken_over(held, again):
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _has_taken_over(self, held: HeldLease, again: HeldLease) -> bool:
+        with self.place.change:
+            if self.place.held is held:
+                _go_on(self.gate, again)
+                self.place.held = again
+                self.gate.open()
+                return True
+        again.release(_told(self.gate.state(), again.ahead))
+        return False
 
 
 class _Places:
@@ -128,16 +179,26 @@ _places = _Places()
 _writer = ThreadPoolExecutor(1, thread_name_prefix="leases")
 
 
-def _told(state: GateState) -> dict[str, float | None]:
-    return {"at": state.at, "tokens": state.tokens, "parked_until": state.parked_until}
+def _told(state: GateState, ahead: float) -> dict[str, float | None]:
+    """Return a gate's state by the server's clock, which is `ahead` of this machine's by so many seconds."""
+    parked_until = None if state.parked_until is None else state.parked_until + ahead
+    return {"at": state.at + ahead, "tokens": state.tokens, "parked_until": parked_until}
 
 
-def _state_to_resume(found: LeaseState) -> GateState:
+def _go_on(gate: HostGate, held: HeldLease) -> None:
+    """Have a gate go on where the last holder left off; one of which nothing is known begins as it is."""
+    if held.found.last or not held.found.was_handed_on:
+        gate.resume(_state_to_resume(held.found, held.ahead))
+
+
+def _state_to_resume(found: LeaseState, ahead: float) -> GateState:
     """Return the limit as it was handed on; with no tokens, and the last pause that was noted, if it was not."""
     parked_until = _number(found.note, "parked_until")
+    if parked_until is not None:
+        parked_until -= ahead
     at, tokens = _number(found.note, "at"), _number(found.note, "tokens")
     if found.was_handed_on and at is not None and tokens is not None:
-        return GateState(at=at, tokens=tokens, parked_until=parked_until)
+        return GateState(at=at - ahead, tokens=tokens, parked_until=parked_until)
     return GateState(at=time.time(), tokens=0, parked_until=parked_until)
 
 

@@ -62,11 +62,15 @@ class StudyLockResource(dg.ConfigurableResource["StudyLockResource"]):
         """Have this called when the run is over, while it still has what it has taken."""
         self._at_end.callback(finish)
 
-    def take(self, study: Study, run_id: str) -> None:
-        """Take the study for this run alone; raises StudyBusyError naming the run that has it, or StorageError."""
+    def take(self, study: Study, run_id: str, retry_of: str | None = None) -> None:
+        """Take the study for this run alone; raises StudyBusyError naming the run that has it, or StorageError.
+
+        If it was the run that this one is a retry of, and no lock is gone with its process, it is waited for.
+        """
         if study.name in self._held:
             return
-        self._held[study.name] = _lock(study, _signature(run_id), alone=True)
+        dead = None if retry_of is None else _run_of(retry_of)
+        self._held[study.name] = _lock(study, _signature(run_id), alone=True, dead=dead)
 
     def share(self, study: Study, run: dg.DagsterRun) -> None:
         """Keep whole runs and purges of the study out while this run lasts; raises like `take`.
@@ -86,9 +90,9 @@ def is_locked(study: Study) -> bool:
     return run_lock(study.location).is_held()
 
 
-def _lock(study: Study, signature: str, *, alone: bool) -> HeldRunLock:
+def _lock(study: Study, signature: str, *, alone: bool, dead: str | None = None) -> HeldRunLock:
     lock = run_lock(study.location)
-    held = lock.take(signature, alone=alone)
+    held = lock.take(signature, alone=alone, dead=dead)
     if held is None:
         holder = lock.signature() or "runs of its single stages"
         raise StudyBusyError(
@@ -99,4 +103,8 @@ def _lock(study: Study, signature: str, *, alone: bool) -> HeldRunLock:
 
 
 def _signature(run_id: str | None) -> str:
-    return f"run {run_id} (process {os.getpid()})"
+    return f"{_run_of(run_id)}{os.getpid()})"
+
+
+def _run_of(run_id: str | None) -> str:
+    return f"run {run_id} (process "

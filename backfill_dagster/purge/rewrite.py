@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from backfill_dagster.errors import StorageError
 from backfill_dagster.purge.tombstones import PURGED, Tombstones
 from backfill_dagster.repos.blocks_file import BLOCKS_SCHEMA
 from backfill_dagster.repos.masked import masked_among
@@ -34,7 +36,7 @@ from backfill_dagster.repos.packs import (
 from backfill_dagster.storage import RowGroupWriter, StoredFile, StudyStorage, partition_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from backfill_dagster.repos.masked import Masked
@@ -62,6 +64,11 @@ def purge_pack(root: Location, pds_host: str, key: str) -> PackPurge | None:
     count as never fetched.
     """
     storage = StudyStorage(root)
+    with ExitStack() as lent:
+        return _purge_pack(storage, pds_host, key, lent)
+
+
+def _purge_pack(storage: StudyStorage, pds_host: str, key: str, lent: ExitStack) -> PackPurge | None:
     tombstones = Tombstones.load(storage)
     rows = storage.scan([key], PACK_SCHEMA).collect()
     purged = tombstones.held_among(rows["did"])
@@ -69,18 +76,20 @@ def purge_pack(root: Location, pds_host: str, key: str) -> PackPurge | None:
     masked_rows = _without_masked(_without_not_taken(tombstones.mask_texts(stays), tombstones), tombstones)
     folder = f"repos/{partition_folder(pds_host)}"
     old_blocks = [f"{folder}/{file['name']}" for file in rows["blocks_files"].to_list()[0] or []]
-    whole = _are_whole(storage, folder, rows)
+    there = storage.sizes_of(old_blocks)
+    # Each is brought here once, if it lies elsewhere.
+    local = {blocks: lent.enter_context(storage.local(blocks)) for blocks in old_blocks if blocks in there}
+    whole = _are_whole(storage, local, folder, rows)
     if not whole:
         masked_rows = masked_rows.filter(pl.col("outcome") != Outcome.COMPLETE.value)
     rows_change = not whole or not masked_rows.equals(rows)
-    if not rows_change and not any(_may_hold_purged(storage, blocks, tombstones) for blocks in old_blocks):
+    if not rows_change and not any(_may_hold_purged(path, tombstones) for path in local.values()):
         return None
     with storage.scratch() as scratch:
         files = []
         for number, blocks in enumerate(old_blocks if whole else ()):
             target = scratch / f"blocks-{number}.parquet"
-            with storage.local(blocks) as source:
-                files.append(_rewrite_blocks(source, target, frozenset(purged), tombstones))
+            files.append(_rewrite_blocks(local[blocks], target, frozenset(purged), tombstones))
         if not rows_change and not any(file.removed or file.masked for file in files):
             # Names are made from content: this would be the very pack that is about to be removed.
             return None
@@ -99,7 +108,8 @@ def purge_pack(root: Location, pds_host: str, key: str) -> PackPurge | None:
 def remove_leftovers(storage: StudyStorage) -> None:
     """Delete blocks files and converted records that belong to no pack."""
     for host in stored_hosts(storage):
-        sweep_uncommitted_blocks(storage, host)
+        # What a run has left that broke off between a pack's files, however young: a purge works alone.
+        sweep_uncommitted_blocks(storage, host, by_one_alone=True)
     packs = {(partition_folder(host), pack) for host, pack, _ in pack_keys(storage)}
     for key in storage.keys("records"):
         _, folder, _, name = key.split("/")
@@ -183,14 +193,22 @@ class _Rewritten:
         return len(self.masked_records)
 
 
-def _are_whole(storage: StudyStorage, folder: str, rows: pl.DataFrame) -> bool:
-    """Tell whether a pack's blocks files are those that it was written with."""
+def _are_whole(storage: StudyStorage, local: Mapping[str, Path], folder: str, rows: pl.DataFrame) -> bool:
+    """Tell whether a pack's blocks files, given by key as far as they are there, are those that it was written with."""
     listed = {f"{folder}/{file['name']}": file["sha256"] for file in rows["blocks_files"].to_list()[0] or []}
-    return all(storage.exists(key) and storage.sha256(key) == sha256 for key, sha256 in listed.items())
+    return all(key in local and _sha256(storage, key, local[key]) == sha256 for key, sha256 in listed.items())
 
 
-def _may_hold_purged(storage: StudyStorage, key: str, tombstones: Tombstones) -> bool:
-    with storage.local(key) as path, pq.ParquetFile(path) as file:
+def _sha256(storage: StudyStorage, key: str, path: Path) -> str:
+    try:
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"{storage.where(key)} cannot be read: {error}") from error
+
+
+def _may_hold_purged(path: Path, tombstones: Tombstones) -> bool:
+    with pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
             group = file.read_row_group(number, columns=["did", "collection", "rkey", "block"])
             if tombstones.withheld_rows(*_keys(group)):

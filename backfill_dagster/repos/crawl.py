@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 import time
 from collections import Counter, deque
 from contextlib import asynccontextmanager
@@ -81,6 +82,8 @@ class Account:
         known_rev: str | None = None,
     ) -> Account:
         """Make an account of a resolved row of the directory."""
+        # One text for all accounts of a host.
+        pds, pds_host = sys.intern(pds), sys.intern(pds_host)
         return cls(did, pds, pds_host, _did_key(key_type, key_multibase), known_rev)
 
 

@@ -251,14 +251,19 @@ def blocks_file_name(pack: str, number: int) -> str:
 
 def pack_keys(storage: StudyStorage, pds_hosts: Iterable[str] | None = None) -> list[tuple[str, str, str]]:
     """Return (PDS host, pack, key) of every committed pack, sorted; of all hosts unless some are named."""
-    hosts = stored_hosts(storage) if pds_hosts is None else sorted(set(pds_hosts))
+    if pds_hosts is None and not storage.keeps_on_disk:
+        # One listing of all: there are hundreds of hosts, most with a file or two.
+        keys = storage.keys("repos")
+    else:
+        hosts = stored_hosts(storage) if pds_hosts is None else set(pds_hosts)
+        keys = [key for host in hosts for key in storage.keys(f"repos/{partition_folder(host)}")]
     found = []
-    for host in hosts:
-        for key in storage.keys(f"repos/{partition_folder(host)}"):
-            match = _PACK_NAME.fullmatch(key.rpartition("/")[2])
-            if match:
-                found.append((host, match["pack"], key))
-    return found
+    for key in keys:
+        folder, _, name = key.removeprefix("repos/").partition("/")
+        host, match = partition_host(folder), _PACK_NAME.fullmatch(name.rpartition("/")[2])
+        if match and partition_folder(host) == folder:
+            found.append((host, match["pack"], key))
+    return sorted(found, key=lambda pack: (pack[0], pack[2]))
 
 
 def pack_sizes(storage: StudyStorage) -> Counter[str]:
@@ -318,10 +323,13 @@ def _read_attempts(storage: StudyStorage, packs: Sequence[tuple[str, str, str]])
     return rows.filter(sound).drop("key")
 
 
-def sweep_uncommitted_blocks(storage: StudyStorage, pds_host: str) -> int:
-    """Delete blocks files that no pack names and no process is about to name; return how many."""
+def sweep_uncommitted_blocks(storage: StudyStorage, pds_host: str, *, by_one_alone: bool = False) -> int:
+    """Delete blocks files that no pack names and no process is about to name; return how many.
+
+    Where no lock tells, those are old ones; but any, if the caller is the only one at work on the study.
+    """
     folder = f"repos/{partition_folder(pds_host)}"
-    with storage.sweeping(folder, f"*{_BLOCKS}*.parquet") as blocks:
+    with storage.sweeping(folder, f"*{_BLOCKS}*.parquet", by_one_alone=by_one_alone) as blocks:
         packs = {pack for _, pack, _ in pack_keys(storage, [pds_host])}
         left_over = [
             file.key for file in blocks if file.key.rpartition("/")[2].partition(".")[0] not in packs

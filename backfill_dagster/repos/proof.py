@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from backfill_dagster.errors import StorageError
 from backfill_dagster.monitoring.work_cost import WorkCost
-from backfill_dagster.purge.tombstones import Tombstones
+from backfill_dagster.purge.rewrite import purge_pack
+from backfill_dagster.purge.tombstones import TOMBSTONES_KEY, Tombstones
 from backfill_dagster.repos.blocks_file import Records
 from backfill_dagster.repos.car_bytes import open_car, sections_of
 from backfill_dagster.repos.cid import CID_BYTES, cid_text
@@ -24,7 +25,7 @@ from backfill_dagster.repos.outcomes import Obtained
 from backfill_dagster.repos.packs import Attempt, PackWriter
 from backfill_dagster.repos.parts import add_parts
 from backfill_dagster.repos.verify import Claim, RepoLimits, VerifiedRepos, prove, prove_together
-from backfill_dagster.storage import StudyStorage
+from backfill_dagster.storage import StudyStorage, partition_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -86,6 +87,7 @@ def prove_and_pack(
     the study has purged does not come in again.
     """
     storage = StudyStorage(root)
+    purges = storage.version(TOMBSTONES_KEY)
     tombstones = Tombstones.load(storage)
     written: list[Attempt] = []
     rejected: dict[str, tuple[RepoFault, str]] = {}
@@ -103,6 +105,10 @@ def prove_and_pack(
             writer.add_attempt(attempt)
             written.append(replace(attempt, commit_block=None, not_taken=(), masked=()))
         pack = writer.commit()
+    if pack is not None and storage.version(TOMBSTONES_KEY) != purges:
+        # A purge that did not wait for this process, since it was held up for longer than a lease in S3 lasts, may have
+        # looked through the packs before this one was there. What comes after this look finds it.
+        purge_pack(root, pds_host, f"repos/{partition_folder(pds_host)}/{pack}.parquet")
     for delivery in deliveries:
         if delivery.car is not None and delivery.attempt.did not in rejected:
             delivery.car.unlink(missing_ok=True)

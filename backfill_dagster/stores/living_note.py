@@ -97,10 +97,10 @@ class _S3Note:
 
     @classmethod
     def make(cls, location: S3Folder, key: str, told: Mapping[str, Any]) -> _S3Note:
-        from backfill_dagster.stores.run_lock import s3_errors
+        from backfill_dagster.stores.run_lock import lease_errors
 
         lease = _lease(location, key)
-        with s3_errors(lease):
+        with lease_errors(lease):
             held = lease.take("a run")
         if held is None:
             raise StorageError(f"{lease} is held by another process")
@@ -118,18 +118,16 @@ class _S3Note:
 
 
 def _abandoned_in_s3(location: S3Folder, key: str) -> dict[str, Any] | None:
-    from backfill_dagster.stores.run_lock import s3_errors
+    from backfill_dagster.stores.run_lock import lease_errors
 
     lease = _lease(location, key)
-    with s3_errors(lease):
+    with lease_errors(lease):
         state = lease.read()
     return None if state.holders else dict(state.note)
 
 
 def _lease(location: S3Folder, key: str) -> S3Lease:
     # boto3 takes longer to import than all else here, and most studies are stored on a disk.
-    from backfill_dagster.stores.s3 import s3_client
-    from backfill_dagster.stores.s3_lease import S3Lease
+    from backfill_dagster.stores.s3 import lease_at
 
-    place = location / key
-    return S3Lease(s3_client(place), place.bucket, place.prefix)
+    return lease_at(location / key)

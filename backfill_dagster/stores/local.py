@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -22,6 +23,8 @@ SCRATCH = ".scratch"
 # What is left free: Dagster's history, which as a rule is on the same disk, must be able to say that it is full.
 HEADROOM_BYTES = 64 * 2**20
 _POLL_SECONDS = 0.1
+# What is said where a file cannot have a second name, or no further one.
+_NO_LINKS = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class LocalStore:
@@ -105,16 +108,40 @@ class LocalStore:
         """Move a finished file to its key in one step, once its content is on the disk."""
         target = self.path(key)
         with writing(target):
-            with local.open("rb") as file:
-                os.fsync(file.fileno())
+            _sync(local)
             target.parent.mkdir(parents=True, exist_ok=True)
             local.replace(target)
+
+    def duplicate(self, key: str, as_key: str, scratch: Path) -> None:
+        """Link a file to a second key; copy it where there are no links, as across file systems.
+
+        `put` has another file take a key's place and never writes into one, so that a link is as good as a copy.
+        """
+        source, target = self.path(key), self.path(as_key)
+        if not source.is_file():
+            raise FileNotFoundError(source)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            twin = scratch / "twin"
+            try:
+                twin.hardlink_to(source)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                shutil.copyfile(source, twin)
+                _sync(twin)
+            twin.replace(target)
+            # To rename one of two links to the same file to the other one does nothing.
+            twin.unlink(missing_ok=True)
 
     def remove(self, key: str) -> None:
         """Delete one file, if it is there."""
         path = self.path(key)
         with writing(path):
             path.unlink(missing_ok=True)
+
+    def forget_removed(self) -> None:
+        """Do nothing: a disk keeps nothing by itself."""
 
     def remove_empty_folders(self, prefix: str) -> None:
         """Delete the folders below a prefix that hold nothing; only while nobody writes below it."""
@@ -127,6 +154,13 @@ class LocalStore:
     def scratch_parent(self) -> Path:
         """A folder on the same file system, since a file is published by a rename."""
         return self.root / SCRATCH
+
+    def make_scratch_parent(self) -> Path:
+        """Make that folder, if there is none."""
+        parent = self.scratch_parent
+        with writing(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        return parent
 
     def free_bytes(self) -> int | None:
         """Return how much may be written before the disk counts as full; None if it does not say."""
@@ -181,6 +215,11 @@ class LocalStore:
     def settled(self, files: Iterable[StoredObject]) -> Iterator[StoredObject]:
         """Yield all: who holds the folder alone knows that nobody is about to make use of them."""
         yield from files
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _changed_at(path: Path) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import signal
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
@@ -16,10 +18,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backfill_dagster.stores.location import Location
+    from backfill_dagster.stores.s3_lease import HeldLease
+
+logger = logging.getLogger(__name__)
 
 _NAME = ".lock"
 # Others hold it for a moment just to see whether they could.
 _PROBE_SECONDS = 0.5
+# A lease of a process that is gone has run out by then.
+_RUNS_OUT_SECONDS = 65.0
+_LOOK_AGAIN_SECONDS = 2.0
 
 
 class HeldRunLock(Protocol):
@@ -32,8 +40,11 @@ class HeldRunLock(Protocol):
 class RunLock(Protocol):
     """A study's lock; all methods raise StorageError."""
 
-    def take(self, signature: str, *, alone: bool) -> HeldRunLock | None:
-        """Take it, and sign it if it is taken alone; None if others are in the way."""
+    def take(self, signature: str, *, alone: bool, dead: str | None = None) -> HeldRunLock | None:
+        """Take it, and sign it if it is taken alone; None if others are in the way.
+
+        Who signed with what begins with `dead` is known to be gone; where it has the lock still, that is waited out.
+        """
 
     def is_held(self) -> bool:
         """Tell whether anybody has it."""
@@ -53,7 +64,7 @@ class LocalRunLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / _NAME
 
-    def take(self, signature: str, *, alone: bool) -> HeldRunLock | None:
+    def take(self, signature: str, *, alone: bool, dead: str | None = None) -> HeldRunLock | None:  # noqa: ARG002
         """Take it, and sign it if it is taken alone; None if others are in the way."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,14 +125,27 @@ def _sign(descriptor: int, text: str) -> None:
 
 
 @contextmanager
-def s3_errors(lease: object) -> Iterator[None]:
+def lease_errors(lease: object) -> Iterator[None]:
     """Say which lease it was that S3 did not give."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    from backfill_dagster.stores.s3_errors import s3_errors
 
-    try:
+    with s3_errors(f"{lease} cannot be taken"):
         yield
-    except (BotoCoreError, ClientError) as error:
-        raise StorageError(f"{lease} cannot be taken: {error}") from error
+
+
+class _StoppedByLoss:
+    """Ends a run that is no longer alone: after a pause, another may be at work on what it has not finished."""
+
+    def doubted(self, held: HeldLease) -> None:
+        """Wait: nothing is written meanwhile."""
+
+    def confirmed(self, held: HeldLease) -> None:
+        """Go on."""
+
+    def lost(self, held: HeldLease) -> None:
+        """Interrupt the process as Ctrl-C does, so that all is left in order."""
+        logger.error("%s was lost to another run, and this one ends; run the same again to go on", held)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 class S3RunLock:
@@ -129,23 +153,29 @@ class S3RunLock:
 
     def __init__(self, folder: S3Folder) -> None:
         # boto3 takes longer to import than all else here, and most studies are stored on a disk.
-        from backfill_dagster.stores.s3 import s3_client
-        from backfill_dagster.stores.s3_lease import S3Lease
+        from backfill_dagster.stores.s3 import lease_at
 
-        place = folder / _NAME
-        self._lease = S3Lease(s3_client(place), place.bucket, place.prefix)
+        self._lease = lease_at(folder / _NAME)
 
-    def take(self, signature: str, *, alone: bool) -> HeldRunLock | None:
+    def take(self, signature: str, *, alone: bool, dead: str | None = None) -> HeldRunLock | None:
         """Take it, and sign it if it is taken alone; None if others are in the way."""
-        with s3_errors(self._lease):
-            return self._lease.take(signature, alone=alone)
+        deadline = time.monotonic() + _RUNS_OUT_SECONDS
+        while True:
+            with lease_errors(self._lease):
+                held = self._lease.take(signature, alone=alone, watcher=_StoppedByLoss())
+            if held is not None:
+                held.guard()
+                return held
+            if dead is None or not self.signature().startswith(dead) or time.monotonic() > deadline:
+                return None
+            time.sleep(_LOOK_AGAIN_SECONDS)
 
     def is_held(self) -> bool:
         """Tell whether anybody has it."""
-        with s3_errors(self._lease):
+        with lease_errors(self._lease):
             return bool(self._lease.read().holders)
 
     def signature(self) -> str:
         """Return the signature of whoever took it alone last; empty if others have shared it since."""
-        with s3_errors(self._lease):
+        with lease_errors(self._lease):
             return self._lease.read().last

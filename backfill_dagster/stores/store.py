@@ -60,8 +60,17 @@ class Store(Protocol):
     def put(self, local: Path, key: str) -> None:
         """Publish a finished local file in one step, replacing what was there; the local file may be gone then."""
 
+    def duplicate(self, key: str, as_key: str, scratch: Path) -> None:
+        """Store a file under a second key too, in one step: without reading it here, where the place can do so.
+
+        What is written under either key later leaves the other as it is. Raises FileNotFoundError.
+        """
+
     def remove(self, key: str) -> None:
         """Delete one file, if it is there."""
+
+    def forget_removed(self) -> None:
+        """Delete what the place keeps by itself of files that were removed, replaced, or never finished."""
 
     def remove_empty_folders(self, prefix: str) -> None:
         """Delete folders below a prefix that hold nothing, where there is such a thing."""
@@ -69,6 +78,9 @@ class Store(Protocol):
     @property
     def scratch_parent(self) -> Path:
         """The local folder in which files are made before they are published."""
+
+    def make_scratch_parent(self) -> Path:
+        """Make that folder, if there is none."""
 
     @property
     def keeps_on_disk(self) -> bool:

@@ -36,11 +36,16 @@ def ledger_key(table: str) -> str:
 
 
 def read_built(storage: StudyStorage, table: str) -> pl.DataFrame:
-    """Return the ledger of a table (LEDGER_SCHEMA); one that cannot be read is as good as none."""
+    """Return the ledger of a table (LEDGER_SCHEMA); one that cannot be read is as good as none.
+
+    Raises StorageError for one that cannot be reached: whoever took that for none would write it as if it were.
+    """
     key = ledger_key(table)
     try:
         return storage.collect([storage.scan([key], LEDGER_SCHEMA)], [key])[0]
     except StorageError:
+        if not storage.keeps_on_disk and storage.exists(key):
+            storage.read_bytes(key)
         return pl.DataFrame(schema=LEDGER_SCHEMA)
 
 

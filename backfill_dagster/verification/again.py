@@ -58,7 +58,7 @@ def check_conversion(root: Location, conversion: Conversion) -> list[Found]:
 def check_part(root: Location, part: Part) -> list[Found]:
     """Build a part of a table again, and compare; the work of one worker process."""
     storage = StudyStorage(root)
-    sources = [key for key, _ in part.sources if storage.exists(key)]
+    sources = list(storage.sizes_of(key for key, _ in part.sources))
     with storage.scratch() as folder:
         again = mirror(storage, folder, sources)
         write_part(folder, part)

@@ -10,18 +10,26 @@ from backfill_dagster.errors import StorageError
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 
-def mirror(storage: StudyStorage, folder: Path, keys: Iterable[str]) -> StudyStorage:
+def mirror(
+    storage: StudyStorage, folder: Path, keys: Iterable[str], unread: Mapping[str, int] | None = None
+) -> StudyStorage:
     """Return a storage in a scratch folder with a link to each of these files, or a copy of each that is in S3.
 
-    Links to files, never to folders: whatever is written or removed there touches the link alone.
+    Links to files, never to folders: whatever is written or removed there touches the link alone. Of files in S3 that
+    will not be read, given with their sizes in bytes, only those are there.
     """
     linked = StudyStorage(folder)
     for key in keys:
         linked.mirror(key, storage)
+    for key, size in (unread or {}).items():
+        if storage.keeps_on_disk:
+            linked.mirror(key, storage)
+        else:
+            linked.stand_in(key, size)
     return linked
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,6 +41,7 @@ from backfill_dagster.verification.verdicts import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -104,16 +106,18 @@ def prove_pack(root: Location, pack: PackToProve) -> PackProof:
     [rows] = storage.collect([storage.scan([pack.key], PACK_SCHEMA)], [pack.key])
     rows = rows.filter(pl.col("outcome") == Outcome.COMPLETE.value)
     found: list[Found] = []
-    damage = _damage(storage, pack.key, rows)
     told = rows.to_dicts()
+    with ExitStack() as lent:
+        files: list[Path] = []
+        damage = _damage(storage, pack.key, rows, files, lent)
+        if damage is None:
+            blocks = _read_blocks(files, [row["did"] for row in told])
     if damage is not None:
         found.append(damage)
         verdicts = [
             _row(pack, row, _Judgement(SnapshotVerdict.DAMAGED_FILE, detail=damage.detail), 0) for row in told
         ]
         return PackProof(_frame(verdicts), found, 0)
-    files = [f"{pack.key.rpartition('/')[0]}/{file['name']}" for file in _files(rows)]
-    blocks = _read_blocks(storage, files, [row["did"] for row in told])
     if blocks.strays:
         found.append(Found(FileProblem.STRAY_RECORDS, pack.key, f"{blocks.strays:,} records"))
     prover = _Prover(pack, Tombstones.load(storage), blocks, told)
@@ -128,19 +132,31 @@ def _files(rows: pl.DataFrame) -> list[dict[str, Any]]:
     return list(rows["blocks_files"].to_list()[0] or ()) if rows.height else []
 
 
-def _damage(storage: StudyStorage, key: str, rows: pl.DataFrame) -> Found | None:
-    """Return what is wrong with the blocks files that a pack names."""
+def _damage(
+    storage: StudyStorage, key: str, rows: pl.DataFrame, files: list[Path], lent: ExitStack
+) -> Found | None:
+    """Return what is wrong with the blocks files that a pack names; else they are added to `files`.
+
+    Each is brought here once, if it lies elsewhere, for as long as `lent` lasts.
+    """
     if rows["blocks_files"].n_unique() > 1:
         return Found(FileProblem.CHANGED, key, "its rows name different blocks files")
     for file in _files(rows):
         name = f"{key.rpartition('/')[0]}/{file['name']}"
         if not storage.exists(name):
             return Found(FileProblem.MISSING, name, "its pack names it")
-        if storage.size(name) != file["bytes"] or storage.sha256(name) != file["sha256"]:
+        path = lent.enter_context(storage.local(name))
+        files.append(path)
+        try:
+            with path.open("rb") as content:
+                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+                size = content.tell()
+        except OSError as error:
+            raise StorageError(f"{storage.where(name)} cannot be read: {error}") from error
+        if (size, sha256) != (file["bytes"], file["sha256"]):
             return Found(FileProblem.CHANGED, name, "it has other bytes than its pack tells")
         try:
-            with storage.local(name) as path:
-                metadata, schema = pq.read_metadata(path), pq.read_schema(path)
+            metadata, schema = pq.read_metadata(path), pq.read_schema(path)
             if metadata.num_rows != file["rows"]:
                 return Found(FileProblem.CHANGED, name, "it has other rows than its pack tells")
             if schema.remove_metadata() != BLOCKS_SCHEMA:
@@ -150,16 +166,16 @@ def _damage(storage: StudyStorage, key: str, rows: pl.DataFrame) -> Found | None
     return None
 
 
-def _read_blocks(storage: StudyStorage, files: Sequence[str], dids: Sequence[str]) -> _Blocks:
+def _read_blocks(files: Sequence[Path], dids: Sequence[str]) -> _Blocks:
     blocks = _Blocks()
     places = pa.array(dids, pa.string())
-    for key in files:
+    for path in files:
         try:
-            with storage.local(key) as path, pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path) as file:
                 for number in range(file.num_row_groups):
                     _add(blocks, file.read_row_group(number), places)
         except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"{storage.where(key)} cannot be read: {error}") from error
+            raise StorageError(f"{path} cannot be read: {error}") from error
     return blocks
 
 

@@ -6,6 +6,7 @@ the packs give, and the stored tables are what the stored records give.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 # What is made of the tables, and what that takes: all the rest that a study's stages read.
 _MADE = (ACCOUNTS_KEY, ENGAGED_ACCOUNTS_KEY, ENGAGED_POSTS_KEY, DESCRIPTOR_KEY, READABLE_KEY)
 _LINKED = (SOURCE_KEY, SOURCE_REJECTS_KEY, DIRECTORY_KEY, TOMBSTONES_KEY)
+_UNREAD = re.compile(r"repos/[^/]+/[^/]+\.blocks-[^/]+|records/[^/]+/(?!counts/)[^/]+/[^/]+")
 _LINKED_FOLDERS = ("repos", "records", "tables", UNDATED, LEDGER_FOLDER, FILTERS_FOLDER, SHOWN_FOLDER)
 
 
@@ -92,9 +94,10 @@ def check_table_files(study: Study) -> list[Found]:
 def table_parts(study: Study) -> Iterator[Part]:
     """Yield the parts of all tables, with those of their files that are there."""
     storage = StudyStorage(study.location)
+    stored = {*storage.keys("tables"), *storage.keys(UNDATED)}
     for table in record_tables(study).values():
         for part in table.parts():
-            yield replace(part, files=tuple(file for file in part.files if storage.exists(file.key)))
+            yield replace(part, files=tuple(file for file in part.files if file.key in stored))
 
 
 def check_derived(study: Study) -> list[Found]:
@@ -103,14 +106,15 @@ def check_derived(study: Study) -> list[Found]:
     As much is on disk meanwhile as these take.
     """
     storage = StudyStorage(study.location)
-    keys = [
-        *(key for folder in _LINKED_FOLDERS for key in storage.keys(folder)),
-        *(key for key in _LINKED if storage.exists(key)),
-    ]
+    files = [file for folder in _LINKED_FOLDERS for file in storage.listed(folder)]
+    sizes = {file.key: file.bytes for file in files}
+    # Nearly all of a study's bytes; it is enough to know that they are there.
+    unread = {key: size for key, size in sizes.items() if _UNREAD.fullmatch(key)}
+    keys = [*(key for key in sizes if key not in unread), *(key for key in _LINKED if storage.exists(key))]
     with storage.scratch() as folder:
         elsewhere = study.storage.model_copy(update={"path": folder})
         twin = study.model_copy(update={"storage": elsewhere})
-        again = mirror(storage, twin.root, keys)
+        again = mirror(storage, twin.root, keys, unread)
         accounting.build_accounts(twin)
         tables, windows = study_tables(twin), study_windows(twin.time_range)
         if twin.discovery is not None:

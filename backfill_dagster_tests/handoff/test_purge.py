@@ -1,6 +1,7 @@
 """Who withdraws leaves what was handed over and is still there: batches, queues, and what is noted of them."""
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
@@ -87,6 +88,28 @@ def test_an_account_is_in_no_byte_of_what_is_left(study: Study, tmp_path: Path) 
     rows = queue_rows(study.root / "handoff/queue/queue.sqlite")
     assert [row["payload"]["uri"] for row in rows] == uris(3, did=BOB)
     assert rows[0]["payload"]["facet_mentions"] == [MASKED, CAROL]
+
+
+def test_what_was_on_its_way_to_another_disk_is_reached(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_folders_on_another_disk(monkeypatch)
+    outbox, beside = tmp_path / "outbox", tmp_path / "outbox.incoming"
+    batches = sorted(outbox.glob("*/*.parquet"))
+    broken_off, near = beside / ".scratch" / "tmp0", beside / "batches" / "posts"
+    for folder in (broken_off, near):
+        folder.mkdir(parents=True)
+    shutil.copyfile(batches[0], broken_off / "batch")
+    for batch in batches:
+        batch.rename(near / batch.name)
+    # The consumer has made an end of its folder.
+    shutil.rmtree(outbox)
+    purge(study)
+    assert not broken_off.exists()
+    remove_tables(study)
+    assert [name for name in files_with(tmp_path, "a" * 24) if not name.endswith("study.yaml")] == []
+    left = pl.concat([pl.read_parquet(path) for path in outbox.rglob("*.parquet")])
+    assert sorted(left["uri"]) == uris(3, did=BOB)
 
 
 def test_a_single_record_goes_and_the_others_stay(study: Study, tmp_path: Path) -> None:

@@ -4,17 +4,21 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from collections.abc import Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from backfill_dagster.network import limits, s3_leases
 from backfill_dagster.network.leases import HostLease, hold_host
 from backfill_dagster.network.limits import HostGate
 from backfill_dagster.network.s3_leases import S3HostLeases
 from backfill_dagster.stores import s3_lease
 from backfill_dagster.stores.location import S3Folder
+from backfill_dagster.stores.s3_lease import Holder, LeaseState
 from backfill_dagster_tests.dids.sources.s3_server import BUCKET
 
 HOST = "pds.test:8080"
@@ -172,5 +176,56 @@ def test_a_lease_is_renewed(folder: S3Folder, monkeypatch: pytest.MonkeyPatch) -
         await asyncio.sleep(3.5)
         assert await S3HostLeases(folder, "study b").take(gate()) is None
         await lease.release()
+
+    run(work())
+
+
+def test_who_has_lost_the_lease_asks_nothing_until_it_is_free_again(
+    folder: S3Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_lease, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr("backfill_dagster.network.s3_leases._POLL_SECONDS", 0.1)
+
+    async def work() -> None:
+        own = gate()
+        held = await taken(folder, own)
+        await ask(own, 2)
+        # As if this process had stood still for longer than the lease lasts.
+        lease = S3HostLeases(folder, "study b")._lease(HOST)
+        other = Holder("other", "study b", is_alone=True, expires=time.time() + 60)
+        assert lease.change(lambda state, _: LeaseState((other,), "study b", was_handed_on=False))
+        await asyncio.sleep(1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ask(own, 1), 0.5)
+        assert own.requests == 2
+        note = {"at": time.time(), "tokens": 3, "parked_until": None}
+        assert lease.change(lambda state, _: LeaseState((), "study b", note))
+        await asyncio.wait_for(ask(own, 1), 10)
+        assert tokens(own) == 2
+        await held.release()
+        # It was held again, and handed on.
+        await (await taken(folder, after := gate(), "study d")).release()
+        assert tokens(after) == 2
+
+    run(work())
+
+
+def test_a_pause_ends_when_it_does_on_machines_whose_clocks_differ(
+    folder: S3Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = SimpleNamespace(time=lambda: time.time() - 600, sleep=time.sleep)
+
+    async def work() -> None:
+        with monkeypatch.context() as machine:
+            for module in (limits, s3_leases, s3_lease):
+                machine.setattr(module, "time", late)
+            machine.setattr(s3_lease, "_clock", time.monotonic)
+            slow = gate()
+            lease = await taken(folder, slow)
+            slow.observe(429, {"retry-after": "300"})
+            await lease.release()
+        right = gate()
+        await (await taken(folder, right)).release()
+        assert 290 < right.parked_for() <= 303
 
     run(work())

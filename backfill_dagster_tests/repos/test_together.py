@@ -6,16 +6,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
+import polars as pl
 import pytest
 
+from backfill_dagster.purge.tombstones import bury
 from backfill_dagster.repos import proof
 from backfill_dagster.repos.faults import RepoFault, RepoRejectedError
 from backfill_dagster.repos.keys import SigningKey
 from backfill_dagster.repos.limits import RepoLimits
 from backfill_dagster.repos.outcomes import Outcome
-from backfill_dagster.repos.packs import Attempt
+from backfill_dagster.repos.packs import Attempt, PackWriter
 from backfill_dagster.repos.proof import Delivery, PackReport, ProofSettings, prove_and_pack
 from backfill_dagster.repos.verify import Claim, VerifiedRepo, prove_together, verify_repo
+from backfill_dagster.storage import StudyStorage
 from backfill_dagster_tests.fuzz.cases import make_case
 from backfill_dagster_tests.fuzz.corpus import whole_seeds
 from backfill_dagster_tests.repos.forge import ForgedRepo, K256Signer, Link, car, car_of_tree, cid_of, tree
@@ -201,6 +204,25 @@ def packed(root: Path, files: Sequence[File]) -> tuple[PackReport, dict[str, byt
     left = {path.name for path in root.glob("*.car")}
     assert left == {f"{n}.car" for n, (_, did, _) in enumerate(files) if did in report.rejected}
     return report, {path.name: path.read_bytes() for path in root.rglob("*.parquet")}
+
+
+def test_what_is_purged_while_a_pack_is_written_does_not_come_in_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, commit = StudyStorage(tmp_path / "study"), PackWriter.commit
+
+    def purge_before(writer: PackWriter) -> str | None:
+        """As by a run that took this one for dead, and looked through the packs before this one was there."""
+        bury(storage, [did_of(1)], [], datetime.now(UTC))
+        return commit(writer)
+
+    monkeypatch.setattr(PackWriter, "commit", purge_before)
+    report, files = packed(tmp_path / "study", [file_of(number) for number in range(3)])
+    assert report.pack is not None
+    stored = [rows["did"] for rows in map(pl.read_parquet, files.values()) if "did" in rows.columns]
+    assert len(stored) == 2
+    for dids in stored:
+        assert set(dids) == {did_of(0), did_of(2)}
 
 
 def test_a_pack_is_the_same_however_files_are_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What a study's storage promises, wherever the files are kept."""
 
+import errno
 import hashlib
 import uuid
 from pathlib import Path
@@ -170,3 +171,42 @@ def test_a_missing_bucket_and_refused_credentials_are_said(s3: Any, monkeypatch:
         storage.write_bytes("x", b"x")
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/study/repos cannot be listed"):
         storage.keys("repos")
+
+
+def test_a_second_key_has_the_same_bytes_and_what_is_written_under_either_leaves_the_other(
+    storage: StudyStorage,
+) -> None:
+    storage.write_bytes("a.bin", b"first")
+    storage.write_bytes("b.bin", b"other")
+    storage.duplicate({"a.bin": "copies/a.bin", "b.bin": "copies/b.bin"})
+    assert storage.sizes("copies") == {"copies/a.bin": 5, "copies/b.bin": 5}
+    storage.write_bytes("a.bin", b"second")
+    assert storage.sha256("copies/a.bin") == hashlib.sha256(b"first").hexdigest()
+    # Again, and in the place of what is there, also if it is the same file.
+    storage.duplicate({"a.bin": "copies/a.bin", "b.bin": "copies/b.bin"})
+    assert storage.sha256("copies/a.bin") == hashlib.sha256(b"second").hexdigest()
+    storage.write_bytes("copies/b.bin", b"third")
+    storage.remove("copies/a.bin")
+    assert storage.sha256("b.bin") == hashlib.sha256(b"other").hexdigest()
+    assert storage.exists("a.bin")
+    for keys in ({"x.bin": "y.bin"}, {"x.bin": "y.bin", "x2.bin": "y2.bin"}):
+        with pytest.raises(StorageError, match=r"x2?\.bin is missing"):
+            storage.duplicate(keys)
+    with pytest.raises(StorageError, match="not a path below"):
+        storage.duplicate({"a.bin": "../a.bin"})
+    assert not list(storage.scratch_parent.iterdir())
+
+
+def test_where_a_file_system_has_no_links_a_second_key_is_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = StudyStorage(tmp_path)
+    storage.write_bytes("a.bin", b"first")
+
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    storage.duplicate({"a.bin": "b.bin"})
+    assert storage.path("b.bin").read_bytes() == b"first"
+    assert not storage.path("a.bin").samefile(storage.path("b.bin"))
