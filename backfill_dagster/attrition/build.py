@@ -80,11 +80,10 @@ def build_attrition(study: Study) -> Attrition:
 def _figure(table: pl.DataFrame) -> bytes:
     """Draw what each step left and lost, as an image that stands by itself."""
     # Matplotlib takes a while to import, and most runs have nothing new to draw.
-    from backfill_dagster.report.drawing import style, svg
+    from backfill_dagster.report.drawing import Drawing
     from backfill_dagster.report.figures.attrition import draw_steps
 
-    with style():
-        return svg(draw_steps(table), "attrition", "What each step left, and what it lost").encode()
+    return Drawing(draw_steps, (table,)).svg("attrition", "What each step left, and what it lost").encode()
 
 
 def read_attrition(study: Study, accounts: pl.DataFrame) -> pl.DataFrame:

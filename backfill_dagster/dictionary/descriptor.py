@@ -5,9 +5,9 @@ A resource's `files` are globs, which a Data Package does not know: what there i
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import polars as pl
 
 from backfill_dagster.columns import type_name
@@ -38,7 +38,7 @@ def descriptor(name: str, resources: Sequence[Resource]) -> bytes:
         "version": VERSION,
         "resources": [_resource(resource) for resource in resources],
     }
-    return json.dumps(told, indent=1, ensure_ascii=False).encode() + b"\n"
+    return orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def _resource(resource: Resource) -> dict[str, Any]:

@@ -7,11 +7,16 @@ a figure holds in grey. Figures are dark on white whatever the theme of the page
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import warnings
 import xml.etree.ElementTree as ET
 from contextlib import contextmanager
-from datetime import date
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cache, cached_property
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -19,8 +24,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator
 
+from backfill_dagster.report.identity import digest_of
 from backfill_dagster.report.wording import compact
 
 if TYPE_CHECKING:
@@ -74,6 +80,15 @@ _EPOCH = date(1970, 1, 1)
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
+@cache
+def drawn_by() -> str:
+    """Return the identity of the code that draws; from another one, the same numbers may look otherwise."""
+    digest = hashlib.sha256(mpl.__version__.encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """Draw in the report's style, whatever the reader's own settings of Matplotlib are, for the time of the block."""
@@ -92,15 +107,67 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
-def svg(figure: Figure, name: str, alt: str) -> str:
-    """Return a figure as an `<svg>` element to stand in a page, with `alt` for who cannot see it.
+def lay_out(figure: Figure) -> None:
+    """Give what is in a figure its final place, unless it has it: that takes as long as to draw it."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
-    Its ids begin with `name`, so that those of several figures do not meet in one page.
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that is yet to be drawn: what makes it, in the report's style, and all that it is made of.
+
+    What was drawn of the same before in this process is drawn once: steps of the attrition for a file of their own
+    and for the page, and most figures again when a study is collected anew and little has changed.
     """
+
+    make: Callable[..., Figure]
+    made_of: tuple[object, ...]
+
+    def svg(self, name: str, alt: str) -> str:
+        """Return it as an `<svg>` element to stand in a page, with `alt` for who cannot see it.
+
+        Its ids begin with `name`, so that those of several figures do not meet in one page.
+        """
+        drawn = _once(("svg", name, self._identity), lambda: _svg(self._figure, name))
+        return drawn.replace(_ALT, escape(alt), 1)
+
+    def png_uri(self, dots_per_inch: int) -> str:
+        """Return it as a data URI of a PNG, for readers of Markdown that show nothing else."""
+        return _once(("png", dots_per_inch, self._identity), lambda: _png_uri(self._figure, dots_per_inch))
+
+    @cached_property
+    def _figure(self) -> Figure:
+        with style():
+            return self.make(*self.made_of)
+
+    @cached_property
+    def _identity(self) -> str:
+        return f"{self.make.__module__}.{self.make.__qualname__} {digest_of(self.made_of)}"
+
+
+def _once(key: tuple[object, ...], draw: Callable[[], str]) -> str:
+    if key not in _drawn:
+        with style():
+            _drawn[key] = draw()
+        if len(_drawn) > _MOST_DRAWN:
+            _drawn.pop(next(iter(_drawn)))
+    return _drawn[key]
+
+
+# Of some tens of kilobytes each.
+_MOST_DRAWN = 64
+_drawn: dict[tuple[object, ...], str] = {}
+_ALT = "what is to be seen"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    # Not by `savefig`, which draws everything twice: once to lay it out.
+    lay_out(figure)
     written = io.StringIO()
-    # Not by `savefig`, which draws everything twice: once to lay it out, which drawing does by itself.
     FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-    figure.set_layout_engine("none")
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
     root = ET.fromstring(written.getvalue())  # noqa: S314  Matplotlib's own output
@@ -115,16 +182,16 @@ def svg(figure: Figure, name: str, alt: str) -> str:
     for attribute in ("width", "height"):
         root.attrib.pop(attribute, None)
     root.set("role", "img")
-    root.set("aria-label", alt)
+    root.set("aria-label", _ALT)
     return ET.tostring(root, encoding="unicode")
 
 
-def png_uri(figure: Figure, dots_per_inch: int) -> str:
-    """Return a figure as a data URI of a PNG, for readers of Markdown that show nothing else."""
+def _png_uri(figure: Figure, dots_per_inch: int) -> str:
+    # In the same places, whether it was drawn as SVG before or not.
+    lay_out(figure)
+    figure.set_dpi(dots_per_inch)
     written = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(
-        written, format="png", dpi=dots_per_inch, metadata={"Software": None}
-    )
+    FigureCanvasAgg(figure).print_png(written, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
 
 
@@ -139,8 +206,14 @@ def count_axis(axes: Axes, axis: str, bins: int = 5) -> None:
 def day_axis(axes: Axes, span: DaySpan) -> None:
     """Have the horizontal axis show the days of a span."""
     locator = AutoDateLocator(minticks=3, maxticks=9)  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    dates = ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+    # Asked once: Matplotlib would do so a dozen times for each panel, and count days anew each time.
+    ends = (datetime.combine(day, time(), UTC) for day in (span.first, span.last + timedelta(days=1)))
+    places = locator.tick_values(*ends)  # type: ignore[no-untyped-call]
+    labels = FixedFormatter(dates.format_ticks(places))  # type: ignore[no-untyped-call]
+    labels.set_offset_string(dates.get_offset())  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_major_formatter(labels)
     axes.set_xlim(day_place(span.first), day_place(span.last) + 1)
     axes.set_xlabel("day of creation (UTC)")
 

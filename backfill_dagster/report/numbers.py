@@ -21,6 +21,7 @@ from backfill_dagster.report.hosts import summarise_hosts
 from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.packs import read_ledger
 from backfill_dagster.repos.snapshots import NOTHING_ASKED, PENDING, TOMBSTONED, UNRESOLVED
+from backfill_dagster.sharing.rehydration import Rehydration, stored_rehydration
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.accounts import reason_totals
 
@@ -55,7 +56,8 @@ class ReportNumbers:
     """What the report says, before it is put into words; all of accounts that the source lists now.
 
     `attrition` (ATTRITION_SCHEMA) is what was lost on the way, `decay` how fast what was collected goes, and `methods`
-    a paragraph about all of it, in Markdown.
+    a paragraph about all of it, in Markdown. `rehydration` is what was found again, of a study that is rebuilt from
+    what another one has shared.
 
     `states`: `state, reason, kind, accounts`. `left_out`: `reason, inputs` of the source. `tables`: `table, records,
     in_period`. `filtered`, `rejected`: `reason, records`. `hosts`: `HOSTS_SCHEMA`. `in_tables` is the number of
@@ -80,6 +82,7 @@ class ReportNumbers:
     attrition: pl.DataFrame
     decay: Decay
     methods: str
+    rehydration: Rehydration | None
 
     @property
     def complete(self) -> int:
@@ -160,6 +163,7 @@ def read_numbers(study: Study) -> ReportNumbers:
         attrition=attrition,
         decay=decay,
         methods=methods_text(study, accounts, attrition, decay),
+        rehydration=stored_rehydration(study),
     )
 
 

@@ -10,17 +10,30 @@ from backfill_dagster.records.tables import OTHER_RECORDS, TABLES_OF_COLLECTION
 from backfill_dagster.report.figures.figure import NumbersTable
 from backfill_dagster.report.numbers import BY_DIRECTORY, BY_SERVER, COMPLETE, FAILED, NOT_ASKED, NOT_TRIED
 from backfill_dagster.report.wording import instant, percent, plain_text, spaced_name
+from backfill_dagster.sharing.rehydration import Rehydrated
 
 if TYPE_CHECKING:
     from backfill_dagster.config.study import Study
     from backfill_dagster.config.time_range import TimeRange
     from backfill_dagster.report.numbers import ReportNumbers
+    from backfill_dagster.sharing.rehydration import Rehydration
 
 _KINDS = (COMPLETE, FAILED, BY_SERVER, BY_DIRECTORY, NOT_TRIED, NOT_ASKED)
 _SIGNED_BY = {
     "current": "signed by the account's current key",
     "previous": "signed by an earlier key of the account",
     None: "signature not checked, as the study chose",
+}
+
+_SAID_OF_SHARED = {
+    Rehydrated.FOUND: "the same as was shared",
+    Rehydrated.EDITED: "changed since",
+    Rehydrated.DELETED: "their accounts have them no more",
+    Rehydrated.ACCOUNT_GONE: "of accounts that are not active or not found",
+    Rehydrated.UNREACHABLE: "of accounts that could not be read",
+    Rehydrated.NOT_ASKED: "of accounts that were not asked yet",
+    Rehydrated.UNUSABLE: "no row can be made of them",
+    Rehydrated.LEFT_OUT: "left out by this study's settings",
 }
 
 
@@ -43,6 +56,7 @@ def facts(study: Study, numbers: ReportNumbers) -> list[tuple[str, str]]:
         ("Study period", _period(study.time_range)),
         ("Record types", types),
         *_filters(study),
+        *([("Rebuilt from", "ids that another study has shared")] if numbers.rehydration else []),
         ("Collected", collected),
     ]
 
@@ -141,7 +155,29 @@ def overview_tables(numbers: ReportNumbers) -> list[NumbersTable]:
         tables.append(proofs_table(numbers))
     if numbers.left_out.height:
         tables.append(left_out_table(numbers))
+    if numbers.rehydration is not None:
+        tables.append(rehydration_table(numbers.rehydration))
     return tables
+
+
+def rehydration_table(found: Rehydration) -> NumbersTable:
+    """Say what became of the records that were shared; the last row is their sum."""
+    by_outcome = found.by_outcome
+    rows = [
+        (f"{outcome.value}: {_SAID_OF_SHARED[outcome]}", by_outcome.get(outcome.value, 0))
+        for outcome in Rehydrated
+    ]
+    rows.append(("purged by this study", found.purged))
+    told = [(name, number) for name, number in rows if number]
+    return NumbersTable(
+        "overview-rehydration",
+        "Records that were shared",
+        ("shared records", "number", "share"),
+        tuple(
+            (name, number, percent(number, found.shared))
+            for name, number in [*told, ("shared", found.shared)]
+        ),
+    )
 
 
 def _period(period: TimeRange) -> str:

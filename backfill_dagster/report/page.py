@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backfill_dagster.report.identity import digest_of
 from backfill_dagster.report.markup import element, table, text
 from backfill_dagster.report.numbers import read_numbers
 from backfill_dagster.report.overview import facts, overview_tables
@@ -39,32 +41,51 @@ class Report:
 def build_report(study: Study) -> Report:
     """Write the page of a study whose accounts and tables are built; the same data give the same bytes.
 
-    Raises StorageError if a file is missing, or cannot be read or written.
+    A page that is made of the same already, and is whole, stays: to draw takes longer than all else that a run does
+    which has nothing new. Raises StorageError if a file is missing, or cannot be read or written.
     """
     # Matplotlib takes a while to import, and whoever loads the definitions does not draw.
-    from backfill_dagster.report.drawing import png_uri, style, svg
+    from backfill_dagster.report.drawing import drawn_by
     from backfill_dagster.report.figures.all import all_figures
     from backfill_dagster.report.markdown import summary_markdown
 
-    numbers = read_numbers(study)
-    with style():
-        figures = all_figures(numbers)
+    storage, numbers = StudyStorage(study.location), read_numbers(study)
+    figures = all_figures(numbers)
+    words = _page(study, numbers, figures, [figure.name if figure.drawing else "" for figure in figures])
+    made_of = digest_of([drawn_by(), numbers, words])
+    page = storage.read_bytes(REPORT_KEY) if storage.exists(REPORT_KEY) else b""
+    if not _is_sealed(page, made_of):
         drawings = [
-            "" if figure.drawing is None else svg(figure.drawing, figure.name, figure.alt)
-            for figure in figures
+            figure.drawing.svg(figure.name, figure.alt) if figure.drawing else "" for figure in figures
         ]
-        [overview] = [figure for figure in figures if figure.name == _PLOT_IN_SUMMARY]
-        plot = "" if overview.drawing is None else png_uri(overview.drawing, _PLOT_DOTS_PER_INCH)
-    page = _page(study, numbers, figures, drawings)
-    stored = StudyStorage(study.location).write_bytes(REPORT_KEY, page.encode())
+        page = _sealed(_page(study, numbers, figures, drawings), made_of)
+        storage.write_bytes(REPORT_KEY, page)
+    [overview] = [figure.drawing for figure in figures if figure.name == _PLOT_IN_SUMMARY]
+    plot = overview.png_uri(_PLOT_DOTS_PER_INCH) if overview else ""
     return Report(
-        key=stored.key,
-        bytes=stored.bytes,
-        sha256=stored.sha256,
+        key=REPORT_KEY,
+        bytes=len(page),
+        sha256=hashlib.sha256(page).hexdigest(),
         figures=sum(figure.drawing is not None for figure in figures),
         problems=tuple(numbers.problems),
         summary_markdown=summary_markdown(study, numbers, figures, plot),
     )
+
+
+# The digest of all else on the page and of what it was made of; so it tells of a page that was changed, too.
+_SEAL = '<meta name="seal" content="{}">'
+
+
+def _sealed(page: str, made_of: str) -> bytes:
+    seal = hashlib.sha256(f"{made_of}{page}".encode()).hexdigest()
+    return page.replace(_SEAL, _SEAL.format(seal), 1).encode()
+
+
+def _is_sealed(page: bytes, made_of: str) -> bool:
+    opening, _, closing = _SEAL.partition("{}")
+    before, _, rest = page.decode(errors="replace").partition(opening)
+    _, _, after = rest.partition(closing)
+    return _sealed(f"{before}{_SEAL}{after}", made_of) == page
 
 
 _PLOT_IN_SUMMARY = "records-per-day"
@@ -143,6 +164,7 @@ def _page(
         # Whatever stands in here, nothing is loaded and nothing runs.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
         '<meta name="referrer" content="no-referrer">',
+        _SEAL,
         text("title", title),
         element("style", _STYLE),
     )

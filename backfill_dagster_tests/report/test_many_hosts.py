@@ -7,7 +7,6 @@ from pathlib import Path
 
 import polars as pl
 
-from backfill_dagster.report.drawing import style, svg
 from backfill_dagster.report.figures.host_speeds import host_speeds
 from backfill_dagster.report.hosts import HOSTS_SCHEMA
 from backfill_dagster.report.numbers import read_numbers
@@ -40,10 +39,9 @@ def hosts() -> pl.DataFrame:
 def test_many_hosts_are_drawn_small_and_few_are_named(tmp_path: Path) -> None:
     found = hosts()
     numbers = replace(read_numbers(stored_study(tmp_path, [])), hosts=found)
-    with style():
-        figure = host_speeds(numbers)
-        assert figure.drawing is not None
-        drawn = svg(figure.drawing, figure.name, figure.alt)
+    figure = host_speeds(numbers)
+    assert figure.drawing is not None
+    drawn = figure.drawing.svg(figure.name, figure.alt)
     assert len(drawn) < 600_000
     named = re.findall(r"host-(\d{4})\.example", drawn[drawn.index(">") :])
     assert len(named) == 8

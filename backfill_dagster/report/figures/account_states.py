@@ -12,6 +12,7 @@ from backfill_dagster.report.drawing import (
     PURPLE,
     SKY,
     VERMILLION,
+    Drawing,
     labelled_bars,
     new_figure,
 )
@@ -46,7 +47,7 @@ _ALL_OTHERS = "all others"
 
 
 def account_states(numbers: ReportNumbers) -> ReportFigure:
-    """Draw complete accounts against all others, and below the others by state on a scale of their own."""
+    """Show complete accounts against all others, and below the others by state on a scale of their own."""
     total, complete = numbers.accounts, numbers.complete
     title = (
         f"{complete:,} of {counted(total, 'account')} complete ({percent(complete, total)})"
@@ -77,7 +78,7 @@ def account_states(numbers: ReportNumbers) -> ReportFigure:
             "the percentages of both are of all accounts."
         ),
         alt=f"Bars of accounts by state: {told}." if total else title,
-        drawing=_draw(numbers, labels) if total else None,
+        drawing=Drawing(_draw, (numbers.states, labels, total, complete)) if total else None,
         tables=(
             NumbersTable(
                 _NAME,
@@ -96,13 +97,10 @@ def _labels(states: pl.DataFrame) -> list[str]:
     ]
 
 
-def _draw(numbers: ReportNumbers, labels: list[str]) -> Figure:
-    total, complete = numbers.accounts, numbers.complete
+def _draw(states: pl.DataFrame, labels: list[str], total: int, complete: int) -> Figure:
     others = [
         (label, kind, accounts)
-        for label, (kind, accounts) in zip(
-            labels, numbers.states.select("kind", "accounts").iter_rows(), strict=True
-        )
+        for label, (kind, accounts) in zip(labels, states.select("kind", "accounts").iter_rows(), strict=True)
         if kind != COMPLETE
     ]
 

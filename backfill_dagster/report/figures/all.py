@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def all_figures(numbers: ReportNumbers) -> list[ReportFigure]:
-    """Draw every figure; in the report's style (`drawing.style`)."""
+    """Make every figure, all but its drawing."""
     makers = (
         *(records_per_day, account_states, host_speeds, left_out_records, coverage),
         *(attrition, losses, deletions),

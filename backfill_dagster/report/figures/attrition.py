@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from backfill_dagster.attrition.steps import NO_ACCOUNT, STEPS, Breakdown, Step, Unit, totals
-from backfill_dagster.report.drawing import BLUE, INK, ORANGE, SKY, VERMILLION, count_axis, new_figure
+from backfill_dagster.report.drawing import (
+    BLUE,
+    INK,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    Drawing,
+    count_axis,
+    new_figure,
+)
 from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
 from backfill_dagster.report.hosts import MIN_ACCOUNTS_TO_NAME
 from backfill_dagster.report.wording import counted, percent, plain_text, spaced_name
@@ -43,7 +52,7 @@ _CLASS_SCHEMA = pl.Schema(
 
 
 def attrition(numbers: ReportNumbers) -> ReportFigure:
-    """Draw what is left after each step, and what the step lost; accounts and records on scales of their own."""
+    """Show what is left after each step, and what the step lost; accounts and records on scales of their own."""
     table = numbers.attrition
     steps = {unit: totals(table, unit) for unit in Unit}
     given, arrived = _ends(steps[Unit.ACCOUNTS])
@@ -74,7 +83,7 @@ def attrition(numbers: ReportNumbers) -> ReportFigure:
             "is the step `active`. The panels have scales of their own."
         ),
         alt=f"Bars of what is left after each step. {told}." if given else title,
-        drawing=draw_steps(table) if given else None,
+        drawing=Drawing(draw_steps, (table,)) if given else None,
         tables=(
             NumbersTable(
                 _STEPS_NAME,
@@ -87,7 +96,7 @@ def attrition(numbers: ReportNumbers) -> ReportFigure:
 
 
 def losses(numbers: ReportNumbers) -> ReportFigure:
-    """Draw the share lost of each host's accounts and records, of active and quiet, old and young accounts."""
+    """Show the share lost of each host's accounts and records, of active and quiet, old and young accounts."""
     table = numbers.attrition
     classes = {breakdown: _classes(table, breakdown) for breakdown, _ in _BREAKDOWNS}
     told = "; ".join(
@@ -114,7 +123,7 @@ def losses(numbers: ReportNumbers) -> ReportFigure:
             "together; attrition.parquet has all."
         ),
         alt=f"Bars of shares of accounts lost. {told}." if accounts else title,
-        drawing=_draw_classes(classes) if accounts else None,
+        drawing=Drawing(_draw_classes, (classes,)) if accounts else None,
         tables=tuple(
             NumbersTable(
                 f"{_CLASSES_NAME}-{breakdown.value}",

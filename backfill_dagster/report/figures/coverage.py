@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from backfill_dagster.report.days import DAYS_OF_WEEK, DaySpan
-from backfill_dagster.report.drawing import BLUE, FAINT, INK, ORANGE, SKY, day_axis, day_place, new_figure
+from backfill_dagster.report.drawing import (
+    BLUE,
+    FAINT,
+    INK,
+    ORANGE,
+    SKY,
+    Drawing,
+    day_axis,
+    day_place,
+    new_figure,
+)
 from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
 from backfill_dagster.report.wording import counted, percent
 
@@ -28,7 +38,7 @@ _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def coverage(numbers: ReportNumbers) -> ReportFigure:
-    """Draw each account's first and last record (a line, or for many their distribution), and activity by week."""
+    """Show each account's first and last record (a line, or for many their distribution), and activity by week."""
     span, active = numbers.span, numbers.activity.spans.height
     if span is None or not active:
         title = "No account has a record in the study's period"
@@ -48,7 +58,7 @@ def coverage(numbers: ReportNumbers) -> ReportFigure:
             f"accounts active in each of {span.weeks} weeks, between {min(shares):,} and {max(shares):,} of "
             f"{numbers.in_tables:,}."
         ),
-        drawing=_draw(numbers, weekly, span, few=few),
+        drawing=Drawing(_draw, (numbers.activity.spans, weekly, span, numbers.in_tables)),
         tables=(_weeks_table(numbers, weekly), _quantiles_table(numbers.activity.spans)),
     )
 
@@ -75,16 +85,16 @@ def _weekly(numbers: ReportNumbers, span: DaySpan) -> pl.DataFrame:
     )
 
 
-def _draw(numbers: ReportNumbers, weekly: pl.DataFrame, span: DaySpan, *, few: bool) -> Figure:
-    spans = numbers.activity.spans
+def _draw(spans: pl.DataFrame, weekly: pl.DataFrame, span: DaySpan, accounts: int) -> Figure:
+    few = spans.height <= _MAX_LINES
     above = 0.8 + 0.055 * spans.height if few else 2.3
     figure = new_figure(above + 2.3)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[above, 2])
     if few:
         _draw_lines(upper, spans)
     else:
-        _draw_shares(upper, spans, span, numbers.in_tables)
-    _draw_weeks(lower, weekly, span, numbers.in_tables)
+        _draw_shares(upper, spans, span, accounts)
+    _draw_weeks(lower, weekly, span, accounts)
     day_axis(lower, span)
     return figure
 

@@ -15,6 +15,7 @@ from backfill_dagster.report.drawing import (
     PURPLE,
     SKY,
     VERMILLION,
+    Drawing,
     new_figure,
 )
 from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
@@ -52,7 +53,7 @@ _ASSUMED = (
 
 
 def deletions(numbers: ReportNumbers) -> ReportFigure:
-    """Draw rates of deletion by collection, and by age of the record."""
+    """Show rates of deletion by collection, and by age of the record."""
     decay = numbers.decay
     rates = decay.rates.filter(watched=Watching.RECORDS.value)
     if rates.is_empty():
@@ -72,7 +73,7 @@ def deletions(numbers: ReportNumbers) -> ReportFigure:
             for collection, rate in whole.select("collection", "rate").iter_rows()
         )
         + ".",
-        drawing=_draw(rates) if deleted else None,
+        drawing=Drawing(_draw, (rates,)) if deleted else None,
         tables=(_rates_table(decay.rates), *([_lost_table(numbers)] if decay.lost else [])),
     )
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+    from backfill_dagster.report.drawing import Drawing
     from backfill_dagster.report.markup import Cell
 
 
@@ -32,5 +31,5 @@ class ReportFigure:
     title: str
     caption: str
     alt: str
-    drawing: Figure | None
+    drawing: Drawing | None
     tables: tuple[NumbersTable, ...]

@@ -9,7 +9,7 @@ import polars as pl
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from backfill_dagster.report.drawing import BLUE, FAINT, INK, VERMILLION, new_figure
+from backfill_dagster.report.drawing import BLUE, FAINT, INK, VERMILLION, Drawing, lay_out, new_figure
 from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
 from backfill_dagster.report.hosts import MIN_ACCOUNTS_TO_NAME, is_named, megabytes_per_second
 from backfill_dagster.report.wording import compact, counted, plain_text
@@ -57,7 +57,7 @@ class _Label:
 
 
 def host_speeds(numbers: ReportNumbers) -> ReportFigure:
-    """Draw a point per host on logarithmic axes, and name the largest and the slowest."""
+    """Show a point per host on logarithmic axes, and name the largest and the slowest."""
     hosts = numbers.hosts.with_columns(speed=megabytes_per_second())
     timed = hosts.drop_nulls("speed")
     labels = _labels(timed)
@@ -77,7 +77,7 @@ def host_speeds(numbers: ReportNumbers) -> ReportFigure:
             "named, because the name of a host that serves one person can be that person's handle."
         ),
         alt=_alt(hosts, timed, labels),
-        drawing=_draw(hosts, labels) if hosts.height else None,
+        drawing=Drawing(_draw, (hosts, labels)) if hosts.height else None,
         tables=(_table(hosts),),
     )
 
@@ -145,7 +145,7 @@ def _draw(hosts: pl.DataFrame, labels: list[_Label]) -> Figure:
             handles=named, loc="outside lower left", ncols=2, fontsize=7, handlelength=0, handletextpad=0
         )
         # The points must be where they stay before numbers are put beside them.
-        figure.draw_without_rendering()
+        lay_out(figure)
         _number_points(rows[0], labels)
     return figure
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backfill_dagster.report.drawing import SKY, VERMILLION, labelled_bars, new_figure
+from backfill_dagster.report.drawing import SKY, VERMILLION, Drawing, labelled_bars, new_figure
 from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
 from backfill_dagster.report.wording import counted, percent, spaced_name
 
@@ -22,7 +22,7 @@ _PANELS = (
 
 
 def left_out_records(numbers: ReportNumbers) -> ReportFigure:
-    """Draw the reasons of filtered and of rejected records, each kind on a scale of its own."""
+    """Show the reasons of filtered and of rejected records, each kind on a scale of its own."""
     fetched, filtered, rejected = (numbers.records[fate] for fate in ("fetched", "filtered", "rejected"))
     frames = {"filtered": numbers.filtered, "rejected": numbers.rejected}
     if fetched:
@@ -55,7 +55,7 @@ def left_out_records(numbers: ReportNumbers) -> ReportFigure:
             "are of all records fetched."
         ),
         alt=f"Bars of records by reason. {'; '.join(told)}." if told else title,
-        drawing=_draw(frames, fetched) if told else None,
+        drawing=Drawing(_draw, (frames, fetched)) if told else None,
         tables=(
             NumbersTable(
                 _NAME, "Records left out, by reason", ("fate", "reason", "records", "of fetched"), tuple(rows)

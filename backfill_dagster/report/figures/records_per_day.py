@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from backfill_dagster.report.drawing import BLUE, FAINT, INK, count_axis, day_axis, day_place, new_figure
+from backfill_dagster.report.drawing import (
+    BLUE,
+    FAINT,
+    INK,
+    Drawing,
+    count_axis,
+    day_axis,
+    day_place,
+    new_figure,
+)
 from backfill_dagster.report.figures.figure import NumbersTable, ReportFigure
 from backfill_dagster.report.wording import compact, counted, instant, percent
 
@@ -27,7 +36,7 @@ _MAX_DAYS_LISTED = 100
 
 
 def records_per_day(numbers: ReportNumbers) -> ReportFigure:
-    """Draw one panel per type, each with a scale of its own: likes outnumber blocks a hundredfold."""
+    """Show one panel per type, each with a scale of its own: likes outnumber blocks a hundredfold."""
     span = numbers.span
     if span is None or not numbers.in_period:
         title = "No record is dated within the study's period"
@@ -43,7 +52,7 @@ def records_per_day(numbers: ReportNumbers) -> ReportFigure:
         title=title,
         caption=_caption(numbers),
         alt=_alt(numbers, calendar, span),
-        drawing=_draw(numbers, calendar, span),
+        drawing=Drawing(_draw, (numbers.tables["table"].to_list(), calendar, span)),
         tables=(_by_type(numbers), _by_time(numbers, calendar)),
     )
 
@@ -59,8 +68,7 @@ def _calendar(numbers: ReportNumbers, span: DaySpan) -> pl.DataFrame:
     return days.with_columns(pl.col(*tables).fill_null(0)).sort("day")
 
 
-def _draw(numbers: ReportNumbers, calendar: pl.DataFrame, span: DaySpan) -> Figure:
-    tables = numbers.tables["table"].to_list()
+def _draw(tables: list[str], calendar: pl.DataFrame, span: DaySpan) -> Figure:
     figure = new_figure(0.75 + 0.95 * len(tables))
     panels = figure.subplots(len(tables), 1, sharex=True, squeeze=False)[:, 0]
     edges = [day_place(span.first) + number for number in range(span.length + 1)]
