@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backfill_dagster_tests.crash.launcher import Launcher
 from backfill_dagster_tests.crash.runs import CrashLab, CrashRun, Failpoint
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ def main() -> int:
     options = parser.parse_args()
     started = time.monotonic()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="crash-"))
-    collecting = CrashLab.collecting(folder)
-    purging = CrashLab.purging(folder, collecting)
+    launcher = Launcher()
+    collecting = CrashLab.collecting(folder, launcher)
+    purging = CrashLab.purging(folder, collecting, launcher)
     results: Counter[str] = Counter()
-    for lab in (collecting, purging, CrashLab.in_parts(folder)):
+    for lab in (collecting, purging, CrashLab.in_parts(folder, launcher)):
         cases = {
             name: case
             for name, case in _cases(lab, options.random, options.seed).items()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Methods and functions that write, move or delete; by name, since the source does not tell types.
 CHANGING = frozenset(
     {
+        *("duplicate", "hardlink_to"),
         *("write", "publish", "remove", "remove_empty_folders", "scratch", "sweep_scratch", "shared"),
         *("write_parquet", "write_table", "ParquetWriter", "RowGroupWriter", "write_bytes", "write_text"),
         *("replace", "rename", "unlink", "rmtree", "rmdir", "mkdir", "mkdtemp"),
@@ -32,15 +33,20 @@ OTHERWISE = (
     # An object of S3, into lent scratch and under no name that anything looks for: what is left of it is swept.
     *("client.download_file(", "TemporaryDirectory(dir=access.scratch)"),
     # Into lent scratch; and values of a column, not files.
-    *("writers[bucket].write_table(", "pl.element().replace("),
+    *("writers[bucket].write_table(", "local.open('wb')", "file.truncate(size)", "pl.element().replace("),
     # Of the terminal.
     "os.write(kept_stderr(), line)",
     # What finds out why a scratch file could not be written, and writes nothing that anybody reads.
     *("scratch.open('ab')", "file.write(bytes(_PROBE_BYTES))"),
     # To a consumer's folder on another disk; `handoff/test_hand_over.py` kills it at each step.
-    *("beside.folder.mkdir(", "self._beside.", "handoff/outbox.py: self._storage.remove(batch.key)"),
+    *(
+        "beside.folder.mkdir(",
+        "self._beside.",
+        "near.sweep_scratch()",
+        "handoff/outbox.py: self._storage.remove(batch.key)",
+    ),
     # The scratch of what is put into S3, where a put is one step.
-    "stores/s3.py: folder.mkdir(",
+    "stores/s3.py: made.mkdir(",
     # What a job does at its beginning; a collection and a purge do the same at theirs.
     "storage.sweep_scratch()",
 )

@@ -1,12 +1,9 @@
-"""The program that crash tests kill: what one of a study's jobs does, in a fresh process and without Dagster.
+"""The program that crash tests kill: what one of a study's jobs does, without Dagster; `launcher` starts it.
 
-    python -m backfill_dagster_tests.crash.command FOLDER (collect|purge|parts) [--lock]
-
-FOLDER holds `study.yaml`. At the end, `requests.json` beside it lists the DIDs whose repositories were asked for. With
-`--lock`, the study is taken first as a job takes it, which costs the import of Dagster.
+Its folder holds `study.yaml`. At the end, `requests.json` beside it lists the DIDs whose repositories were asked for.
+With the lock, the study is taken first as a job takes it, which costs the import of Dagster.
 """
 
-import sys
 from pathlib import Path
 
 import orjson
@@ -19,11 +16,13 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
     # Imported here, because every worker process imports this module.
     from backfill_dagster import handing_over, pipeline, purging
     from backfill_dagster.config.loading import load_study
+    from backfill_dagster.frozen.freeze import freeze
     from backfill_dagster.report.page import build_report
     from backfill_dagster.sandbox.network import process_sandbox
     from backfill_dagster.verification.verify import verify
     from backfill_dagster_tests.crash.handed_over import take_over
     from backfill_dagster_tests.crash.scenario import in_parts, set_faults, to_purge
+    from backfill_dagster_tests.crash.shared import leave_rehydration, rebuilt, share_both
     from backfill_dagster_tests.crash.watched import watched
 
     study = load_study(folder / f"{STUDY}.yaml")
@@ -42,14 +41,18 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
             # What a verification leaves names people, too.
             verify(study)
             dids, uris = to_purge(network)
+            leave_rehydration(study, dids[0])
             purging.purge(study, dids=dids, uris=uris)
         elif task == "parts":
-            for part in in_parts(study):
+            *_, one_by_one = parts = in_parts(study)
+            for part in [*parts, rebuilt(one_by_one)]:
                 pipeline.collect_source(part)
                 pipeline.resolve_accounts(part)
                 pipeline.fetch_repos(part)
                 pipeline.convert_records(part)
                 pipeline.build_tables(part)
+                if part is one_by_one:
+                    share_both(part)
         else:
             set_faults(network)
             pipeline.collect_source(study)
@@ -60,9 +63,7 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
             handing_over.hand_over_all(study)
             take_over(folder, study, to_purge(network)[0][0], "block")
             build_report(study)
+            freeze(study)
+            share_both(study)
     asked = [request.did for request in network.requests.all(path=GET_REPO)]
     (folder / "requests.json").write_bytes(orjson.dumps(asked))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], lock="--lock" in sys.argv[3:])

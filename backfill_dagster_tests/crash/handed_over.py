@@ -16,9 +16,9 @@ from backfill_dagster.records.settings import StudyPeriod
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster_tests.legacy.trees import row, write
 
-# A batch for each record of the first, so that its ledger is merged.
+# Small batches for the first, so many that its ledger is merged.
 CONSUMERS: dict[str, dict[str, Any]] = {
-    "files": {"type": "parquet", "tables": ["posts", "likes"], "batch_size": 1},
+    "files": {"type": "parquet", "tables": ["posts", "likes"], "batch_size": 3},
     "queue": {"type": "sqlite", "tables": ["posts"], "batch_size": 20},
 }
 

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +30,12 @@ from backfill_dagster.report.page import REPORT_KEY
 from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys, read_ledger
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.tables.accounts import unreconciled
-from backfill_dagster_tests.conftest import ROOT
+from backfill_dagster.verification.frozen_builds import check_frozen
 from backfill_dagster_tests.crash.command import STUDY
 from backfill_dagster_tests.crash.handed_over import handed_over
+from backfill_dagster_tests.crash.launcher import Command, Launcher, Started
 from backfill_dagster_tests.crash.scenario import SETTINGS, crash_study, earlier_run, leave_scratch, to_purge
+from backfill_dagster_tests.crash.shared import check_whole, shared_bytes
 from backfill_dagster_tests.purge.stored_bytes import files_with
 from backfill_dagster_tests.studies import sandbox
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from backfill_dagster.config.study import Study
 
 PATIENCE_SECONDS = 120
-FAILPOINTS = Path(__file__).parent / "failpoints"
 # Of a row, what depends on when it was made.
 CLOCK_COLUMNS = ["snapshot_fetched_at", "resolved_at", "state_since"]
 # Of a study's own files, those that an undisturbed run may leave, and those that it must.
@@ -50,6 +50,7 @@ MUST_STAY = {"source_dids", "source_rejects", "directory", "accounts", "audit_lo
 MAY_STAY = {
     *(*MUST_STAY, "purged", "engaged_accounts", "engaged_posts", "user_metadata", "run_metadata"),
     *("account_history", "attrition", "deletion_rates", "directory_history", "record_changes"),
+    "rehydration",
 }
 
 Task = Literal["collect", "purge", "parts"]
@@ -69,8 +70,9 @@ class Failpoint:
 class CrashLab:
     """A task, the data that it begins with, and what an undisturbed run makes of them."""
 
-    def __init__(self, folder: Path, task: Task, begin: Path) -> None:
+    def __init__(self, folder: Path, task: Task, begin: Path, launcher: Launcher) -> None:
         self.task = task
+        self._launcher = launcher
         self._folder = folder
         self._begin = begin
         folder.mkdir(parents=True)
@@ -82,26 +84,26 @@ class CrashLab:
         self.reference = undisturbed.study
 
     @classmethod
-    def collecting(cls, folder: Path) -> CrashLab:
+    def collecting(cls, folder: Path, launcher: Launcher) -> CrashLab:
         """Make the lab of a collection, after an earlier one with other settings."""
         before = folder / "before"
         before.mkdir(parents=True)
-        return cls(folder / "collect", "collect", earlier_run(before))
+        return cls(folder / "collect", "collect", earlier_run(before), launcher)
 
     @classmethod
-    def purging(cls, folder: Path, collected: CrashLab) -> CrashLab:
+    def purging(cls, folder: Path, collected: CrashLab, launcher: Launcher) -> CrashLab:
         """Make the lab of a purge of what was collected."""
         before = folder / "before_purge"
         shutil.copytree(collected.reference.root.parent, before)
         leave_scratch(before / STUDY)
-        return cls(folder / "purge", "purge", before)
+        return cls(folder / "purge", "purge", before, launcher)
 
     @classmethod
-    def in_parts(cls, folder: Path) -> CrashLab:
+    def in_parts(cls, folder: Path, launcher: Launcher) -> CrashLab:
         """Make the lab of a collection that asks for less than repositories, and begins with nothing."""
         nothing = folder / "nothing"
         nothing.mkdir(parents=True)
-        return cls(folder / "parts", "parts", nothing)
+        return cls(folder / "parts", "parts", nothing, launcher)
 
     def new_run(self, name: str) -> CrashRun:
         """Return a run that begins with a copy of the common data."""
@@ -109,7 +111,7 @@ class CrashLab:
         folder.mkdir()
         study = crash_study(folder)
         shutil.copytree(self._begin, study.root.parent)
-        return CrashRun(folder, study, self.task)
+        return CrashRun(folder, study, self.task, self._launcher)
 
     def failpoints(self, *parts: str) -> list[Failpoint]:
         """Return the failpoints that the undisturbed run passed and whose name has all of these parts."""
@@ -119,37 +121,25 @@ class CrashLab:
 class CrashRun:
     """One study's folder, on which the command runs, is killed, and runs again."""
 
-    def __init__(self, folder: Path, study: Study, task: Task) -> None:
+    def __init__(self, folder: Path, study: Study, task: Task, launcher: Launcher | None = None) -> None:
         self.folder = folder
+        self._launcher = launcher or Launcher()
         self.study = study
         self.task = task
         self._storage = StudyStorage(study.root)
         self._log = folder / "failpoints.log"
 
-    def start(
-        self, kill_at: Failpoint | None = None, *, alone: bool = False, lock: bool = False
-    ) -> subprocess.Popen[bytes]:
+    def start(self, kill_at: Failpoint | None = None, *, alone: bool = False, lock: bool = False) -> Started:
         """Start the command in a process group of its own; all of it is killed there, or one process alone."""
         for left in (self._log, self.folder / "requests.json"):
             left.unlink(missing_ok=True)
         environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("FAILPOINTS_")},
-            "PYTHONPATH": os.pathsep.join([str(FAILPOINTS), str(ROOT)]),
             "FAILPOINTS_ROOT": str(self.study.root.parent),
             "FAILPOINTS_LOG": str(self._log),
             **({} if kill_at is None else {"FAILPOINTS_KILL_AT": str(kill_at)}),
             **({"FAILPOINTS_ALONE": "1"} if alone else {}),
         }
-        command = [sys.executable, "-m", "backfill_dagster_tests.crash.command", str(self.folder), self.task]
-        with (self.folder / "output.txt").open("wb") as output:
-            return subprocess.Popen(
-                [*command, *(["--lock"] if lock else [])],
-                env=environment,
-                cwd=self.folder,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        return self._launcher.start(Command(str(self.folder), self.task, lock, environment))
 
     def run(self, kill_at: Failpoint | None = None, *, lock: bool = False) -> bool:
         """Run the command to its end; say whether it was killed. Any other failure is an error."""
@@ -199,6 +189,7 @@ class CrashRun:
                 pl.read_parquet(path, glob=False, hive_partitioning=False)
         if self._storage.exists(REPORT_KEY):
             assert self._storage.path(REPORT_KEY).read_text(encoding="utf-8").endswith("</html>\n")
+        check_whole(self.study)
         self._check_packs()
 
     def check_after_next_run(self, settled: set[str], reference: Study) -> None:
@@ -211,6 +202,9 @@ class CrashRun:
         assert derived_rows(self.study) == derived_rows(reference)
         assert handed_over(self.study) == handed_over(reference)
         assert set(handed_over(self.study).values()) <= {1}
+        if self.task != "purge":
+            assert shared_bytes(self.study) == shared_bytes(reference)
+        check_whole(self.study)
         for key in (study_files.SOURCE_KEY, study_files.DIRECTORY_KEY, study_files.ACCOUNTS_KEY):
             found, expected = (
                 StudyStorage(study.root).read(key).drop(CLOCK_COLUMNS, strict=False)
@@ -223,7 +217,13 @@ class CrashRun:
             [purged], _ = to_purge(sandbox(SETTINGS))
             assert files_with(self.study.root, purged) == []
         self._check_nothing_left()
+        self._check_frozen(reference)
         self._check_logs()
+
+    def _check_frozen(self, reference: Study) -> None:
+        told, found = check_frozen(self._storage, 1)
+        assert found == []
+        assert told.keys() == check_frozen(StudyStorage(reference.root), 1)[0].keys()
 
     def _check_logs(self) -> None:
         *earlier, last = AuditLog(self._storage).read()["status"]

@@ -5,7 +5,7 @@ period. So it fetches what is new, converts again what is stored, adds and remov
 killed earlier can have left lies about: dead scratch, blocks files that no pack names, an unfinished directory. Two
 downloads break off once, and one account has no key, so that it fails for good. Each of the two runs has a filter with
 a list, and not the same, and derived tables, of which the second has others than the first. Accounts are looked up in a
-copy of the directory's export, as far as that goes.
+copy of the directory's export, as far as that goes. What the second has built is frozen.
 `purge` takes an account and a record out of what `collect` made.
 `parts` collects posts anew in the ways that ask for less than repositories: from listings, and then single ones.
 """
@@ -25,6 +25,7 @@ from backfill_dagster.config.sources import InlineSource
 from backfill_dagster.config.study import Study
 from backfill_dagster.derived.feed_use import SHOWN_FOLDER, SHOWN_SCHEMA
 from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA
+from backfill_dagster.frozen.places import frozen_folder, unfinished_key
 from backfill_dagster.repos.packs import blocks_file_name, pack_keys
 from backfill_dagster.sandbox.faults import ResetMidBody, Truncate
 from backfill_dagster.sandbox.network import SandboxNetwork
@@ -63,6 +64,7 @@ def crash_study(folder: Path) -> Study:
         derived=derived,
         monitoring={"log_file": str(folder / "data" / STUDY / LOG_KEY)},
         integrations={"consumers": CONSUMERS},
+        snapshot="paper",
     )
 
 
@@ -173,13 +175,16 @@ def _leave_what_is_left(study: Study) -> None:
     )
     blocks = storage.path(f"repos/{partition_folder(host)}/{blocks_file_name(pack, 0)}")
     shutil.copy(blocks, blocks.with_name(blocks_file_name("f" * 20, 0)))
-    storage.write(study_files.UNFINISHED_DIRECTORY_KEY, _unfinished_directory())
+    storage.write(f"{study_files.UNFINISHED_DIRECTORY_FOLDER}/part-00000.parquet", _unfinished_directory())
     part = storage.path("tables/posts/month=2024-10/part-00000.parquet")
     shutil.copy(part, part.with_name("part-00001.parquet"))
     part = storage.path("derived/study_user_activity/month=2024-10/part-00000.parquet")
     shutil.copy(part, part.with_name("part-00001.parquet"))
     shown = pl.DataFrame(schema=SHOWN_SCHEMA)
     storage.write(f"{SHOWN_FOLDER}/part-00009.parquet", shown)
+    # A build that was begun to be frozen.
+    storage.write(f"{frozen_folder('begun')}/tables/posts/part-00000.parquet", shown)
+    storage.write_bytes(unfinished_key("begun"), b"")
     leave_dead_runs(study.root)
 
 

@@ -10,6 +10,7 @@ import re
 import pytest
 
 from backfill_dagster_tests.crash.call_sites import changing_calls
+from backfill_dagster_tests.crash.launcher import Launcher
 from backfill_dagster_tests.crash.runs import CrashLab, Failpoint
 
 # By parts of a failpoint's name, which has lines of the source in it besides.
@@ -30,34 +31,42 @@ ON_THE_WAY = [
     (" parent replace ", "derived/feed_use.py:store_shown", "after"),
     (" parent replace ", "derived/build.py:_rebuild", "before"),
     (" parent replace ", "handoff/ledger.py:enter", "after"),
-    (" parent replace ", "handoff/outbox.py:deliver", "after"),
+    (" parent replace ", "handoff/outbox.py:_put", "after"),
     (" parent unlink ", "handoff/ledger.py:merge", "before"),
     (" parent replace ", "legacy/tree.py:_write", "after"),
+    (" parent replace ", "sharing/share.py:<dictcomp>", "after"),
 ]
 PARTS_ON_THE_WAY = [
     ("parent", "repos/listings.py:_keep", "before"),
     ("worker", "repos/listed_records.py:gather_listed", "before"),
     ("parent", "repos/single_records.py:_keep", "after"),
+    ("parent", "sharing/rehydration.py:build_rehydration", "before"),
 ]
 PURGE_ON_THE_WAY = [
     (" parent pwrite ", "purge/logs.py:purge_log", "after"),
-    (" parent unlink ", "purge/rewrite.py:purge_pack", "after"),
+    (" parent unlink ", "purge/rewrite.py:_purge_pack", "after"),
+    (" parent replace ", "sharing/purge.py:_purge_ids", "before"),
 ]
 
 
 @pytest.fixture(scope="module")
-def collecting(tmp_path_factory: pytest.TempPathFactory) -> CrashLab:
-    return CrashLab.collecting(tmp_path_factory.mktemp("crash"))
+def launcher() -> Launcher:
+    return Launcher()
 
 
 @pytest.fixture(scope="module")
-def purging(collecting: CrashLab, tmp_path_factory: pytest.TempPathFactory) -> CrashLab:
-    return CrashLab.purging(tmp_path_factory.mktemp("purge"), collecting)
+def collecting(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> CrashLab:
+    return CrashLab.collecting(tmp_path_factory.mktemp("crash"), launcher)
 
 
 @pytest.fixture(scope="module")
-def in_parts(tmp_path_factory: pytest.TempPathFactory) -> CrashLab:
-    return CrashLab.in_parts(tmp_path_factory.mktemp("parts"))
+def purging(collecting: CrashLab, launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> CrashLab:
+    return CrashLab.purging(tmp_path_factory.mktemp("purge"), collecting, launcher)
+
+
+@pytest.fixture(scope="module")
+def in_parts(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> CrashLab:
+    return CrashLab.in_parts(tmp_path_factory.mktemp("parts"), launcher)
 
 
 def chosen(lab: CrashLab, parts: list[tuple[str, str, str]]) -> list[Failpoint]:

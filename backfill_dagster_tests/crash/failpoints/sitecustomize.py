@@ -1,9 +1,10 @@
 """Kills a run at a chosen step of its writing; Python imports a module of this name at the start of every process.
 
-The product knows nothing of it. A run under test has this folder on its PYTHONPATH, so that it is active in the
-run's own process and in every worker that it spawns. Each primitive that changes the file system is wrapped; for a
-path below the storage's folder, the moments before and after it are failpoints. Every failpoint that is passed is
-written to the log, and at the chosen one the whole process group, or this process alone, is killed with SIGKILL.
+The product knows nothing of it. A run under test has this folder on its PYTHONPATH, so that it is active in every
+worker that it starts; in the run's own process, which is forked off, `launcher` installs it. Each primitive that
+changes the file system is wrapped; for a path below the storage's folder, the moments before and after it are
+failpoints. Every failpoint that is passed is written to the log, and at the chosen one the whole process group, or
+this process alone, is killed with SIGKILL.
 
 A failpoint's name is `<role> <primitive> <place> < <callers>`: the role is `parent` or `worker`; the place is where in
 the project the primitive is called, as `file:function:line`; for a place in the storage's modules, the callers are who
@@ -241,11 +242,17 @@ def install(points: Failpoints) -> None:
         *("replace", "rename", "unlink", "remove", "mkdir", "rmdir", "fsync", "ftruncate", "pwrite", "write"),
     ):
         _wrap(points, os, name)
+    # The path that is made is the second one.
+    _wrap(points, os, "link", target=1)
     _wrap(points, shutil, "rmtree")
-    sys.meta_path.insert(0, _AfterStorage(points))
+    if STORAGE in sys.modules:
+        _wrap_parquet(points, sys.modules[STORAGE])
+    else:
+        sys.meta_path.insert(0, _AfterStorage(points))
 
 
-if "FAILPOINTS_ROOT" in os.environ:
+def install_from_environment() -> None:
+    """Install what this process's environment asks for."""
     install(
         Failpoints(
             os.environ["FAILPOINTS_ROOT"],
@@ -254,3 +261,7 @@ if "FAILPOINTS_ROOT" in os.environ:
             alone="FAILPOINTS_ALONE" in os.environ,
         )
     )
+
+
+if "FAILPOINTS_ROOT" in os.environ:
+    install_from_environment()
