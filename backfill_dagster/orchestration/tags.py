@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backfill_dagster.config.run_tags import RunKind
+    from backfill_dagster.config.study import Study
+
 # The study that a run belongs to.
 STUDY_TAG = "backfill_dagster/study"
 # The run whose child a run is, one stage of a whole job.
@@ -10,3 +16,8 @@ PARENT_TAG = "backfill_dagster/parent_run"
 STARTED_BY_TAG = "backfill_dagster/started_by"
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
+
+
+def run_tags(study: Study, kind: RunKind) -> dict[str, Any]:
+    """Return the tags of a job's runs: whose they are, and what the study asks for them."""
+    return {**study.run_tags.get("all", {}), **study.run_tags.get(kind, {}), STUDY_TAG: study.name}

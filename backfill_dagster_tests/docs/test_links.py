@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from backfill_dagster_tests.docs.pages import PAGES, ROOT, anchors, links
+from backfill_dagster_tests.docs.pages import DEPLOYMENTS, PAGES, ROOT, anchors, links
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", [*PAGES, *DEPLOYMENTS], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_link_within_the_documentation_leads_somewhere(page: Path) -> None:
     for link in links(page.read_text(encoding="utf-8")):
         if "://" in link:

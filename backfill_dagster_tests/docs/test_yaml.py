@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from backfill_dagster.config.study import Study
-from backfill_dagster_tests.docs.pages import PAGES, ROOT, blocks
+from backfill_dagster_tests.docs.pages import DEPLOYMENTS, PAGES, ROOT, blocks
 
 SOURCE = {"type": "inline", "dids": ["did:plc:ewvi7nxzyoun6zhxrhs64oiz"]}
 
@@ -27,7 +27,7 @@ def studies(text: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", [*PAGES, *DEPLOYMENTS], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_is_shown_of_a_study_is_valid(page: Path) -> None:
     for body in studies(page.read_text(encoding="utf-8")):
         Study.model_validate({"name": "shown", "source": SOURCE, **body})
