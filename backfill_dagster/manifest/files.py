@@ -9,6 +9,7 @@ import polars as pl
 
 from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.errors import StorageError
+from backfill_dagster.frozen.places import FROZEN_FOLDER
 from backfill_dagster.manifest.keys import MANIFEST_FOLDER, MANIFEST_KEY, PROOF_FOLDER
 from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys
 
@@ -28,10 +29,12 @@ NOT_COVERED: Mapping[str, str] = {
     MANIFEST_KEY: "is the manifest itself; the certificate has its digest",
     MANIFEST_FOLDER: "is the manifest's own, which has their digests",
     PROOF_FOLDER: "comes of a verification, and is checked by the next one against its own certificate",
+    FROZEN_FOLDER: "holds frozen builds, each with a manifest of its own, against which it is verified",
     "audit_log.parquet": "goes on with each run, also with one that verifies",
     "run_metadata.parquet": "goes on with each run",
     "user_metadata.parquet": "repeats what the store of metadata has noted, and when",
     "monitoring": "goes on with each run",
+    "shared": "is made of the dataset for others, and has manifests of its own",
     "handoff": "is taken away by those to whom it is handed",
     "metadata.sqlite": "is shared with others, who may write to it",
     "metadata.sqlite-wal": "belongs to metadata.sqlite",

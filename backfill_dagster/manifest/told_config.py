@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from backfill_dagster.config.study import Study
 
 _LISTS = ("dids", "uris")
+# Under which label a build is frozen changes nothing about it: its certificate stands for the frozen one too.
+_NOT_TOLD = {"snapshot"}
 _USER_OF_ADDRESS = re.compile(r"//[^/@\s]*@")
 _DID = re.compile(r"did(?::|%3[Aa])[a-z]+(?::|%3[Aa])[A-Za-z0-9._:%-]*[A-Za-z0-9_-]")
 
 
 def told_config(study: Study) -> dict[str, Any]:
-    """Return all settings, those left out with their defaults.
+    """Return all settings, those left out with their defaults; but not the label under which the build is frozen.
 
     What the environment filled in stands as `${NAME}`, a list of accounts or records as its length, and a DID anywhere
     else as `did:…`.
     """
-    shown = _shown(study.model_dump(mode="json"), study.filled_in, ())
+    shown = _shown(study.model_dump(mode="json", exclude=_NOT_TOLD), study.filled_in, ())
     assert isinstance(shown, dict)  # noqa: S101  a model is a mapping
     return shown
 

@@ -10,7 +10,14 @@ from backfill_dagster import filtering
 from backfill_dagster.config.sources import InlineSource
 from backfill_dagster.dids.entries import as_entries
 from backfill_dagster.purge.tombstones import Tombstones
-from backfill_dagster.records.filter_lists import LIST_SCHEMA, digest_of, read_list, without_purged
+from backfill_dagster.records.filter_lists import (
+    LIST_SCHEMA,
+    digest_of,
+    in_order,
+    read_entries,
+    read_list,
+    without_purged,
+)
 from backfill_dagster.records.list_entries import ListRejection, judge_entries
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.verification.guard import CANNOT_BE_READ
@@ -46,7 +53,7 @@ def _differences(storage: StudyStorage, named: NamedList, tombstones: Tombstones
     stored = read_list(storage, named.key)
     if stored is None:
         return ["it is not there, or cannot be read"]
-    entries = storage.read(named.key).select(LIST_SCHEMA.names())
+    entries = read_entries(storage, named.key)
     return [
         *_of_itself(named, stored, entries, tombstones),
         *_of_the_yaml(named, stored, entries, tombstones),
@@ -61,15 +68,16 @@ def _of_itself(
     if purged and not tombstones:
         yield f"{purged:,} entries are said to be purged, and the study has purged nothing"
     # Of what was purged the digest tells on, so that nothing can be compared with it any more.
-    if not purged and digest_of(entries["entry"]) != stored.digest:
+    if not purged and digest_of(entries) != stored.digest:
         yield "its entries do not have its digest"
     if min([stored.given, *rejected.values()]) < 0 or stored.kept + sum(rejected.values()) > stored.given:
         yield f"{stored.given:,} entries are said to have been given, which are fewer than it tells of"
     given = as_entries(entries["entry"])
     judged = judge_entries(given, named.record_type, named.field)
-    if judged["reason"].count() or not judged.select(LIST_SCHEMA.names()).equals(entries):
+    told = ["did", "entry"]
+    if judged["reason"].count() or not judged.select(told).equals(entries.select(told)):
         yield "it has entries that can keep no record, or that are told as of another account"
-    if not entries.unique().sort("did", "entry").equals(entries):
+    if not in_order(entries).equals(entries):
         yield "its entries are not in their order, or there twice"
 
 
@@ -80,9 +88,11 @@ def _of_the_yaml(
         return
     values = pl.Series(named.source.dids or named.source.uris or (), dtype=pl.String)
     judged = judge_entries(as_entries(values), named.record_type, named.field)
-    kept = judged.filter(pl.col("reason").is_null()).select(LIST_SCHEMA.names()).unique().sort("did", "entry")
+    kept = in_order(_listed(judged.filter(pl.col("reason").is_null())))
     expected = without_purged(kept, tombstones)
-    if (stored.digest, stored.given) != (digest_of(kept["entry"]), values.len()) or not expected.equals(
-        entries
-    ):
+    if (stored.digest, stored.given) != (digest_of(kept), values.len()) or not expected.equals(entries):
         yield "it is not the list that stands in the YAML"
+
+
+def _listed(judged: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([LIST_SCHEMA.to_frame(), judged.drop("reason")], how="diagonal")

@@ -212,6 +212,13 @@ class FileProblem(ClosedSet):
         "Something is not built of what is stored and of the settings of now.",
         "Run `<name>`.",
     )
+    FROZEN_DIFFERS = (
+        "frozen_differs",
+        "A frozen build is not what its own manifest tells: a file is missing, was changed or added, or the manifest "
+        "itself was.",
+        "Nothing makes it anew: take the file from a copy, or remove what was added. If the build is not needed any "
+        "more, delete its whole folder; if it was only begun with, run `<name>`.",
+    )
     CERTIFICATE = (
         "certificate",
         "The certificate or the verdicts of the last verification were changed since.",

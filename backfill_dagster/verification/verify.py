@@ -26,6 +26,7 @@ from backfill_dagster.repos.snapshots import snapshots
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.study_files import DIRECTORY_KEY, SOURCE_KEY, asked_directory
 from backfill_dagster.verification.attempts import all_attempts
+from backfill_dagster.verification.frozen_builds import check_frozen
 from backfill_dagster.verification.guard import CANNOT_BE_READ, checked_conversion, checked_part, proven_pack
 from backfill_dagster.verification.keys import KEYS_SCHEMA, stored_keys
 from backfill_dagster.verification.lists import check_lists
@@ -109,11 +110,13 @@ class _Verifying:
     seconds: dict[str, float] = field(default_factory=dict)
     not_looked_at: list[str] = field(default_factory=list)
     records: int = 0
+    frozen: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, run_ids: Sequence[str]) -> Verification:
         storage = self._storage
         self.found += check_certificate(storage)
         manifest = self._step("files", self._check_files)
+        self._step("frozen", self._check_frozen)
         damaged = {one.file for one in self.found if one.problem in _DAMAGE and one.file is not None}
         verdicts = VERDICTS_SCHEMA.to_frame()
         if damaged & _CORE:
@@ -151,6 +154,10 @@ class _Verifying:
         if manifest is not None:
             self.found += check_files(self._storage, manifest, self.study.processing.worker_count)
         return manifest
+
+    def _check_frozen(self) -> None:
+        self.frozen, found = check_frozen(self._storage, self.study.processing.worker_count)
+        self.found += found
 
     def _prove(self, manifest: Manifest | None, damaged: set[str]) -> pl.DataFrame:
         """Return the verdicts on all accounts and all that is stored of them."""
@@ -256,6 +263,7 @@ class _Verifying:
             },
             "not_looked_at": self.not_looked_at,
             "manifest_sha256": None if manifest is None else manifest.told.digest,
+            "frozen": self.frozen,
             "verified_with": code_version(),
         }
         made = {
@@ -270,6 +278,7 @@ class _Verifying:
 
 _STEPS = {
     "files": "Every file is read again and compared with the manifest.",
+    "frozen": "Every file of the frozen builds is read again and compared with their own manifests.",
     "accounts": "Each account's blocks, tree, commit and signature are proven again.",
     "records": "Records are converted again.",
     "tables": "Tables are built again.",

@@ -13,9 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from backfill_dagster.frozen.freeze import freeze
 from backfill_dagster.verification.verify import verify
 from backfill_dagster_tests.verification.mutations import run
-from backfill_dagster_tests.verification.studies import collected_study
+from backfill_dagster_tests.verification.studies import collected_study, copy_of
 
 
 def main() -> int:
@@ -27,7 +28,11 @@ def main() -> int:
     arguments = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        study = collected_study(Path(folder))
+        collected = collected_study(Path(folder), snapshot="v1")
+        assert verify(collected).holds
+        freeze(collected)
+        # Of a copy no file has two names, so that what is done to one is done to that alone.
+        study = copy_of(collected, Path(folder) / "copy")
         assert verify(study).holds
         tally = run(study, Path(folder), arguments.seed, iter(range(1, arguments.mutations + 1)))
     for kind, number in sorted(tally.made.items()):

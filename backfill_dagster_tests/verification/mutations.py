@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from backfill_dagster.config.study import Study
+from backfill_dagster.frozen.places import FROZEN_FOLDER
 from backfill_dagster.manifest.files import NOT_COVERED
 from backfill_dagster.manifest.keys import MANIFEST_FOLDER, MANIFEST_KEY, PROOF_FOLDER
 from backfill_dagster.manifest.written import write_manifest
@@ -24,7 +25,7 @@ from backfill_dagster_tests.verification.studies import copy_of, kept, wrong_fil
 
 # Of so many mutations, one is of a file that is mended, with everything that tells of it.
 MENDED_EVERY = 8
-_ALSO_CHECKED = (MANIFEST_KEY, MANIFEST_FOLDER, PROOF_FOLDER)
+_ALSO_CHECKED = (MANIFEST_KEY, MANIFEST_FOLDER, PROOF_FOLDER, FROZEN_FOLDER)
 
 
 def checked_files(study: Study) -> list[Path]:

@@ -11,6 +11,7 @@ from backfill_dagster import pipeline
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster.verification.frozen_builds import check_frozen
 from backfill_dagster.verification.manifest_check import check_certificate, check_files, read_manifest
 from backfill_dagster.verification.verdicts import Found
 from backfill_dagster_tests.studies import sandbox, sandbox_study
@@ -55,10 +56,10 @@ def copy_of(study: Study, folder: Path) -> Study:
 
 
 def wrong_files(study: Study) -> list[Found]:
-    """Do the first step of a verification: say what the files are not, without looking into them."""
+    """Do the first steps of a verification: say what the files are not, without looking into them."""
     storage = StudyStorage(study.root)
     manifest, found = read_manifest(storage)
-    found = [*check_certificate(storage), *found]
+    found = [*check_certificate(storage), *found, *check_frozen(storage, 1)[1]]
     return found if manifest is None else [*found, *check_files(storage, manifest, 1)]
 
 

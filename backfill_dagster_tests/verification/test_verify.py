@@ -15,6 +15,7 @@ from backfill_dagster.config.study import Study
 from backfill_dagster.dictionary.resources import study_resources
 from backfill_dagster.directory.evidence import DOCUMENTS_FOLDER
 from backfill_dagster.errors import ReconciliationError
+from backfill_dagster.frozen.freeze import freeze
 from backfill_dagster.manifest.canonical import Told
 from backfill_dagster.manifest.files import covered_keys
 from backfill_dagster.manifest.keys import (
@@ -439,7 +440,7 @@ def test_a_list_of_the_yaml_that_is_another_with_everything_mended_is_found(copy
     storage = StudyStorage(copy.root)
     [key] = storage.keys(FILTERS_FOLDER)
     fewer = storage.read(key)[:3]
-    forge_list(copy, fewer, digest=digest_of(fewer["entry"]), given="3")
+    forge_list(copy, fewer, digest=digest_of(fewer), given="3")
     pipeline.convert_records(copy, again=True)
     pipeline.build_tables(copy, again=True)
     done = verify(copy)
@@ -510,6 +511,20 @@ def test_a_document_that_is_not_what_was_received_is_found(copy: Study) -> None:
     done = verify(copy)
     assert not done.holds
     assert FileProblem.EVIDENCE.value in problems(done)
+
+
+def test_a_frozen_build_is_verified_with_the_study(copy: Study) -> None:
+    frozen = freeze(copy.model_copy(update={"snapshot": "v1"})).build
+    assert CERTIFICATE_KEY in frozen.files["key"]
+    path = copy.root / "frozen/v1" / POSTS
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1])
+    done = verify(copy)
+    assert done.problems.select("problem", "file").rows() == [("frozen_differs", f"frozen/v1/{POSTS}")]
+    assert not done.holds
+    assert done.certificate.content["not_looked_at"] == []
+    assert done.certificate.content["frozen"]["v1"]["manifest_sha256"] == frozen.told.digest
 
 
 # --- what is not wrong, and what is to be done first ---

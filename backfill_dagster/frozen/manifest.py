@@ -1,0 +1,173 @@
+"""The manifest of a frozen build: that of the build with paths below the frozen folder, and what was purged since.
+
+`manifest.json` in the folder is its commit: what lies there without one is no frozen build. Beside it are the lists of
+its files and of the snapshots, under names that it tells, since both are replaced together when something is purged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backfill_dagster.errors import StorageError
+from backfill_dagster.frozen.places import frozen_folder
+from backfill_dagster.manifest.accounts import SNAPSHOTS_SCHEMA
+from backfill_dagster.manifest.canonical import Told, read_told, write_told
+from backfill_dagster.manifest.files import FILES_SCHEMA
+from backfill_dagster.manifest.keys import (
+    FILES_KEY,
+    MANIFEST_FOLDER,
+    MANIFEST_KEY,
+    PROOF_FOLDER,
+    SNAPSHOTS_KEY,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from backfill_dagster.storage import StudyStorage
+
+_VERSION = 1
+# What the build's manifest says of its own lists, and of files that are not frozen.
+_OF_THE_BUILD_ALONE = frozenset({"files", "accounts", "totals", "not_covered"})
+_LISTS = {"files": (FILES_KEY, FILES_SCHEMA), "accounts": (SNAPSHOTS_KEY, SNAPSHOTS_SCHEMA)}
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenBuild:
+    """A frozen build as its manifest tells of it: its files (FILES_SCHEMA) by path below the frozen folder."""
+
+    label: str
+    told: Told
+    files: pl.DataFrame
+    snapshots: pl.DataFrame
+
+    @property
+    def key(self) -> str:
+        """Where the manifest lies."""
+        return f"{frozen_folder(self.label)}/{MANIFEST_KEY}"
+
+    @property
+    def frozen_at(self) -> str:
+        """When it was frozen, in ISO 8601."""
+        return str(self.told.made["frozen_at"])
+
+    @property
+    def made_of(self) -> str:
+        """The digest of the manifest of the build that was frozen."""
+        return str(self.told.content["manifest_sha256"])
+
+    @property
+    def purges(self) -> list[dict[str, Any]]:
+        """What was purged from it since, oldest first."""
+        return list(self.told.content["purges"])
+
+    @property
+    def tables(self) -> list[str]:
+        """The sorted names of its record tables and derived tables."""
+        keys = [key.split("/") for key in self.files["key"]]
+        return sorted({parts[1] for parts in keys if parts[0] in ("tables", "derived") and len(parts) > 2})
+
+    @property
+    def own_keys(self) -> set[str]:
+        """The paths below the frozen folder of the manifest and its lists, of which they do not tell themselves."""
+        return {MANIFEST_KEY, *(str(self.told.content[name]["file"]) for name in _LISTS)}
+
+
+def content_of(build: Told, label: str) -> dict[str, Any]:
+    """Return what the manifest of a frozen build says of the build that is frozen, by that one's manifest."""
+    kept = {name: told for name, told in build.content.items() if name not in _OF_THE_BUILD_ALONE}
+    return {
+        "frozen_version": _VERSION,
+        "label": label,
+        **kept,
+        "manifest_sha256": build.digest,
+        "purges": [],
+    }
+
+
+def read_frozen(storage: StudyStorage, label: str) -> FrozenBuild:
+    """Read what a frozen build says of itself; raises StorageError if it is not there, or not what was written."""
+    folder = f"{frozen_folder(label)}/"
+    told, files, snapshots = read_whole(storage, folder)
+    build = FrozenBuild(label, told, files, snapshots)
+    try:
+        # All that is asked of one later must be in it.
+        _ = (build.frozen_at, build.made_of, build.purges)
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{storage.where(build.key)} does not say {error!s:.100}") from error
+    return build
+
+
+def read_whole(storage: StudyStorage, folder: str = "") -> tuple[Told, pl.DataFrame, pl.DataFrame]:
+    """Return the manifest in a folder, the study's if none is named, with its lists of files and of snapshots.
+
+    Raises StorageError if any of them is not there, or not what was written.
+    """
+    told = read_told(storage, f"{folder}{MANIFEST_KEY}")
+    frames = []
+    try:
+        for name, (_, schema) in _LISTS.items():
+            key = f"{folder}{told.content[name]['file']}"
+            if storage.sha256(key) != told.content[name]["sha256"]:
+                raise StorageError(f"{storage.where(key)} is not the list that the manifest was written with")
+            frames += storage.collect([storage.scan([key], schema)], [key])
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{storage.where(folder + MANIFEST_KEY)} does not say {error!s:.100}") from error
+    files, snapshots = frames
+    return told, files, snapshots
+
+
+def frozen_builds(storage: StudyStorage, labels: list[str]) -> list[FrozenBuild]:
+    """Return those of these builds that tell of themselves; `verify` says what is wrong with the others."""
+    found = []
+    for label in labels:
+        try:
+            found.append(read_frozen(storage, label))
+        except StorageError:
+            continue
+    return found
+
+
+def write_frozen(
+    storage: StudyStorage,
+    label: str,
+    content: dict[str, Any],
+    made: dict[str, Any],
+    files: pl.DataFrame,
+    snapshots: pl.DataFrame,
+) -> FrozenBuild:
+    """Store the manifest of a frozen build, and last what commits it; what that does not name any more goes then."""
+    folder = frozen_folder(label)
+    described = {}
+    for name, rows in (("files", files), ("accounts", snapshots)):
+        key = _list_key(name, len(content["purges"]))
+        stored = storage.write(f"{folder}/{key}", rows)
+        described[name] = {
+            "file": key,
+            "rows": stored.rows,
+            "bytes": stored.bytes,
+            "sha256": stored.sha256,
+        }
+    totals = {"files": files.height, "bytes": int(files["bytes"].sum())}
+    told = Told({**content, "totals": totals, **described}, made)
+    build = FrozenBuild(label, told, files, snapshots)
+    write_told(storage, build.key, told)
+    remove_left_over(storage, build)
+    return build
+
+
+def remove_left_over(storage: StudyStorage, build: FrozenBuild) -> None:
+    """Delete lists, and the certificate, if the manifest does not name them (any more)."""
+    folder = f"{frozen_folder(build.label)}/"
+    named = {*build.own_keys, *build.files["key"]}
+    for part in (MANIFEST_FOLDER, PROOF_FOLDER):
+        for key in storage.keys(f"{folder}{part}", "*"):
+            if key.removeprefix(folder) not in named:
+                storage.remove(key)
+
+
+def _list_key(name: str, purges: int) -> str:
+    key, _ = _LISTS[name]
+    # Of another name each time: the one that the stored manifest tells of stands until the new one is stored.
+    return key if not purges else key.replace(".parquet", f"-{purges}.parquet")
