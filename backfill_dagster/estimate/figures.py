@@ -1,7 +1,8 @@
 """What was measured, and what is assumed: the figures that an estimate is made of.
 
-Those of the processor are from docs/performance.md, on one core of a shared Xeon; those of storage from
-`repos/preflight.py`. What is assumed can be given another value on the command line.
+Those of the processor are from docs/performance.md (records, bytes) and docs/scale.md (accounts, hosts, memory), on one
+core of a shared Xeon; those of storage from `repos/preflight.py`. What is assumed can be given another value on the
+command line.
 """
 
 from __future__ import annotations
@@ -22,13 +23,20 @@ class Figures:
     host_bytes_per_second: float = 4e6
     # Assumed: of the machine.
     line_bytes_per_second: float = 50e6
-    # Measured, in seconds of one core.
-    verify_and_pack_per_record: float = 5.1e-6
-    convert_per_record: float = 7.9e-6
-    table_per_record: float = 6.4e-6
-    http_per_request: float = 0.44e-3
-    http_per_byte: float = 1.26e-9
-    dagster_per_host: float = 0.08
+    # Measured, in seconds of one core, of the process that asks servers: there is one, however many cores there are.
+    look_up_per_account: float = 0.7e-3
+    fetch_per_account: float = 1.2e-3
+    fetch_per_byte: float = 1.33e-9
+    # Of the workers, which share what there is to do.
+    verify_and_pack_per_account: float = 0.4e-3
+    verify_and_pack_per_record: float = 5.4e-6
+    convert_per_account: float = 0.65e-3
+    convert_per_record: float = 8.1e-6
+    table_per_account: float = 0.13e-3
+    table_per_record: float = 7.3e-6
+    # Of one process again: Dagster's events and files of each host, the table of accounts and all after it.
+    own_per_host: float = 0.09
+    finish_per_account: float = 0.24e-3
     start_up: float = 3.0
     # Measured, in bytes stored for a byte received.
     packs_per_byte: float = 0.45

@@ -38,7 +38,10 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a study takes: requests, bytes, seconds, and dollars at AWS."""
+    """What a study takes: requests, bytes, seconds, and dollars at AWS.
+
+    `hosts_seconds` is what all hosts take at their pace; `fetch_seconds` what the machine makes of it.
+    """
 
     accounts: int
     hosts: int
@@ -48,6 +51,7 @@ class Estimate:
     bytes_received: float
     directory_seconds: float
     slowest_host_seconds: float
+    hosts_seconds: float
     fetch_seconds: float
     tables_seconds: float
     cpu_seconds: float
@@ -70,20 +74,23 @@ def estimate(
     workers, accounts = processing.worker_count, frame.accounts
     records, received = accounts * frame.records_per_account, accounts * frame.bytes_per_account
     directory_requests = _directory_requests(accounts, network)
+    # In bulk, accounts are not looked up one by one.
+    looking_up = accounts * figures.look_up_per_account if directory_requests == accounts else 0.0
     by_host = [_host_seconds(count, frame.bytes_per_account, processing, figures) for count in frame.hosts]
-    proving = (
-        records * figures.verify_and_pack_per_record
-        + accounts * figures.http_per_request
-        + received * figures.http_per_byte
+    asking = accounts * figures.fetch_per_account + received * figures.fetch_per_byte
+    proving = accounts * figures.verify_and_pack_per_account + records * figures.verify_and_pack_per_record
+    typing_ = accounts * (figures.convert_per_account + figures.table_per_account) + records * (
+        figures.convert_per_record + figures.table_per_record
     )
-    typing_ = records * (figures.convert_per_record + figures.table_per_record)
-    own = len(frame.hosts) * figures.dagster_per_host + figures.start_up
+    own = figures.start_up + len(frame.hosts) * figures.own_per_host + accounts * figures.finish_per_account
+    hosts_seconds = _side_by_side(by_host, processing.max_concurrent_pds)
     fetch_seconds = max(
-        _side_by_side(by_host, processing.max_concurrent_pds),
+        hosts_seconds,
         received / figures.line_bytes_per_second,
+        asking,
         proving / workers,
     )
-    directory_seconds = directory_requests / network.plc_requests_per_second
+    directory_seconds = max(directory_requests / network.plc_requests_per_second, looking_up)
     tables_seconds = typing_ / workers + own
     total_seconds = directory_seconds + fetch_seconds + tables_seconds
     stored = received * (figures.packs_per_byte + figures.records_per_byte + figures.tables_per_byte)
@@ -97,9 +104,10 @@ def estimate(
         bytes_received=received,
         directory_seconds=directory_seconds,
         slowest_host_seconds=max(by_host, default=0.0),
+        hosts_seconds=hosts_seconds,
         fetch_seconds=fetch_seconds,
         tables_seconds=tables_seconds,
-        cpu_seconds=proving + typing_ + own,
+        cpu_seconds=looking_up + asking + proving + typing_ + own,
         bytes_stored=stored,
         peak_memory=figures.parent_memory + workers * figures.worker_memory,
         machine_dollars=total_seconds / _HOUR * prices.machine_hour * max(1.0, workers / 2),

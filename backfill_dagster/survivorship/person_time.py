@@ -40,6 +40,9 @@ WATCHED_SCHEMA = pl.Schema(
 BY_ACCOUNT_SCHEMA = pl.Schema(
     {"account": pl.UInt32(), "collection": pl.String(), "days": pl.Float64(), "deleted": pl.Float64()}
 )
+_OF_ACCOUNT = ["account", "collection"]
+# Rows of accounts that are held, at least, before they are added up.
+_ROWS_AT_ONCE = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +70,23 @@ def watched(
     for part in (*_of_inventories(inventories), *_of_events(events)):
         numbered = part.join(accounts, on="did")
         by_age.append(_sum(numbered, ["collection", "age"]).select(WATCHED_SCHEMA.names()))
-        by_account.append(_sum(numbered, ["account", "collection"]).select(BY_ACCOUNT_SCHEMA.names()))
+        by_account.append(_sum(numbered, _OF_ACCOUNT).select(BY_ACCOUNT_SCHEMA.names()))
         changed.append(part.group_by("collection").agg(pl.col("changed").sum()))
         # Added up as they come: there are as many parts as packs.
-        by_age, by_account = (
-            [_sum(pl.concat(by_age), ["collection", "age"])],
-            [_sum(pl.concat(by_account), ["account", "collection"])],
-        )
+        by_age = [_sum(pl.concat(by_age), ["collection", "age"])]
+        by_account = _added_up(by_account, _OF_ACCOUNT)
     total = pl.concat([pl.DataFrame(schema={"collection": pl.String, "changed": pl.Int64}), *changed])
     return Watched(
         by_age[0].cast(WATCHED_SCHEMA).sort("collection", "age"),
-        by_account[0].cast(BY_ACCOUNT_SCHEMA).sort("account", "collection"),
+        _sum(pl.concat(by_account), _OF_ACCOUNT).cast(BY_ACCOUNT_SCHEMA).sort(_OF_ACCOUNT),
         total.group_by("collection").agg(pl.col("changed").sum()).sort("collection"),
     )
+
+
+def _added_up(parts: list[pl.DataFrame], by: list[str]) -> list[pl.DataFrame]:
+    """Add parts up once they are as many rows as the first, the sum so far: so none is added again and again."""
+    rows = [part.height for part in parts]
+    return [_sum(pl.concat(parts), by)] if sum(rows[1:]) > max(_ROWS_AT_ONCE, rows[0]) else parts
 
 
 def _sum(rows: pl.DataFrame, by: list[str]) -> pl.DataFrame:

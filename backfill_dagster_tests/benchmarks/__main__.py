@@ -45,16 +45,16 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         options = Options(folder, arguments.rounds, tuple(arguments.cars), arguments.atcute)
-        _say(_machine() + "\n")
+        _say(machine() + "\n")
         for name in arguments.only:
             module = importlib.import_module(f"{__package__}.{name}")
             for report in module.run(options):
                 reports.append(report)
                 _say(report_text(report))
     goals = [goal for report in reports for goal in report.goals]
-    _say(f"## Goals\n\n{goals_text(goals)}\n\n{_machine()}")
+    _say(f"## Goals\n\n{goals_text(goals)}\n\n{machine()}")
     if arguments.json is not None:
-        told = {"machine": _machine(), "rounds": arguments.rounds, "reports": list(map(report_json, reports))}
+        told = {"machine": machine(), "rounds": arguments.rounds, "reports": list(map(report_json, reports))}
         arguments.json.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -74,7 +74,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _machine() -> str:
+def machine() -> str:
     load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
     return f"Python {platform.python_version()}, {os.cpu_count()} cores, load {load}."
 

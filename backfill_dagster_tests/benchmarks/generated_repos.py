@@ -25,7 +25,7 @@ from backfill_dagster.sandbox.tid import tid
 from backfill_dagster.sandbox.written import Written, instant_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -86,6 +86,17 @@ def small_repos(folder: Path, accounts: int, *, median: int = _SMALL_MEDIAN) -> 
     )
 
 
+def record_blocks(sizes: Sequence[int]) -> Iterator[dict[bytes, Block]]:
+    """Generate the records of as many ordinary accounts, of so many records each, as blocks by their paths."""
+    settings = SandboxSettings(
+        seed=SEED, accounts=_NEIGHBOURS + 30 + len(sizes) * 11 // 10, hosts=3, records=300
+    )
+    population = Population(settings)
+    ordinary = OrdinaryRecords(population)
+    for account, size in zip(_ordinary(population), sizes, strict=False):
+        yield _blocks(ordinary.of(replace(account, size=size)))
+
+
 def made_up_did(number: int) -> str:
     """Return the DID of an account that exists nowhere."""
     digest = sha256(f"benchmark {number}".encode()).digest()
@@ -112,7 +123,11 @@ def _written(
 
 
 def _write(car: Path, account: Account, written: Iterator[Written]) -> SignedRepo:
-    blocks = {f"{record.collection}/{record.rkey}".encode(): record_block(record) for record in written}
+    blocks = _blocks(written)
     file = write_repo(Draft(account, REV, _REV_BEFORE, account.current_key, blocks))
     car.write_bytes(file.write())
     return SignedRepo(account.did, did_key(account.current_key), car, len(blocks))
+
+
+def _blocks(written: Iterator[Written]) -> dict[bytes, Block]:
+    return {f"{record.collection}/{record.rkey}".encode(): record_block(record) for record in written}

@@ -383,15 +383,15 @@ def _answer(question: str, answer: str) -> None:
 
 def peak_resident() -> int:
     """Return the most memory in bytes that this process has held until now."""
-    return _memory(os.getpid()).resident
+    return memory_of(os.getpid()).resident
 
 
 def _watch(pid: int) -> tuple[dict[int, Peaks], int, resource.struct_rusage]:
     """Wait for a child to end; return the peaks of it and its descendants, its status and what it used."""
     peaks: dict[int, Peaks] = {}
     while True:
-        for one in (pid, *_descendants(pid)):
-            now, before = _memory(one), peaks.get(one, Peaks(0, 0))
+        for one in (pid, *descendants(pid)):
+            now, before = memory_of(one), peaks.get(one, Peaks(0, 0))
             peaks[one] = Peaks(max(now.resident, before.resident), max(now.anonymous, before.anonymous))
         ended, status, usage = os.wait4(pid, os.WNOHANG)
         if ended:
@@ -402,10 +402,11 @@ def _watch(pid: int) -> tuple[dict[int, Peaks], int, resource.struct_rusage]:
 _SAMPLE_SECONDS = 0.05
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[int]:
+    """Yield the processes that a process has started, and those that these have, as far as they are alive."""
     for child in _children(pid):
         yield child
-        yield from _descendants(child)
+        yield from descendants(child)
 
 
 def _children(pid: int) -> list[int]:
@@ -416,7 +417,8 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _memory(pid: int) -> Peaks:
+def memory_of(pid: int) -> Peaks:
+    """Return the high-water mark of a process, and what it holds of its own now; zeros for one that is gone."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:

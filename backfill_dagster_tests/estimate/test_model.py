@@ -37,11 +37,24 @@ def test_hosts_are_asked_side_by_side_and_the_longest_decides() -> None:
 
 def test_the_processor_is_what_was_measured() -> None:
     found = told([1000], records=1000, size=400_000)
-    million = 5.1 + 7.9 + 6.4
-    requests, line = 1000 * 0.44e-3, 4e8 * 1.26e-9
-    assert found.cpu_seconds == pytest.approx(million + requests + line + 0.08 + 3)
+    million = 5.4 + 8.1 + 7.3
+    # Looked up, fetched, proven, converted, put into tables and accounted for.
+    thousand, line = 0.7 + 1.2 + 0.4 + 0.65 + 0.13 + 0.24, 4e8 * 1.33e-9
+    assert found.cpu_seconds == pytest.approx(million + thousand + line + 0.09 + 3)
     assert found.bytes_stored == pytest.approx(4e8 * 1.8)
     assert found.peak_memory == 350e6 + 2 * 400e6
+
+
+def test_what_one_process_does_takes_as_long_however_many_workers_there_are() -> None:
+    def fetched(workers: int, records: float) -> float:
+        hosts, fast = [100] * 1000, {"requests_per_second": 1000, "requests_in_flight": 50}
+        settings = {**fast, "max_concurrent_pds": 1000, "workers": workers}
+        return told(hosts, records, 1000, **settings).fetch_seconds
+
+    # A hundred thousand requests, and what comes with them, by the one that asks.
+    assert fetched(64, 1) == pytest.approx(100_000 * (1.2e-3 + 1000 * 1.33e-9))
+    assert fetched(1, 1000) == pytest.approx(2 * fetched(2, 1000))
+    assert fetched(64, 1000) == fetched(256, 1000) == fetched(64, 1)
 
 
 def test_many_accounts_are_looked_up_in_the_directory_s_export() -> None:

@@ -8,8 +8,10 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from backfill_dagster.sandbox.tid import tid
+from backfill_dagster.survivorship import person_time
 from backfill_dagster.survivorship.ages import (
     BIN_EDGES,
     CLASS_EDGES,
@@ -248,6 +250,38 @@ def test_looks_that_find_nothing_changed_are_intervals_of_their_own() -> None:
         found = watched([inventory], [event], accounts)
         rows = {age: (days, gone) for _, age, days, gone in found.by_age.iter_rows() if days or gone}
         assert rows == told
+
+
+def test_what_accounts_add_up_to_is_the_same_however_many_are_added_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    days = [400.0, 430.0, 460.0, 490.0, 520.0]
+    by_age, by_account, *_ = simulate(seed=5, accounts=20, records=50, collections=days)
+    monkeypatch.setattr(person_time, "_ROWS_AT_ONCE", 1)
+    alike_by_age, alike_by_account, *_ = simulate(seed=5, accounts=20, records=50, collections=days)
+    assert_frame_equal(alike_by_age, by_age)
+    assert_frame_equal(alike_by_account, by_account)
+
+
+def test_no_account_is_added_up_again_with_every_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    packs, accounts = 256, 10
+    added: list[int] = []
+
+    def add(rows: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+        added.append(rows.height)
+        return rows.unique(by, keep="any")
+
+    monkeypatch.setattr(person_time, "_ROWS_AT_ONCE", accounts)
+    monkeypatch.setattr(person_time, "_sum", add)
+    parts = [person_time.BY_ACCOUNT_SCHEMA.to_frame()]
+    for pack in range(packs):
+        part = pl.DataFrame({"account": range(pack * accounts, (pack + 1) * accounts)}).with_columns(
+            collection=pl.lit(POST), days=1.0, deleted=0.0
+        )
+        parts = person_time._added_up([*parts, part.cast(person_time.BY_ACCOUNT_SCHEMA)], ["account"])
+    assert sum(part.height for part in parts) == packs * accounts
+    # With each pack it would be half of the square of the packs.
+    assert sum(added) < 5 * packs * accounts
 
 
 @given(st.floats(0, 4000))
