@@ -47,7 +47,7 @@ def stored_asks(study: Study) -> Asks:
     if study.fetch == "list_records":
         return AsksCollections([*study.record_types, *study.other_record_types])
     wanted = {kind: filtered.uris for kind, filtered in filtering.stored_filters(study).items()}
-    lists = [wanted[kind] for kind in study.record_types]
+    lists = [wanted[kind] for kind in (*study.record_types, *study.other_record_types)]
     if any(listed is None or not listed.digest for listed in lists):
         return _UNREAD
     # A purge takes entries out of a list and leaves the digest as it is.

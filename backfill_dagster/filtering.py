@@ -9,9 +9,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backfill_dagster.config.sources import SharedSource
 from backfill_dagster.connections import open_connections
 from backfill_dagster.dids.entries import SourceAccess
 from backfill_dagster.dids.sources.by_type import entry_source
+from backfill_dagster.dids.sources.shared import SharedRecords
 from backfill_dagster.errors import SourceError
 from backfill_dagster.interrupts import run_interruptible
 from backfill_dagster.purge.tombstones import Tombstones
@@ -61,6 +63,8 @@ class NamedList:
 
     def open(self, study: Study) -> EntrySource:
         """Return what reads it."""
+        if isinstance(self.source, SharedSource) and self.field == "uris":
+            return SharedRecords(self.source, "backfill.source", self.record_type)
         field = f"backfill.filters.{self.record_type}.{self.field}"
         return entry_source(self.source, field, storage=study.storage.location, column=self.column)
 
@@ -69,7 +73,7 @@ def named_lists(study: Study) -> list[NamedList]:
     """Return the lists that the study's filters name."""
     return [
         NamedList(kind, field, source, wanted.allow_empty)
-        for kind, wanted in study.filters.items()
+        for kind, wanted in study.record_filters.items()
         for field in _FIELDS
         if (source := getattr(wanted, field)) is not None
     ]
@@ -124,8 +128,14 @@ def stored_filters(study: Study) -> dict[str, StoredFilter]:
         return None if key is None else lists.get(key, StoredList.unread(key))
 
     return {
-        kind: StoredFilter(stored(kind, "uris"), stored(kind, "subjects"), wanted.languages, wanted.text)
-        for kind, wanted in study.filters.items()
+        kind: StoredFilter(
+            stored(kind, "uris"),
+            stored(kind, "subjects"),
+            wanted.languages,
+            wanted.text,
+            same_version=isinstance(wanted.uris, SharedSource) and wanted.uris.edited == "leave_out",
+        )
+        for kind, wanted in study.record_filters.items()
     }
 
 

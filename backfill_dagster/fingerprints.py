@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from backfill_dagster import filtering
+from backfill_dagster.config.sources import SharedSource
 from backfill_dagster.records.conversion import CONVERSION_VERSION
 from backfill_dagster.records.tables import SCHEMA_VERSION
 
@@ -41,8 +42,9 @@ def _fingerprint(study: Study, lists: Mapping[str, str]) -> str:
             wanted.subjects is not None,
             sorted({language.lower() for language in wanted.languages or ()}),
             wanted.text,
+            *([wanted.uris.edited] if isinstance(wanted.uris, SharedSource) else []),
         ]
-        for kind, wanted in study.filters.items()
+        for kind, wanted in study.record_filters.items()
     }
     settings = [types, period, study.processing.record_json, filters, lists]
     told = json.dumps([CONVERSION_VERSION, SCHEMA_VERSION, settings], sort_keys=True)

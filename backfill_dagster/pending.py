@@ -44,7 +44,7 @@ def source_has_changed(study: Study) -> bool:
         )
     ):
         return True
-    if storage.exists(study_files.UNFINISHED_DIRECTORY_KEY) or not _is_looked_up(storage):
+    if storage.keys(study_files.UNFINISHED_DIRECTORY_FOLDER) or not _is_looked_up(storage):
         return True
     collected = pipeline.read_source(study)
     return not (

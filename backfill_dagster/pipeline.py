@@ -13,6 +13,7 @@ A stage can be called again at any time: it does only what is missing, or writes
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 from concurrent.futures import as_completed
 from contextlib import contextmanager
@@ -32,12 +33,13 @@ from backfill_dagster.dictionary.written import write_dictionary
 from backfill_dagster.dids.collect import EXCLUDE_FIELD, SOURCE_FIELD, CollectedDids, collect_dids
 from backfill_dagster.dids.entries import SourceAccess
 from backfill_dagster.dids.sources.by_type import entry_source
+from backfill_dagster.dids.sources.shared import SharedAccounts
 from backfill_dagster.dids.sources.union import joint_stamp
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.directory.evidence import EvidenceLog, put_together
 from backfill_dagster.directory.export_rows import rows_from_export
 from backfill_dagster.directory.history import with_new_answers, with_state_since
-from backfill_dagster.directory.resolve import as_directory, resolve_directory
+from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA, as_directory, resolve_directory
 from backfill_dagster.errors import ConfigError, StorageError, first_known
 from backfill_dagster.fingerprints import records_fingerprint
 from backfill_dagster.interrupts import run_interruptible
@@ -72,13 +74,14 @@ from backfill_dagster.repos.preflight import ensure_space, estimate_space
 from backfill_dagster.repos.proof import ProofSettings
 from backfill_dagster.repos.snapshots import FetchMode, accounts_to_fetch, snapshots
 from backfill_dagster.repos.verify import RepoLimits
+from backfill_dagster.sharing.rehydration import build_rehydration
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.study_files import (
     DIRECTORY_HISTORY_KEY,
     DIRECTORY_KEY,
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
-    UNFINISHED_DIRECTORY_KEY,
+    UNFINISHED_DIRECTORY_FOLDER,
     asked_directory,
     shown_snapshots,
     source_dids,
@@ -131,6 +134,8 @@ def read_source(
     """Read the study's source less what it excludes, and store nothing; asks servers only if these lists need it."""
     storage = StudyStorage(study.location)
     source, exclude = _account_lists(study)
+    if isinstance(source, SharedAccounts):
+        source.check_asked({*study.record_types, *study.other_record_types})
     tombstones = Tombstones.load(storage)
 
     async def read(connections: Connections | None) -> CollectedDids:
@@ -177,19 +182,15 @@ def resolve_accounts(
     tombstones = Tombstones.load(storage)
     known = _known_directory(storage)
     # What an interrupted run has looked up stays looked up, also if this one is interrupted in its turn.
-    parts = (
-        [as_directory(storage.read(UNFINISHED_DIRECTORY_KEY))]
-        if storage.exists(UNFINISHED_DIRECTORY_KEY)
-        else []
-    )
+    numbers = itertools.count(len(storage.keys(UNFINISHED_DIRECTORY_FOLDER)))
 
     put_together(storage)
     evidence = EvidenceLog(storage)
 
     def keep(part: pl.DataFrame) -> None:
         evidence.flush()
-        parts.append(tombstones.mask_texts(part))
-        storage.write(UNFINISHED_DIRECTORY_KEY, pl.concat(parts))
+        key = f"{UNFINISHED_DIRECTORY_FOLDER}/part-{next(numbers):05d}.parquet"
+        storage.write(key, tombstones.mask_texts(part))
 
     async def resolve(connections: Connections) -> pl.DataFrame:
         async def in_bulk(missing: pl.Series) -> pl.DataFrame:
@@ -223,7 +224,9 @@ def resolve_accounts(
     # First: it would take what is new for what was known.
     _keep_answers(storage, earlier, directory)
     storage.write(DIRECTORY_KEY, directory)
-    storage.remove(UNFINISHED_DIRECTORY_KEY)
+    # The last one first, so that those that are left have the first numbers.
+    for key in reversed(storage.keys(UNFINISHED_DIRECTORY_FOLDER)):
+        storage.remove(key)
     return directory
 
 
@@ -271,6 +274,8 @@ def fetch_repos(
     ensure_space(storage, estimate_space(waiting, alike, processing))
     columns = waiting.select("did", "pds", "pds_host", "key_type", "key_multibase", "known_rev")
     accounts = [Account.from_directory(*row) for row in columns.iter_rows()]
+    # For as long as the fetch lasts, these would take as much memory as what it needs of them.
+    del waiting, alike, columns
     metrics.name_hosts(accounts_by_host(storage.read(DIRECTORY_KEY)))
 
     evidence = EvidenceLog(storage)
@@ -473,6 +478,7 @@ def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
     build_record_changes(study)
     build_account_history(study)
     build_attrition(study)
+    build_rehydration(study)
     write_user_metadata(study)
     # Last: what it reads besides the tables may be gone.
     build_derived(study, again=again)
@@ -570,9 +576,11 @@ def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
     Of the latter only what the directory answered: a failure must not take the place of an answer.
     """
     rows = [storage.read(DIRECTORY_KEY)] if storage.exists(DIRECTORY_KEY) else []
-    if storage.exists(UNFINISHED_DIRECTORY_KEY):
+    unfinished = storage.keys(UNFINISHED_DIRECTORY_FOLDER)
+    if unfinished:
+        [told] = storage.collect([storage.scan(unfinished, DIRECTORY_SCHEMA)], unfinished)
         settled = [state.value for state in DirectoryState if state.settled]
-        rows.append(storage.read(UNFINISHED_DIRECTORY_KEY).filter(pl.col("state").is_in(settled)))
+        rows.append(told.filter(pl.col("state").is_in(settled)))
     if not rows:
         return None
     return pl.concat(rows, how="diagonal").sort("resolved_at").unique("did", keep="last", maintain_order=True)

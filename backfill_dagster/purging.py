@@ -13,6 +13,7 @@ from backfill_dagster.config.sources import InlineSource
 from backfill_dagster.derived.feed_use import purge_shown
 from backfill_dagster.dids.sources.lineage import study_sources
 from backfill_dagster.directory.evidence import purge_evidence
+from backfill_dagster.frozen.purge import purge_frozen
 from backfill_dagster.legacy.tree import purge_legacy
 from backfill_dagster.manifest.keys import MANIFEST_KEY
 from backfill_dagster.manifest.written import (
@@ -39,6 +40,7 @@ from backfill_dagster.purge.rewrite import (
 )
 from backfill_dagster.purge.tombstones import Tombstones, bury, settle
 from backfill_dagster.repos.packs import pack_keys, read_ledger
+from backfill_dagster.sharing.purge import purge_shared
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.study_files import (
     ACCOUNTS_KEY,
@@ -46,7 +48,7 @@ from backfill_dagster.study_files import (
     DIRECTORY_KEY,
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
-    UNFINISHED_DIRECTORY_KEY,
+    UNFINISHED_DIRECTORY_FOLDER,
 )
 from backfill_dagster.survivorship.purge import purge_observations
 from backfill_dagster.tables.accounts import INACTIVE_STATES
@@ -126,15 +128,17 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
         "documents": purge_evidence(storage, tombstones),
         "feeds": purge_shown(storage, tombstones),
         "filters": filtering.purge_lists(storage, tombstones),
+        "frozen": purge_frozen(study, tombstones),
         "handoff": handed_over[0],
         "legacy": legacy[0],
         "metadata_store": of_study.purge(study, tombstones),
         # Before the directory, which alone knows the handles: a purge that is interrupted looks for them again.
         "source_dids": purge_source(storage, SOURCE_KEY, SOURCE_REJECTS_KEY, tombstones, handles),
         "directory": purge_rows(storage, DIRECTORY_KEY, tombstones)
-        + purge_rows(storage, UNFINISHED_DIRECTORY_KEY, tombstones),
+        + sum(purge_rows(storage, key, tombstones) for key in storage.keys(UNFINISHED_DIRECTORY_FOLDER)),
         "directory_history": purge_rows(storage, DIRECTORY_HISTORY_KEY, tombstones),
         **purge_observations(storage, tombstones),
+        **purge_shared(storage, tombstones),
     }
     report = PurgeReport(
         accounts=len(request.dids),
@@ -148,6 +152,7 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
     if (report.changed or was_unfinished) and storage.exists(DIRECTORY_KEY):
         derivation.remove_all(study)
         rebuild(study)
+    storage.forget_removed()
     settle(storage, datetime.now(UTC))
     if had_manifest or storage.exists(MANIFEST_KEY):
         # Of the tombstones as well, which are settled now.
@@ -158,7 +163,7 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
 def _handles_of_purged(storage: StudyStorage, tombstones: Tombstones) -> list[str]:
     """Return the handles, in lower case, that the directory still has of purged accounts."""
     handles: set[str] = set()
-    for key in (DIRECTORY_KEY, UNFINISHED_DIRECTORY_KEY, DIRECTORY_HISTORY_KEY):
+    for key in (DIRECTORY_KEY, *storage.keys(UNFINISHED_DIRECTORY_FOLDER), DIRECTORY_HISTORY_KEY):
         if storage.exists(key):
             rows = storage.read(key)
             held = rows.filter(pl.col("did").is_in(tombstones.held_among(rows["did"])))
@@ -172,7 +177,7 @@ def _purge_log(study: Study, request: PurgeRequest, tombstones: Tombstones, hand
     if path is None:
         return 0
     key = stored_log_key(storage)
-    known = [SOURCE_KEY, DIRECTORY_KEY, UNFINISHED_DIRECTORY_KEY]
+    known = [SOURCE_KEY, DIRECTORY_KEY, *storage.keys(UNFINISHED_DIRECTORY_FOLDER)]
     held = {
         did
         for name in known

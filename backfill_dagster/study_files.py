@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 SOURCE_KEY = "source_dids.parquet"
 SOURCE_REJECTS_KEY = "source_rejects.parquet"
 DIRECTORY_KEY = "directory.parquet"
-UNFINISHED_DIRECTORY_KEY = "directory_unfinished.parquet"
+# What an interrupted lookup has come to, in parts: one file would be written again with each of them.
+UNFINISHED_DIRECTORY_FOLDER = "directory_unfinished"
 DIRECTORY_HISTORY_KEY = "directory_history.parquet"
 ACCOUNTS_KEY = "accounts.parquet"
 

@@ -12,14 +12,17 @@ import orjson
 import polars as pl
 import pytest
 
-from backfill_dagster import accounting, fingerprints, pipeline
+from backfill_dagster import accounting, fingerprints, pipeline, study_files
 from backfill_dagster.config.study import Study
+from backfill_dagster.directory import resolve
+from backfill_dagster.errors import StorageError
 from backfill_dagster.network.leases import LocalHostLeases
 from backfill_dagster.network.limits import HostGate
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.sandbox.truth import RecordTruth, first_for_subject
+from backfill_dagster.storage import StoredFile, StudyStorage
 from backfill_dagster.tables import build, parts
 from backfill_dagster.tables.accounts import unreconciled
 from backfill_dagster.workers import worker_pool
@@ -352,6 +355,38 @@ def another_run_asks(host: str, study: Study) -> Iterator[None]:
     assert lease is not None
     yield
     asyncio.run(lease.release())
+
+
+def test_what_an_interrupted_lookup_has_come_to_is_not_asked_for_again(
+    network: SandboxNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = sandbox_study(tmp_path)
+    storage = StudyStorage(study.location)
+    pipeline.collect_source(study)
+    monkeypatch.setattr(resolve, "CHECKPOINT_ROWS", 10)
+    write, sizes = StudyStorage.write, []
+
+    def write_some(self: StudyStorage, key: str, frame: pl.DataFrame, *args: Any, **named: Any) -> StoredFile:
+        if key.startswith(study_files.UNFINISHED_DIRECTORY_FOLDER):
+            sizes.append(frame.height)
+        if len(sizes) == 4:
+            raise StorageError("the disk is full")
+        return write(self, key, frame, *args, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StudyStorage, "write", write_some)
+        with pytest.raises(StorageError, match="disk is full"):
+            pipeline.resolve_accounts(study)
+    # Each part is of its own rows: together they are written once, however many there are.
+    assert sizes == [10, 10, 10, 10]
+    assert len(storage.keys(study_files.UNFINISHED_DIRECTORY_FOLDER)) == 3
+
+    network.requests.clear()
+    directory = pipeline.resolve_accounts(study)
+    asked = {request.path.strip("/") for request in network.requests.all()}
+    assert len(set(network.dids) - asked) >= 25  # but for those whose host failed
+    assert directory.height == len(network.dids)
+    assert storage.keys(study_files.UNFINISHED_DIRECTORY_FOLDER) == []
 
 
 def test_accounts_that_left_the_source_leave_the_tables_and_are_flagged(tmp_path: Path) -> None:

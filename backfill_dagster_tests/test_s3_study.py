@@ -14,15 +14,19 @@ import pytest
 
 from backfill_dagster import handing_over, pipeline, purging
 from backfill_dagster.config.network import SandboxSettings
-from backfill_dagster.config.sources import CollectedSource
+from backfill_dagster.config.sources import CollectedSource, SharedSource
 from backfill_dagster.config.study import Study
-from backfill_dagster.dids.entries import SourceAccess
+from backfill_dagster.dids.entries import EntrySource, SourceAccess
 from backfill_dagster.dids.sources.collected import CollectedEntries
+from backfill_dagster.dids.sources.shared import SharedAccounts, SharedRecords
 from backfill_dagster.manifest.written import write_manifest
 from backfill_dagster.metadata_stores.of_study import write_user_metadata
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.network import SandboxNetwork
+from backfill_dagster.sharing.share import share
+from backfill_dagster.sharing.shared_folder import SharedIds
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster.stores.location import place_below
 from backfill_dagster.verification.verify import verify
 from backfill_dagster_tests.dids.sources.s3_server import BUCKET, point_to_s3
 from backfill_dagster_tests.orchestration.running import execute
@@ -178,9 +182,24 @@ def test_what_changes_on_the_network_reaches_its_tables(
     assert not same(before, in_bucket)
 
 
+def test_what_it_shares_is_what_a_disk_shares_and_is_read_from_there(
+    s3_study: Study, on_disk: Study, tmp_path: Path
+) -> None:
+    there, here = share(s3_study), share(on_disk)
+    assert (there.rows, there.accounts) == (here.rows, here.accounts)
+    in_bucket, on_this_disk = (StudyStorage(study.location) for study in (s3_study, on_disk))
+    source = SharedSource.model_validate({"type": "shared", "path": in_bucket.where("shared/ids")})
+    dids = asyncio.run(entries_of(SharedAccounts(source, "source"), tmp_path))
+    assert dids == on_this_disk.read("shared/ids/accounts.parquet")["did"].to_list()
+    likes = asyncio.run(entries_of(SharedRecords(source, "source", TYPES[0]), tmp_path))
+    assert likes == on_this_disk.read("shared/ids/likes.parquet")["uri"].to_list()
+    assert len(likes) > 20
+
+
 def test_a_purge_leaves_nothing_of_an_account(s3_study: Study, tmp_path: Path, s3: Any) -> None:
     storage = StudyStorage(s3_study.location)
     did = storage.read("accounts.parquet").filter(state="complete")["did"][0]
+    share(s3_study)
     report = purging.purge(s3_study, dids=[did])
     assert report.accounts == 1
     assert report.removed["blocks"] > 0
@@ -188,6 +207,9 @@ def test_a_purge_leaves_nothing_of_an_account(s3_study: Study, tmp_path: Path, s
         rows = storage.read(file.key)
         assert did not in rows["did"].to_list()
         assert did.encode() not in b"".join(rows["block"].to_list() if "block" in rows.columns else [])
+    shared = SharedIds.open(place_below(s3_study.location, "shared/ids"))
+    shared.check(["accounts", *shared.tables])
+    assert did not in storage.read("shared/ids/accounts.parquet")["did"].to_list()
 
 
 def test_the_one_command_does_all_of_it(tmp_path: Path, s3: Any, on_disk: Study) -> None:
@@ -245,5 +267,5 @@ def test_its_records_are_handed_over_once_and_its_accounts_are_known_to_others(
     assert asyncio.run(entries_of(entries, tmp_path)) == sorted(complete["did"])
 
 
-async def entries_of(entries: CollectedEntries, scratch: Path) -> list[str]:
+async def entries_of(entries: EntrySource, scratch: Path) -> list[str]:
     return [did async for batch in entries.entries(SourceAccess(scratch)) for did in batch["entry"]]

@@ -22,6 +22,7 @@ from backfill_dagster.config.metadata_store import MetadataStore
 from backfill_dagster.config.network import Network
 from backfill_dagster.config.operation import Monitoring
 from backfill_dagster.config.processing import Storage
+from backfill_dagster.config.sharing import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,13 +100,17 @@ def check_study(study: Study, reach: Reach) -> None:
         name = _ENDPOINT if field.endswith(f".{_ENDPOINT}") else field
         if name in _FILE_ONLY and value != usual_fields[name]:
             raise _file_only(field, _FILE_ONLY[name])
-    variable = study.monitoring.alert_webhook_variable
-    usual = Monitoring.model_fields["alert_webhook_variable"].default
-    if variable != usual and variable not in reach.variables:
-        # Not repeated: somebody may have put the secret itself there.
-        raise InvalidRequestError(
-            f"backfill.monitoring.alert_webhook_variable: must be {usual}, or an allowed one"
-        )
+    variables = {
+        "monitoring.alert_webhook_variable": (
+            study.monitoring.alert_webhook_variable,
+            Monitoring().alert_webhook_variable,
+        ),
+        "sharing.salt_variable": (study.sharing.salt_variable, Sharing().salt_variable),
+    }
+    for field, (variable, usual) in variables.items():
+        if variable != usual and variable not in reach.variables:
+            # Not repeated: somebody may have put the secret itself there.
+            raise InvalidRequestError(f"backfill.{field}: must be {usual}, or an allowed one")
     for field, value in fields.items():
         if isinstance(value, Path):
             _check_path(field, value, reach)

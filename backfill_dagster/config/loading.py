@@ -177,7 +177,7 @@ def _describe_one(path: Path, body: Any, item: dict[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{path}: {field}: is missing"
     message = _MESSAGES.get(item["type"]) or _in_yaml_s_words(item["msg"])
-    if names[-1:] == ["alert_webhook_variable"]:
+    if names[-1:] in (["alert_webhook_variable"], ["salt_variable"]):
         # Somebody may have put the secret itself there, which no message is to repeat.
         return f"{path}: {field}: {message}"
     return f"{path}: {field} = {_shown(value)}: {message}"

@@ -10,13 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field
 
-from backfill_dagster.config.section import Section, http_origin
-
-
-def _variable_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-        raise ValueError("must be the name of an environment variable, not what it holds")
-    return value
+from backfill_dagster.config.section import Section, http_origin, variable_name
 
 
 def _cron(value: str) -> str:
@@ -80,7 +74,7 @@ class Monitoring(Section):
     alert_parked_minutes: float | None = Field(
         None, gt=0, description="Send a message when a host has asked to be left alone for so long."
     )
-    alert_webhook_variable: Annotated[str, AfterValidator(_variable_name)] = Field(
+    alert_webhook_variable: Annotated[str, AfterValidator(variable_name)] = Field(
         "BACKFILL_ALERT_WEBHOOK",
         description="The environment variable with the webhook's address, which is a secret and so stands in no file.",
     )

@@ -1,5 +1,6 @@
 """What all parts of a backfill's YAML have in common."""
 
+import re
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
@@ -17,3 +18,10 @@ def http_origin(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
         raise ValueError("must be http(s)://host[:port]")
     return value.rstrip("/")
+
+
+def variable_name(value: str) -> str:
+    """Validate the name of an environment variable."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("must be the name of an environment variable, not what it holds")
+    return value

@@ -187,6 +187,23 @@ class CollectedSource(Section):
     )
 
 
+class SharedSource(Section):
+    """The ids that another study has shared (`<name>_share`): its accounts and, with them, which of their records.
+
+    It stands by itself, as `source`: no record is kept that is not shared.
+    """
+
+    type: Literal["shared"] = Field(description=_TYPE)
+    path: Annotated[str | Path, BeforeValidator(_path_or_address)] = Field(
+        description="The shared folder, which holds a `manifest.json`: a path, or `s3://bucket/prefix`."
+    )
+    edited: Literal["leave_out", "keep"] = Field(
+        "leave_out",
+        description="What becomes of a record that was changed since it was shared: what stands under its URI now is "
+        "left out of the tables, or kept. `rehydration` tells of it in either case.",
+    )
+
+
 # --- lists that a server gives ---
 
 
@@ -286,6 +303,7 @@ SOURCES: dict[str, type[Section]] = {
     "s3": S3Source,
     "asset": AssetSource,
     "collected": CollectedSource,
+    "shared": SharedSource,
     "handles": HandlesSource,
     "pds": PdsSource,
     "collection": CollectionSource,
@@ -310,6 +328,7 @@ Source = Annotated[
     | Annotated[S3Source, Tag("s3")]
     | Annotated[AssetSource, Tag("asset")]
     | Annotated[CollectedSource, Tag("collected")]
+    | Annotated[SharedSource, Tag("shared")]
     | Annotated[HandlesSource, Tag("handles")]
     | Annotated[PdsSource, Tag("pds")]
     | Annotated[CollectionSource, Tag("collection")]
@@ -350,6 +369,10 @@ def _of_dids(source: Source) -> Source:
     for place, part in nested_sources(source, ""):
         if isinstance(part, InlineSource) and part.dids is None:
             raise ValueError(f"{_at(place)}a list of accounts has `dids`, not `uris`")
+        if isinstance(part, SharedSource) and place:
+            raise ValueError(
+                f"{_at(place)}type shared also says which records are kept, and so stands by itself"
+            )
     return source
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
@@ -16,10 +16,13 @@ from backfill_dagster.config.metadata_store import MetadataStore
 from backfill_dagster.config.network import Network
 from backfill_dagster.config.operation import Automation, Monitoring, Quality
 from backfill_dagster.config.processing import Processing, Storage
+from backfill_dagster.config.run_tags import RunTags
 from backfill_dagster.config.section import Section
-from backfill_dagster.config.sources import DidSource, Nsid
+from backfill_dagster.config.sharing import Sharing
+from backfill_dagster.config.sources import DidSource, Nsid, SharedSource
 from backfill_dagster.config.time_range import TimeRange
 from backfill_dagster.errors import ConfigError
+from backfill_dagster.frozen.places import LABEL_PATTERN
 from backfill_dagster.records.tables import OTHER_RECORDS, TABLE_BY_NAME, TABLES_OF_COLLECTION
 
 if TYPE_CHECKING:
@@ -55,7 +58,13 @@ RESERVED_NAMES = frozenset(keyword.kwlist).union(
     ("context", "conf", "config", "meta", "arg_dict", "dict", "input_arg_dict", "output_arg_dict"),
     ("int", "str", "float", "bool", "input", "output", "type"),
 )
-RESERVED_SUFFIXES = ("_rebuild", "_retry_failed", "_refresh", "_purge", "_verify")
+RESERVED_SUFFIXES = ("_rebuild", "_retry_failed", "_refresh", "_purge", "_verify", "_share")
+
+
+def _label(value: str) -> str:
+    if not LABEL_PATTERN.fullmatch(value):
+        raise ValueError("must be a label of up to 64 of a-z, 0-9, _ and -, the first a letter or digit")
+    return value
 
 
 def _owner(value: str) -> str:
@@ -107,13 +116,24 @@ class Study(Section):
         description="Purge accounts for good that have been deleted for so long; never if left out. With "
         "`inactive_accounts: purge` it is the time that accounts in any inactive state have to come back.",
     )
+    snapshot: Annotated[str, AfterValidator(_label)] | None = Field(
+        None,
+        description="A label, such as `paper-1`: the tables that are built next are frozen under it, and stay as they "
+        "are while the collection goes on. Up to 64 of a-z, 0-9, _ and -.",
+    )
     processing: Processing = Processing()
     storage: Storage = Storage()
     metadata_store: MetadataStore = MetadataStore()
     integrations: Integrations = Integrations()
+    sharing: Sharing = Sharing()
     monitoring: Monitoring = Monitoring()
     quality: Quality = Quality()
     automation: Automation = Automation()
+    run_tags: RunTags = Field(
+        default_factory=dict,
+        description="By kind of run, tags for what launches it: memory and processors, a queue, a priority. `all` is "
+        "for every run, `whole` for those that do all stages.",
+    )
     network: Network = Network()
 
     @field_validator("name")
@@ -148,7 +168,12 @@ class Study(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         known = ", ".join(self.record_types)
+        is_rebuilt = isinstance(self.source, SharedSource)
         for kind, wanted in self.filters.items():
+            if is_rebuilt and wanted.uris is not None:
+                raise ValueError(
+                    f"filters.{kind}.uris: the source is what is shared, which lists the records itself"
+                )
             if kind not in self.record_types:
                 raise ValueError(f"filters.{kind}: record_types has no such type; it has {known}")
             if wanted.subjects is not None and kind not in _ABOUT_SUBJECTS:
@@ -158,7 +183,7 @@ class Study(Section):
             for field in ("languages", "text"):
                 if getattr(wanted, field) is not None and kind != _POST:
                     raise ValueError(f"filters.{kind}.{field}: only {_POST} has any")
-        if self.fetch == "records":
+        if self.fetch == "records" and not is_rebuilt:
             unnamed = [
                 kind for kind in self.record_types if getattr(self.filters.get(kind), "uris", None) is None
             ]
@@ -177,6 +202,9 @@ class Study(Section):
     def _has_what_consumers_take(self) -> Study:
         own = [table for kind in self.record_types for table in TABLES_OF_COLLECTION[kind]]
         own += [OTHER_RECORDS] if self.other_record_types else []
+        for table in self.sharing.tables or ():
+            if table not in own:
+                raise ValueError(f"sharing.tables names {table}; the study's tables are {', '.join(own)}")
         for name, consumer in self.integrations.consumers.items():
             if consumer.path is None and self.storage.type == "s3":
                 raise ValueError(
@@ -193,6 +221,19 @@ class Study(Section):
                         f"integrations.consumers.{name}.columns names {min(lacking)}, which {table} does not have"
                     )
         return self
+
+    @property
+    def record_filters(self) -> dict[str, RecordFilter]:
+        """By collection, which records to keep: the filters, and of a study that is rebuilt what was shared."""
+        given = cast("dict[str, RecordFilter]", self.filters)
+        if not isinstance(self.source, SharedSource):
+            return given
+        # There may have been none of a type.
+        listed = {"uris": self.source, "allow_empty": True}
+        return {
+            kind: given.get(kind, RecordFilter.model_construct()).model_copy(update=listed)
+            for kind in (*self.record_types, *self.other_record_types)
+        }
 
     # By the place of a text in the YAML, what stands there: the environment filled it in, and it can be a secret.
     _filled_in: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -40,13 +40,14 @@ from backfill_dagster.records.window_index import INDEX_COLUMNS
 from backfill_dagster.records.windows import GRANULARITIES, UNDATED, Granularity, granularity_of
 from backfill_dagster.repos.blocks_file import BLOCK_COLUMNS
 from backfill_dagster.repos.packs import PACK_COLUMNS
+from backfill_dagster.sharing.rehydration import REHYDRATION_COLUMNS, REHYDRATION_KEY, is_rebuilt
 from backfill_dagster.study_files import (
     ACCOUNTS_KEY,
     DIRECTORY_HISTORY_KEY,
     DIRECTORY_KEY,
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
-    UNFINISHED_DIRECTORY_KEY,
+    UNFINISHED_DIRECTORY_FOLDER,
     study_tables,
 )
 from backfill_dagster.survivorship import comparison, inventory
@@ -97,16 +98,22 @@ def study_resources(study: Study) -> list[Resource]:
         derived_names(study),
         granularity_of(study.time_range),
         has_discovery=study.discovery is not None,
+        is_rebuilt=is_rebuilt(study),
     )
 
 
 def every_resource() -> list[Resource]:
     """Return the kinds of tables that any study can have; of time windows, those of months."""
-    return _resources(TABLES, list(DERIVED), GRANULARITIES["monthly"], has_discovery=True)
+    return _resources(TABLES, list(DERIVED), GRANULARITIES["monthly"], has_discovery=True, is_rebuilt=True)
 
 
 def _resources(
-    tables: Sequence[str], derived: Sequence[str], granularity: Granularity, *, has_discovery: bool
+    tables: Sequence[str],
+    derived: Sequence[str],
+    granularity: Granularity,
+    *,
+    has_discovery: bool,
+    is_rebuilt: bool,
 ) -> list[Resource]:
     windows = f"{granularity.word}=*/*.parquet"
     return [
@@ -121,6 +128,7 @@ def _resources(
         ),
         *(_derived_table(name, windows) for name in derived),
         *(_ENGAGED if has_discovery else ()),
+        *([_REHYDRATION] if is_rebuilt else []),
         *_OF_ALL_STUDIES,
         *(_converted_table(name) for name in tables),
         *([_SHOWN] if PostsUsedInFeeds.name in derived else []),
@@ -405,11 +413,18 @@ _OF_ALL_STUDIES = (
     ),
     Resource(
         "directory_unfinished",
-        (UNFINISHED_DIRECTORY_KEY,),
+        (f"{UNFINISHED_DIRECTORY_FOLDER}/*.parquet",),
         "What an interrupted lookup has come to so far; there only until the next one is finished.",
         DIRECTORY_COLUMNS,
         inner=True,
     ),
+)
+_REHYDRATION = Resource(
+    "rehydration",
+    (REHYDRATION_KEY,),
+    "A record that was shared, and what became of it, of a study that is rebuilt from shared ids.",
+    REHYDRATION_COLUMNS,
+    ("uri",),
 )
 _SHOWN = Resource(
     "feeds",

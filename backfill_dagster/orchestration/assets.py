@@ -26,6 +26,7 @@ from backfill_dagster.orchestration.checks import (
 )
 from backfill_dagster.orchestration.columns import column_metadata
 from backfill_dagster.orchestration.derived_assets import derived_assets
+from backfill_dagster.orchestration.frozen_asset import frozen_assets
 from backfill_dagster.orchestration.handoff_assets import handoff_assets
 from backfill_dagster.orchestration.loss_assets import loss_assets
 from backfill_dagster.orchestration.manifest_asset import manifest_asset
@@ -47,6 +48,7 @@ from backfill_dagster.orchestration.progress import (
     fetch_standing,
     reported_progress,
 )
+from backfill_dagster.orchestration.rehydration_asset import rehydration_assets
 from backfill_dagster.orchestration.resources import LimitsResource, StudyLockResource
 from backfill_dagster.orchestration.run_settings import (
     AssetFetchSettings,
@@ -100,12 +102,12 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
     accounts = _accounts(study, [*tables, undated])
     handed_over = handoff_assets(study, tables, undated)
     metadata = metadata_assets(study, accounts)
-    losses = loss_assets(study, directory, repos, accounts)
+    losses = [*loss_assets(study, directory, repos, accounts), *rehydration_assets(study, accounts)]
     report = _report(study, [accounts, *losses])
     made = [source, directory, repos, records, *tables, undated, *derived, accounts, *losses, report]
     # What is made of the tables, so that whatever builds any of it has the manifest written anew.
     manifest = manifest_asset(study, [*derived, accounts, *losses, report])
-    return [*made, *handed_over, *metadata, manifest]
+    return [*made, *handed_over, *metadata, manifest, *frozen_assets(study, manifest)]
 
 
 def _source_dids(study: Study) -> dg.AssetsDefinition:

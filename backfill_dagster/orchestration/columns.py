@@ -38,7 +38,7 @@ _ACCOUNT_SOURCES = {
 _DERIVED = frozenset(
     (
         *(*DERIVED, "engaged_accounts", "engaged_posts"),
-        *("record_changes", "account_history", "attrition"),
+        *("record_changes", "account_history", "attrition", "rehydration"),
     )
 )
 # Columns of a record that its repository, rather than its own bytes, tells.

@@ -17,6 +17,7 @@ from backfill_dagster import accounting, derivation, handing_over, pending, pipe
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError
 from backfill_dagster.filtering import read_filter_lists
+from backfill_dagster.frozen.freeze import is_frozen
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.handoff_assets import handoff_name
@@ -28,22 +29,27 @@ from backfill_dagster.orchestration.partitions import (
     time_partitions,
 )
 from backfill_dagster.orchestration.purge_job import finish_purge, purge_expired, purge_job
+from backfill_dagster.orchestration.rehydration_asset import REHYDRATION
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.run_settings import (
     FetchSettings,
     directory_settings_class,
     fetch_settings_class,
 )
+from backfill_dagster.orchestration.share_job import share_job
 from backfill_dagster.orchestration.summary import study_summary
-from backfill_dagster.orchestration.tags import PARENT_TAG, RANGE_END, RANGE_START, STUDY_TAG
+from backfill_dagster.orchestration.tags import PARENT_TAG, RANGE_END, RANGE_START, run_tags
 from backfill_dagster.orchestration.verify_job import verify_job
 from backfill_dagster.orchestration.watched_run import watch
 from backfill_dagster.repos.packs import stored_hosts
 from backfill_dagster.repos.snapshots import FetchMode
+from backfill_dagster.sharing.rehydration import is_rebuilt
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+    from backfill_dagster.config.run_tags import RunKind
 
 # A run that is started takes the study's lock, or is refused it, within so many seconds.
 _STARTING_SECONDS = 60
@@ -62,7 +68,7 @@ _AFTER = {"failed_hosts": dg.In(list[str])}
 def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "dict[str, UnresolvedAssetJobDefinition]":
     """Return the asset job of each stage; every one also runs by itself, from the UI or the command line."""
     by_name = {key.path[-1]: asset for asset in assets for key in asset.keys}
-    stages = {
+    stages: dict[RunKind, list[str]] = {
         "discover": ["source_dids", "directory"],
         "fetch": ["repos"],
         "convert": ["records"],
@@ -76,6 +82,7 @@ def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "dict[str, Un
                 "record_changes",
                 "account_history",
                 "attrition",
+                *([REHYDRATION] if is_rebuilt(study) else []),
                 "report",
                 "user_metadata",
             ),
@@ -83,13 +90,14 @@ def stage_jobs(study: Study, assets: list[dg.AssetsDefinition]) -> "dict[str, Un
         ],
         "handoff": [handoff_name(consumer) for consumer in handing_over.consumers(study)],
         "manifest": ["manifest"],
+        "freeze": ["frozen"] if study.snapshot is not None else [],
     }
     return {
         stage: dg.define_asset_job(
             _stage_job(study, stage),
             selection=[by_name[name] for name in names],
             config=console_config(study),
-            tags={STUDY_TAG: study.name},
+            tags=run_tags(study, stage),
             description=f"{_STAGE_DESCRIPTIONS[stage]} Called by `{study.name}`; runs by itself too.",
         )
         for stage, names in stages.items()
@@ -107,6 +115,7 @@ _STAGE_DESCRIPTIONS = {
     "accounts": "Builds the undated rows, the table of accounts and the report, and checks the sums.",
     "handoff": "Hands records to the consumers that the study names.",
     "manifest": "Lists every file with its digest, and what it was made of.",
+    "freeze": "Freezes what is stored under the study's label, unless it is frozen already.",
 }
 
 
@@ -141,6 +150,7 @@ def study_jobs(study: Study) -> list[dg.JobDefinition]:
         _sequence(study, f"{name}_refresh", *refresh),
         purge_job(study, _begin, partial(_build, again=False)),
         verify_job(study, _begin),
+        share_job(study, _begin, partial(_build, again=False)),
     ]
 
 
@@ -160,10 +170,11 @@ def broken_job(name: str, error: ConfigError) -> dg.JobDefinition:
 
 def _sequence(study: Study, name: str, description: str, make_ops: list[_MakeOp]) -> dg.JobDefinition:
     """Return a job whose ops run one after the other and end with the report."""
-    ops = [make(study, name) for make in [*make_ops, _summary_op]]
+    freeze_ops = [_freeze_op] if study.snapshot is not None else []
+    ops = [make(study, name) for make in [*make_ops, *freeze_ops, _summary_op]]
     config = {**console_config(study), "ops": _default_config(ops)}
 
-    @dg.job(name=name, description=description, config=config, tags={STUDY_TAG: study.name})
+    @dg.job(name=name, description=description, config=config, tags=run_tags(study, "whole"))
     def job() -> None:
         failed_hosts = ops[0]()
         for op in ops[1:]:
@@ -238,6 +249,24 @@ def _build_op(study: Study, job: str, *, again: bool = False) -> dg.OpDefinition
     return build
 
 
+def _freeze_op(study: Study, job: str) -> dg.OpDefinition:
+    @dg.op(name=f"{job}__freeze", ins=_AFTER, description=_STAGE_DESCRIPTIONS["freeze"])
+    def freeze(context: dg.OpExecutionContext, failed_hosts: list[str]) -> list[str]:
+        with clear_failures():
+            missing = _missing(study, failed_hosts, _fetch_settings(context, study, job))
+            if missing and not is_frozen(study):
+                # What is frozen stays: the run that fetches the rest could not add to it.
+                context.log.warning(
+                    f"Not frozen as {study.snapshot}: {'; '.join(missing)}. Run `{study.name}` again, or materialize "
+                    "`frozen` to freeze what there is."
+                )
+            else:
+                _run_stage(context, study, "freeze")
+        return failed_hosts
+
+    return freeze
+
+
 def _summary_op(study: Study, job: str) -> dg.OpDefinition:
     @dg.op(name=f"{job}__summary", ins=_AFTER, out=dg.Out(dg.Nothing), description="Says what came of it.")
     def summary(context: dg.OpExecutionContext, failed_hosts: list[str]) -> None:
@@ -249,7 +278,7 @@ def _summary_op(study: Study, job: str) -> dg.OpDefinition:
 
 def _begin(context: dg.OpExecutionContext, study: Study, study_lock: StudyLockResource) -> None:
     watch(study, context.run, context.instance, study_lock)
-    study_lock.take(study, context.run_id)
+    study_lock.take(study, context.run_id, context.run.parent_run_id)
     storage = StudyStorage(study.location)
     storage.sweep_scratch()
     storage.ensure_headroom()
@@ -398,6 +427,17 @@ def _report(
     context: dg.OpExecutionContext, study: Study, failed_hosts: list[str], settings: FetchSettings
 ) -> None:
     context.log.info(study_summary(study))
+    missing = _missing(study, failed_hosts, settings)
+    if missing:
+        raise dg.Failure(
+            description=f"{'; '.join(missing)}. All others are in the tables. Run `{study.name}` again to fetch only "
+            "what is missing.",
+            allow_retries=False,
+        )
+
+
+def _missing(study: Study, failed_hosts: list[str], settings: FetchSettings) -> list[str]:
+    """Say in words what another run of the same would still fetch."""
     missing = []
     if failed_hosts:
         number = f"{len(failed_hosts)} host{'s' * (len(failed_hosts) > 1)}"
@@ -407,12 +447,7 @@ def _report(
         missing.append(f"{unknown} accounts could not be looked up, because the PLC directory failed")
     if pending and not settings.leaves_some_out(study.processing):
         missing.append(f"{pending} accounts were not attempted")
-    if missing:
-        raise dg.Failure(
-            description=f"{'; '.join(missing)}. All others are in the tables. Run `{study.name}` again to fetch only "
-            "what is missing.",
-            allow_retries=False,
-        )
+    return missing
 
 
 def _stage_job(study: Study, stage: str) -> str:

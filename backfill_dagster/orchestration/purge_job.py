@@ -15,12 +15,13 @@ import polars as pl
 from backfill_dagster import purging, study_files
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError
+from backfill_dagster.frozen.freeze import list_frozen
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.history import forget_purged
 from backfill_dagster.orchestration.metadata import stored_records
 from backfill_dagster.orchestration.resources import StudyLockResource
-from backfill_dagster.orchestration.tags import STUDY_TAG
+from backfill_dagster.orchestration.tags import run_tags
 from backfill_dagster.orchestration.watched_run import count, watched_run
 from backfill_dagster.purge.report import PurgeReport
 from backfill_dagster.purge.tombstones import Tombstones
@@ -76,7 +77,7 @@ def purge_job(study: Study, begin: Begin, rebuild: Rebuild) -> dg.JobDefinition:
     @dg.job(
         name=name,
         config=settings,
-        tags={STUDY_TAG: study.name},
+        tags=run_tags(study, "purge"),
         description=f"Removes accounts and records from all that `{study.name}` has stored, for good, and keeps them "
         "from being collected again.",
     )
@@ -167,6 +168,9 @@ def _log_changes(context: dg.OpExecutionContext, study: Study, report: PurgeRepo
             _log(context, study, name, None, int(rows))
     for host in report.hosts:
         _log(context, study, "repos", host, stored_records(read_ledger(storage, [host])))
+    for build in list_frozen(study) if report.removed.get("frozen") else ():
+        if build.label == study.snapshot:
+            _log(context, study, "frozen", None, build.files.height)
 
 
 def _log(context: dg.OpExecutionContext, study: Study, name: str, partition: str | None, rows: int) -> None:

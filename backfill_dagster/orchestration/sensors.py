@@ -33,7 +33,7 @@ from backfill_dagster.orchestration.partitions import (
     register_hosts,
     time_partitions,
 )
-from backfill_dagster.orchestration.tags import RANGE_END, RANGE_START, STUDY_TAG
+from backfill_dagster.orchestration.tags import RANGE_END, RANGE_START, STUDY_TAG, run_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -129,7 +129,7 @@ def report_automation(study: Study) -> dg.AutomationConditionSensorDefinition:
         ),
         default_status=_status(study.automation.on_new_data),
         minimum_interval_seconds=2 * _EVERY_SECONDS,
-        run_tags={STUDY_TAG: study.name},
+        run_tags=run_tags(study, "accounts"),
         description="Builds the report and the manifest when what they are made of is newer. Off if "
         "automation.on_new_data is false.",
     )

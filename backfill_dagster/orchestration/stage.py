@@ -26,7 +26,7 @@ NO_OUTPUT: Any = dg.Nothing
 _WHOLE = frozenset(
     {
         *("source_dids", "directory", "undated", "accounts", "engaged_accounts", "engaged_posts"),
-        *("record_changes", "account_history", "attrition"),
+        *("record_changes", "account_history", "attrition", "rehydration"),
     }
 )
 

@@ -15,7 +15,7 @@ from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.metadata import counts_table, file_path
 from backfill_dagster.orchestration.resources import StudyLockResource
-from backfill_dagster.orchestration.tags import STUDY_TAG
+from backfill_dagster.orchestration.tags import run_tags
 from backfill_dagster.verification.verdicts import FileProblem, SnapshotVerdict
 from backfill_dagster.verification.verify import Verification, verify
 
@@ -50,7 +50,7 @@ def verify_job(study: Study, begin: Begin) -> dg.JobDefinition:
     @dg.job(
         name=name,
         config=console_config(study),
-        tags={STUDY_TAG: study.name},
+        tags=run_tags(study, "verify"),
         description=f"Proves from the files of `{study.name}` alone, without the network, that they are what was "
         "signed, fetched and built; fails if they are not. Writes a certificate.",
     )

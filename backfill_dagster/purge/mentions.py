@@ -24,6 +24,8 @@ MASKED_DID = r"^(?:at://)?did:(?:plc:x{24}|web:[x.-]+)(?:/|$)"
 _COLON = r"(?::|%3[Aa])"
 _PLC = rf"did{_COLON}plc{_COLON}[a-z2-7]{{24}}"
 _WEB = rf"did{_COLON}web{_COLON}[A-Za-z0-9.-]+"
+# What can be a DID that is masked, in any text; as Polars' expressions have it, too.
+SPELLED_DID = f"{_PLC}|{_WEB}"
 _DID = re.compile(rf"(?P<plc>{_PLC})|(?P<web>{_WEB})")
 _PLC_BYTES = re.compile(_PLC.encode())
 _WEB_BYTES = re.compile(_WEB.encode())

@@ -11,9 +11,10 @@ class PurgeReport:
 
     `accounts` and `records` are what was asked for. `removed` counts rows by the kind of file that they stood in:
     `blocks` and `attempts` (of packs), `records`, `rejects`, `tables`, `undated`, `accounts`, `directory`,
-    `source_dids`, `filters` (lists of records and subjects), `handoff` (batches, queues and ledgers), `metadata_store`,
-    `legacy`. `masked` counts stored records of others in which a purged
-    account was named, `masked_in_log` lines of the study's log file. `hosts` are those whose packs were written anew.
+    `source_dids`, `filters` (lists of records and subjects), `frozen` (records in frozen builds), `handoff` (batches,
+    queues and ledgers), `metadata_store`, `legacy`, `shared` (ids), `rehydration`; and `shared_whole` counts folders of
+    shared pseudonyms, which go whole. `masked` counts stored records of others in which a purged account was named,
+    `masked_in_log` lines of the study's log file. `hosts` are those whose packs were written anew.
     `named_in_config` counts the accounts that the study's own YAML lists.
     """
 

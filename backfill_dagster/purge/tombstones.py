@@ -19,6 +19,7 @@ import polars as pl
 
 from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.purge.mentions import (
+    SPELLED_DID,
     canonical_did,
     mask_block,
     mask_text,
@@ -53,7 +54,6 @@ _SALT = "salt"
 _SALT_BYTES = 32
 # As far as a record's key goes; quotes and commas of a JSON text around it are none of it.
 _URI = re.compile(r"at://did:[A-Za-z0-9:._%-]+/[A-Za-z0-9.-]+/[A-Za-z0-9._:~-]+")
-_LOOKS_LIKE_DID = r"did(?::|%3[Aa])(?:plc|web)(?::|%3[Aa])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +161,15 @@ class Tombstones:
         )
 
     def mask_texts(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return a frame with purged accounts masked in all columns of text."""
+        """Return a frame with purged accounts masked in all columns of text, and of lists of texts."""
         if not self.dids:
             return frame
         texts = [name for name, kind in frame.schema.items() if kind == pl.String]
-        return frame.with_columns(self._mask_column(frame[name]) for name in texts)
+        lists = [name for name, kind in frame.schema.items() if kind == pl.List(pl.String)]
+        return frame.with_columns(
+            *(self._mask_column(frame[name]) for name in texts),
+            *(self._mask_lists(frame[name]) for name in lists),
+        )
 
     def withhold(self, entries: pl.DataFrame) -> pl.DataFrame:
         """Take purged DIDs out of a source's entries, by `input` and `reason`: the one is emptied, the other says so.
@@ -187,10 +191,22 @@ class Tombstones:
         )
 
     def _mask_column(self, texts: pl.Series) -> pl.Series:
-        suspects = texts.filter(texts.str.contains(_LOOKS_LIKE_DID)).unique().to_list()
-        masked = {text: mask_text(text, self.holds_did) for text in suspects}
-        changed = {text: other for text, other in masked.items() if text != other}
+        changed = self._masked(texts)
         return texts.replace(changed) if changed else texts
+
+    def _mask_lists(self, lists: pl.Series) -> pl.Series:
+        changed = self._masked(lists.list.explode(keep_nulls=False, empty_as_null=False))
+        return lists.list.eval(pl.element().replace(changed)) if changed else lists
+
+    def _masked(self, texts: pl.Series) -> dict[str, str]:
+        """Return those of these texts in which purged accounts are named, with what becomes of them."""
+        # Each DID is looked up once: there are far fewer of them than texts.
+        spelled = texts.str.extract_all(SPELLED_DID).list.explode(keep_nulls=False, empty_as_null=False)
+        purged = [did for did in spelled.unique() if self.named_in(did)]
+        if not purged:
+            return {}
+        suspects = texts.filter(texts.str.contains_any(purged)).unique().to_list()
+        return {text: mask_text(text, self.holds_did) for text in suspects}
 
     def _hash(self, text: str) -> bytes:
         return hashlib.sha256(self.salt + text.encode()).digest()

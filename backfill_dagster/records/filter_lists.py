@@ -34,6 +34,8 @@ FILTERS_FOLDER = "filters"
 LIST_COLUMNS = (
     Column("did", pl.String(), "The account whose the entry is, by which the list is sorted.", required=True),
     Column("entry", pl.String(), "The AT-URI, or the DID.", required=True),
+    Column("cid", pl.String(), "Of what was shared: the CID that the record had."),
+    Column("table", pl.String(), "Of what was shared: the table that it stood in."),
 )
 LIST_SCHEMA = schema_of(LIST_COLUMNS)
 
@@ -71,26 +73,31 @@ class StoredList:
 
 @dataclass(frozen=True, slots=True)
 class StoredFilter:
-    """What a `RecordFilter` says, with its lists where they are stored: small enough to hand to a worker."""
+    """What a `RecordFilter` says, with its lists where they are stored: small enough to hand to a worker.
+
+    With `same_version`, a record must have the CID that it is listed with, if there is one.
+    """
 
     uris: StoredList | None = None
     subjects: StoredList | None = None
     languages: tuple[str, ...] | None = None
     text: str | None = None
+    same_version: bool = False
 
     def load(self, storage: StudyStorage, dids: pl.Series) -> RecordFilter:
         """Read what concerns the records of some accounts.
 
         Raises StorageError if a list is not the one that it was.
         """
-        uris = None
+        uris = cids = None
         if self.uris is not None:
-            own = _scan(storage, self.uris).filter(pl.col("did").is_in(dids.implode())).select("entry")
-            uris = storage.collect([own], [self.uris.key])[0]["entry"]
+            own = _scan(storage, self.uris).filter(pl.col("did").is_in(dids.implode())).select("entry", "cid")
+            [listed] = storage.collect([own], [self.uris.key])
+            uris, cids = listed["entry"], listed["cid"] if self.same_version else None
         subjects = (
             None if self.subjects is None else _whole(storage.root, self.subjects.key, self.subjects.digest)
         )
-        return RecordFilter(uris, subjects, self.languages, self.text)
+        return RecordFilter(uris, subjects, self.languages, self.text, cids)
 
 
 def list_key(collection: str, field: ListField) -> str:
@@ -111,14 +118,14 @@ def store_list(
     for batch in judged:
         given += batch.height
         rejected.update(dict(batch["reason"].drop_nulls().value_counts().iter_rows()))
-        found.append(batch.filter(pl.col("reason").is_null()).select(LIST_SCHEMA.names()))
-    entries = pl.concat(found).unique().sort("did", "entry")
+        found.append(batch.filter(pl.col("reason").is_null()).drop("reason"))
+    entries = in_order(pl.concat(found, how="diagonal"))
     own = without_purged(entries, tombstones)
     if purged := entries.height - own.height:
         rejected[ListRejection.PURGED.value] = purged
     reasons = dict(sorted(rejected.items()))
-    listed = StoredList(key, digest_of(entries["entry"]), given, own.height, reasons, stamp)
-    if read_list(storage, key) != listed or not storage.read(key).equals(own):
+    listed = StoredList(key, digest_of(entries), given, own.height, reasons, stamp)
+    if read_list(storage, key) != listed or not read_entries(storage, key).equals(own):
         _store(storage, listed, own)
     return listed
 
@@ -136,6 +143,16 @@ def read_list(storage: StudyStorage, key: str) -> StoredList | None:
     return StoredList(key, told[_DIGEST], given, rows.item(), rejected, told.get(_STAMP))
 
 
+def read_entries(storage: StudyStorage, key: str) -> pl.DataFrame:
+    """Return the entries of a stored list (LIST_SCHEMA)."""
+    return storage.collect([storage.scan([key], LIST_SCHEMA)], [key])[0]
+
+
+def in_order(entries: pl.DataFrame) -> pl.DataFrame:
+    """Return entries (LIST_SCHEMA) as a list is stored: sorted, each once, with the first CID that it has."""
+    return entries.sort(LIST_SCHEMA.names()).unique(["did", "entry"], keep="first", maintain_order=True)
+
+
 def remove_other_lists(storage: StudyStorage, keys: Collection[str]) -> None:
     """Delete the lists that the study's filters do not name any more."""
     for key in storage.keys(FILTERS_FOLDER):
@@ -150,7 +167,7 @@ def purge_list(storage: StudyStorage, key: str, tombstones: Tombstones) -> int:
         # Of no use, and nobody knows what it holds.
         remove_other_lists(storage, set(storage.keys(FILTERS_FOLDER)) - {key})
         return 0
-    entries = storage.read(key)
+    entries = read_entries(storage, key)
     own = without_purged(entries, tombstones)
     purged = entries.height - own.height
     if purged:
@@ -173,11 +190,13 @@ def without_purged(entries: pl.DataFrame, tombstones: Tombstones) -> pl.DataFram
     return own.filter(~pl.col("entry").is_in(purged))
 
 
-def digest_of(entries: pl.Series) -> str:
-    """Return the digest of a list's entries, in their order."""
+def digest_of(entries: pl.DataFrame) -> str:
+    """Return the digest of a list's entries (LIST_SCHEMA), in their order."""
     digest = hashlib.sha256()
-    for batch in entries.to_frame().iter_slices():
-        digest.update("".join(f"{entry}\n" for entry in batch.to_series()).encode())
+    cid, table = (pl.concat_str(pl.lit(" "), name) for name in ("cid", "table"))
+    line = pl.concat_str("entry", cid.fill_null(""), table.fill_null(""), pl.lit("\n"))
+    for batch in entries.iter_slices():
+        digest.update(batch.select(line.str.join("")).item().encode())
     return digest.hexdigest()
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from backfill_dagster.records.cid_texts import cid_texts
 from backfill_dagster.records.outcomes import FilterReason
+from backfill_dagster.repos.cid import CID_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -28,13 +30,15 @@ class RecordFilter:
     `uris`: AT-URIs of records, one of which must be its own. `subjects`: AT-URIs and DIDs (text), one of which must be
     what it is about; a DID stands for all that is its account's. `languages`: tags, of which a post must have one, or
     one that goes on where the tag ends (`en` is also `en-GB`), whatever the case of letters. `text`: a regular
-    expression of Rust's regex crate, which must be found in a post's text.
+    expression of Rust's regex crate, which must be found in a post's text. `cids`: beside each of `uris` the CID (text)
+    that the record must have, where not null.
     """
 
     uris: pl.Series | None = None
     subjects: pl.Series | None = None
     languages: tuple[str, ...] | None = None
     text: str | None = None
+    cids: pl.Series | None = None
 
 
 def is_off_the_list(filters: Mapping[str, RecordFilter], uri: pl.Expr) -> pl.Expr:
@@ -45,6 +49,28 @@ def is_off_the_list(filters: Mapping[str, RecordFilter], uri: pl.Expr) -> pl.Exp
         if wanted.uris is not None
     ]
     return pl.any_horizontal(off) if off else pl.lit(value=False)
+
+
+def is_another_version(filters: Mapping[str, RecordFilter], records: pl.DataFrame) -> pl.Series:
+    """Tell which records are listed with another CID than they have.
+
+    `records`: `collection, uri` (text) and `cid`, the CID's bytes.
+    """
+    listed = [
+        wanted.uris.alias("uri").to_frame().with_columns(collection=pl.lit(kind), listed=wanted.cids)
+        for kind, wanted in filters.items()
+        if wanted.uris is not None and wanted.cids is not None
+    ]
+    if not listed:
+        return pl.repeat(value=False, n=records.height, eager=True)
+    versions = pl.concat(listed).drop_nulls("listed")
+    numbered = records.with_row_index("place")
+    found = numbered.join(versions, on=["collection", "uri"])
+    has_length = found["cid"].bin.size() == CID_BYTES
+    usable = found.filter(has_length)
+    same = usable.filter(cid_texts(usable["cid"]) == usable["listed"])["place"]
+    others = found.filter(~pl.col("place").is_in(same.implode()))["place"]
+    return numbered["place"].is_in(others.implode())
 
 
 def reason_left_out(wanted: RecordFilter, columns: Collection[str]) -> pl.Expr:

@@ -34,7 +34,7 @@ class ListRejection(ClosedSet):
 
 
 def judge_entries(entries: pl.DataFrame, collection: str, field: ListField) -> pl.DataFrame:
-    """Return `did, entry, reason` of what stands in a list (ENTRIES_SCHEMA).
+    """Return `did, entry, reason` of what stands in a list (ENTRIES_SCHEMA), and what else is told of it.
 
     The reason, which is null for what can keep records of the collection, is the source's own if it has one.
     """
@@ -65,7 +65,8 @@ def judge_entries(entries: pl.DataFrame, collection: str, field: ListField) -> p
         reason = pl.when(~is_did).then(of_records)
         did = pl.when(is_did).then(entry).otherwise(parts.field("field_2"))
     given = entries.with_columns(entry=stripped(entry))
-    return given.select(did=did, entry=entry, reason=pl.coalesce("reason", reason))
+    why = pl.coalesce("reason", reason).alias("reason")
+    return given.select(did.alias("did"), entry, why, pl.exclude("input", "entry", "reason"))
 
 
 def _matches(text: pl.Expr, pattern: str, max_bytes: int) -> pl.Expr:

@@ -14,8 +14,8 @@ class Fate(ClosedSet):
 class FilterReason(ClosedSet):
     """Why the study does not want a record; of those that hold of it the first, in this order.
 
-    The first three are told by its key alone, so that nobody asks whether such a record could be decoded; the fourth
-    by its date, and the others by what it says.
+    The first three are told by its key alone, and the fourth by its CID too, so that nobody asks whether such a record
+    could be decoded; the fifth by its date, and the others by what it says.
     """
 
     PURGED = "purged", "The study has purged it: its bytes are not stored any more."
@@ -25,6 +25,11 @@ class FilterReason(ClosedSet):
         "If it is wanted, name its collection and run `<name>_rebuild`: its bytes are stored.",
     )
     NOT_IN_URIS = "not_in_uris", "The filter's `uris` do not list it."
+    EDITED = (
+        "edited",
+        "It was shared with another CID: it was changed since.",
+        "`source.edited: keep` takes it as it is now.",
+    )
     OUT_OF_RANGE = (
         "out_of_range",
         "It was created outside the study period, under `time_range.outside: drop`.",

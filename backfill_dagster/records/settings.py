@@ -55,7 +55,7 @@ class RecordSettings:
             raise ValueError(
                 f"{', '.join(sorted(known))} has a table of its own, and is none of the other types"
             )
-        if strangers := self.filters.keys() - self.record_types:
+        if strangers := self.filters.keys() - self.collections:
             raise ValueError(f"filters for {sorted(strangers)}, which are not wanted at all")
         if unknown := self.record_types - set(COLLECTIONS):
             raise ValueError(f"no table for {sorted(unknown)}; known are {', '.join(COLLECTIONS)}")

@@ -13,7 +13,7 @@ from backfill_dagster.errors import ReconciliationError
 from backfill_dagster.records.accounting import Books, count_by, list_rejects, only_table, record_uri
 from backfill_dagster.records.blocks import MAX_RECORD_BYTES
 from backfill_dagster.records.chunks import chunks, transform_chunk
-from backfill_dagster.records.filters import is_off_the_list
+from backfill_dagster.records.filters import is_another_version, is_off_the_list
 from backfill_dagster.records.first_for_subject import mark_firsts
 from backfill_dagster.records.outcomes import Fate, FilterReason, RejectReason
 from backfill_dagster.records.record_keys import is_collection, is_record_key, tid_times
@@ -22,7 +22,11 @@ from backfill_dagster.records.tables import TABLE_BY_NAME, TABLES
 from backfill_dagster.repos.cid import CID_BYTES, DAG_CBOR_PREFIX, RAW_PREFIX
 
 _EMPTY = {name: table.schema.to_frame() for name, table in TABLE_BY_NAME.items()}
-_FILTERED_BY_KEY = [FilterReason.UNWANTED_TYPE.value, FilterReason.NOT_IN_URIS.value]
+_FILTERED_BY_KEY = [
+    FilterReason.UNWANTED_TYPE.value,
+    FilterReason.NOT_IN_URIS.value,
+    FilterReason.EDITED.value,
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,19 @@ def _settled_by_key(blocks: pl.DataFrame, accounts: pl.DataFrame, settings: Reco
         raise ReconciliationError(
             f"a batch holds records of {strangers} DIDs that are not among its accounts"
         )
-    return rows.drop("is_known")
+    return _without_edited(rows.drop("is_known"), settings)
+
+
+def _without_edited(rows: pl.DataFrame, settings: RecordSettings) -> pl.DataFrame:
+    """Give those records their reason that are to be kept in another version alone."""
+    if all(wanted.cids is None for wanted in settings.filters.values()):
+        return rows
+    is_edited = is_another_version(settings.filters, rows.select("collection", "cid", uri=record_uri()))
+    is_listed = pl.col("reason").ne_missing(FilterReason.UNWANTED_TYPE.value) & pl.col("reason").ne_missing(
+        FilterReason.NOT_IN_URIS.value
+    )
+    reason = pl.when(is_edited & is_listed).then(pl.lit(FilterReason.EDITED.value)).otherwise("reason")
+    return rows.with_columns(reason=reason)
 
 
 def _by_collection(rows: pl.DataFrame) -> pl.DataFrame:

@@ -28,6 +28,7 @@ _SCALARS = {
     Path: "path",
     datetime: "date or instant",
     type(None): "null",
+    Any: "anything",
 }
 SOURCE_TYPE = "[source](#sources)"
 

@@ -21,6 +21,8 @@ from backfill_dagster.records.outcomes import Fate, FilterReason, RejectReason
 from backfill_dagster.reference.config_fields import ConfigSection, source_sections, study_sections
 from backfill_dagster.repos.outcomes import FailureReason, LeftOut, Obtained, Outcome
 from backfill_dagster.repos.snapshots import StateWithoutAttempt
+from backfill_dagster.sharing.rehydration import Rehydrated
+from backfill_dagster.sharing.treatments import Treatment
 from backfill_dagster.tables.accounts import HiddenReason
 from backfill_dagster.verification.verdicts import FileProblem, KeySource, SnapshotVerdict
 
@@ -37,6 +39,7 @@ _BY_SUBJECT: dict[str, tuple[type[ClosedSet], ...]] = {
     "Of accounts": (Outcome, StateWithoutAttempt, FailureReason, DirectoryState, Obtained),
     "Of records": (Fate, FilterReason, HiddenReason, RejectReason, LeftOut, DateQuality, FieldProblem),
     "Of lists": (DidRejection, HandleRejection, ListRejection),
+    "Of what is shared": (Rehydrated, Treatment),
     "Of runs": (RunStatus,),
     "Of a verification": (SnapshotVerdict, FileProblem, KeySource, EvidenceKind),
     "Of what another system collected": (FieldVerdict, PassedOver, LegacyProblem, LegacyReject),

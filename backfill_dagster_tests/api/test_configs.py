@@ -309,6 +309,7 @@ COLLECTED = {
             "integrations.consumers.a.path",
         ),
         ({"monitoring": {"alert_webhook_variable": "AWS_SECRET"}}, "monitoring.alert_webhook_variable"),
+        ({"sharing": {"salt_variable": "AWS_SECRET"}}, "sharing.salt_variable"),
         ({"source": COLLECTED}, "source.metadata_store.endpoint_url"),
         (
             {"exclude": {"type": "union", "sources": [COLLECTED]}},

@@ -196,7 +196,8 @@ def test_a_directory_of_an_older_version_is_gone_on_with(network: SandboxNetwork
     pipeline.resolve_accounts(made)
     older = storage.read(study_files.DIRECTORY_KEY).drop("resolved_by")
     storage.write(study_files.DIRECTORY_KEY, older)
-    storage.write(study_files.UNFINISHED_DIRECTORY_KEY, older.head(5).drop("state_since"))
+    key = f"{study_files.UNFINISHED_DIRECTORY_FOLDER}/part-00000.parquet"
+    storage.write(key, older.head(5).drop("state_since"))
     network.requests.clear()
 
     directory = pipeline.resolve_accounts(made)

@@ -1,6 +1,7 @@
 """The one command: every stage in one run, history as if the UI had launched each."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,13 @@ import polars as pl
 import pytest
 
 from backfill_dagster import pipeline
+from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError
+from backfill_dagster.frozen.freeze import list_frozen
+from backfill_dagster.manifest.canonical import Told
+from backfill_dagster.manifest.keys import MANIFEST_KEY
 from backfill_dagster.orchestration.resources import StudyLockResource
+from backfill_dagster.report.page import build_report
 from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster_tests.orchestration.running import execute
@@ -29,6 +35,26 @@ def network() -> Iterator[SandboxNetwork]:
     network.requests.clear()
     yield network
     network.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a study has stored that was collected without Dagster."""
+    network = sandbox()
+    network.faults.clear()
+    study = sandbox_study(tmp_path_factory.mktemp("stored"), time_range=DROP)
+    for stage in (pipeline.collect_source, pipeline.resolve_accounts, pipeline.fetch_repos, pipeline.rebuild):
+        stage(study)
+    build_report(study)
+    return study.root
+
+
+@pytest.fixture
+def study(stored: Path, tmp_path: Path) -> Study:
+    """A study whose accounts are collected already, and of which no instance knows."""
+    study = sandbox_study(tmp_path, time_range=DROP)
+    shutil.copytree(stored, study.root)
+    return study
 
 
 def messages(instance: dg.DagsterInstance, job: str, kind: dg.DagsterEventType) -> list[str]:
@@ -94,11 +120,8 @@ def test_one_command_leaves_tables_and_the_history_of_every_stage(
 
 
 def test_a_history_that_was_lost_is_told_anew_of_what_is_stored(
-    network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
+    network: SandboxNetwork, instance: dg.DagsterInstance, study: Study, tmp_path: Path
 ) -> None:
-    study = sandbox_study(tmp_path, time_range=DROP)
-    for stage in (pipeline.collect_source, pipeline.resolve_accounts, pipeline.fetch_repos, pipeline.rebuild):
-        stage(study)
     before = table_hashes(study)
     assert execute(tmp_path, "study", instance)
     assert partitions(instance, "study", "posts") == {"2024-09", "2024-10", "2024-11", "2024-12"}
@@ -112,11 +135,16 @@ def test_a_host_that_is_down_fails_its_partition_and_no_other(
     network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     study = sandbox_study(
-        tmp_path, time_range=DROP, processing={"requests_per_second": 500, "max_retries": 1, "workers": 2}
+        tmp_path,
+        time_range=DROP,
+        processing={"requests_per_second": 500, "max_retries": 1, "workers": 2},
+        snapshot="v1",
     )
     down = network.hosts[1]
     network.faults.set_host(down, HostDown())
     assert not execute(tmp_path, "study", instance)
+    # What is frozen could not be added to.
+    assert list_frozen(study) == []
 
     assert partitions(instance, "study", "repos") == set(network.hosts) - {down}
     [told] = messages(instance, "study", dg.DagsterEventType.STEP_FAILURE)
@@ -131,15 +159,21 @@ def test_a_host_that_is_down_fails_its_partition_and_no_other(
     assert execute(tmp_path, "study", instance)
     assert {request.host for request in network.requests.all(path=GET_REPO)} == {down}
     assert partitions(instance, "study", "repos") == set(network.hosts)
+    [frozen] = list_frozen(study)
+    assert frozen.made_of == Told.from_bytes((study.root / MANIFEST_KEY).read_bytes()).digest
 
 
 def test_skip_backfill_makes_the_main_job_rebuild(
-    network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
+    network: SandboxNetwork, instance: dg.DagsterInstance, study: Study, tmp_path: Path
 ) -> None:
-    study = sandbox_study(tmp_path, time_range=DROP)
-    assert execute(tmp_path, "study", instance)
     before = table_hashes(study)
-    sandbox_study(tmp_path, time_range=DROP, processing={"skip_backfill": True, "workers": 2})
+    # A directory that is old by now would be asked again by any other run.
+    sandbox_study(
+        tmp_path,
+        time_range=DROP,
+        processing={"skip_backfill": True, "workers": 2},
+        network={"directory_max_age_hours": 0},
+    )
     network.requests.clear()
     assert execute(tmp_path, "study", instance)
     assert network.requests.count() == 0
@@ -147,9 +181,8 @@ def test_skip_backfill_makes_the_main_job_rebuild(
 
 
 def test_a_second_live_run_of_a_study_is_refused_by_name(
-    network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
+    network: SandboxNetwork, instance: dg.DagsterInstance, study: Study, tmp_path: Path
 ) -> None:
-    study = sandbox_study(tmp_path, time_range=DROP)
     holder = StudyLockResource()
     with holder.yield_for_execution(dg.build_init_resource_context()) as study_lock:
         study_lock.take(study, "the-first-run")
@@ -160,9 +193,8 @@ def test_a_second_live_run_of_a_study_is_refused_by_name(
 
 
 def test_a_run_left_by_a_dead_process_is_reported_failed(
-    network: SandboxNetwork, instance: dg.DagsterInstance, tmp_path: Path
+    network: SandboxNetwork, instance: dg.DagsterInstance, study: Study, tmp_path: Path
 ) -> None:
-    sandbox_study(tmp_path, time_range=DROP)
     tags = {"backfill_dagster/study": "study"}
     dead = instance.create_run_for_job(
         job_def=dg.JobDefinition(name="study", graph_def=dg.GraphDefinition(name="study", node_defs=[])),

@@ -11,10 +11,12 @@ import polars as pl
 import pytest
 
 from backfill_dagster import pipeline, purging, study_files
+from backfill_dagster.attrition.steps import ATTRITION_KEY
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import ConfigError, StorageError
-from backfill_dagster.manifest.keys import FILES_KEY
+from backfill_dagster.frozen.freeze import freeze, list_frozen
+from backfill_dagster.manifest.keys import FILES_KEY, SNAPSHOTS_KEY
 from backfill_dagster.purge import rewrite
 from backfill_dagster.purge.mentions import mask_text
 from backfill_dagster.purge.report import PurgeReport
@@ -26,6 +28,7 @@ from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.accounts import unreconciled
+from backfill_dagster.verification.frozen_builds import check_frozen
 from backfill_dagster_tests.purge.stored_bytes import files_with
 from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
 
@@ -99,8 +102,14 @@ def network() -> Iterator[SandboxNetwork]:
 
 @pytest.fixture(scope="module")
 def collected(network: SandboxNetwork, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = purge_study(tmp_path_factory.mktemp("collected"))
+    study = purge_study(
+        tmp_path_factory.mktemp("collected"),
+        derived={"engagement": True, "threads": True, "study_user_activity": True},
+        discovery={},
+        snapshot="v1",
+    )
     run_all(study)
+    freeze(study)
     return study
 
 
@@ -139,10 +148,19 @@ def purged(collected: Study, network: SandboxNetwork, tmp_path_factory: pytest.T
 
     folder = tmp_path_factory.mktemp("purged")
     study = copy_of(collected, folder)
+    _interrupt_lookups(study)
     listed = folder / "withdrawn.txt"
     listed.write_text("\n".join(["# withdrawn", plc, web, *uris]))
     report = purging.purge(study, dids=[without_repo], file=listed)
     return Purged(study, (plc, web, without_repo), author, uris, collected, tables, accounts, report)
+
+
+def _interrupt_lookups(study: Study) -> None:
+    """Leave what a lookup of everybody has come to if it ends too early, in two parts."""
+    storage = StudyStorage(study.location)
+    rows = storage.read(study_files.DIRECTORY_KEY).drop("state_since")
+    for number, part in enumerate((rows.head(20), rows.tail(-20))):
+        storage.write(f"{study_files.UNFINISHED_DIRECTORY_FOLDER}/part-{number:05d}.parquet", part)
 
 
 def test_no_file_holds_the_did_any_more(purged: Purged) -> None:
@@ -236,6 +254,28 @@ def hashed(text: str) -> bytes:
     return hashlib.sha256(b"salt" + text.encode()).digest()
 
 
+def test_what_is_left_of_a_frozen_build_is_what_a_build_of_the_purged_study_holds(purged: Purged) -> None:
+    study, storage = purged.study, StudyStorage(purged.study.root)
+    assert purged.report.removed["frozen"] == sum(
+        purged.report.removed[kind] for kind in ("tables", "undated")
+    )
+    freeze(study.model_copy(update={"snapshot": "v2"}))
+    assert check_frozen(storage, 1)[1] == []
+    [told] = next(build for build in list_frozen(study) if build.label == "v1").purges
+    assert (told["accounts"], told["rows"]) == (3, purged.report.removed["frozen"])
+    assert told["derived_again"]["tables"] == ["engagement", "study_user_activity", "threads"]
+    keys = [key.removeprefix("frozen/v2/") for key in storage.keys("frozen/v2")]
+    assert len(keys) > 20
+    # The losses, and what the packs are called, are those of the build as it was frozen.
+    for key in set(keys) - {ATTRITION_KEY, FILES_KEY, SNAPSHOTS_KEY}:
+        ours, theirs = storage.read(f"frozen/v1/{key}"), storage.read(f"frozen/v2/{key}")
+        if key == study_files.ACCOUNTS_KEY:
+            # Of a record that was not in the tables, the frozen build does not know that it was purged.
+            counts = ["filtered", "records_filtered", "rejected", "records_rejected"]
+            ours, theirs = ours.drop(counts), theirs.drop(counts)
+        assert ours.equals(theirs), key
+
+
 def test_the_report_counts_what_was_there(purged: Purged, network: SandboxNetwork) -> None:
     report = purged.report
     rows = sum(
@@ -246,7 +286,9 @@ def test_the_report_counts_what_was_there(purged: Purged, network: SandboxNetwor
     assert report.removed["tables"] + report.removed["undated"] == rows
     assert report.removed["records"] == rows
     assert report.removed["blocks"] == 5 + sum(len(network.truth.records(did)) for did in purged.dids)
-    assert {report.removed[kind] for kind in ("directory", "source_dids", "accounts", "attempts")} == {3}
+    assert {report.removed[kind] for kind in ("source_dids", "accounts", "attempts")} == {3}
+    # In the directory, and in what an interrupted lookup of all but a few had come to.
+    assert 3 < report.removed["directory"] <= 6
     assert report.masked == sum(
         any(did in str(record.value) for did in purged.dids)
         for other in network.dids
@@ -342,6 +384,7 @@ def test_worker_processes_take_out_the_same(
 ) -> None:
     monkeypatch.setattr(purging, "SMALL_BYTES", 0)
     study = copy_of(collected, tmp_path)
+    _interrupt_lookups(study)
     report = purging.purge(study, dids=purged.dids, uris=purged.uris, rebuild=lambda _: None)
     assert report == purged.report
     packs = [[key for _, _, key in pack_keys(StudyStorage(done.root))] for done in (study, purged.study)]

@@ -14,6 +14,7 @@ from backfill_dagster.records.filter_lists import (
     StoredList,
     list_key,
     purge_list,
+    read_entries,
     read_list,
     remove_other_lists,
     store_list,
@@ -172,3 +173,23 @@ def test_lists_that_no_filter_names_go(tmp_path: Path) -> None:
     stored(storage, URI, key=other)
     remove_other_lists(storage, {KEY})
     assert (storage.exists(KEY), storage.exists(other)) == (True, False)
+
+
+def test_of_what_was_shared_the_cid_counts_if_it_must_be_the_same(tmp_path: Path) -> None:
+    storage = StudyStorage(tmp_path)
+    given = as_entries(pl.Series([URI, URI, f"{URI}x"])).with_columns(
+        cid=pl.Series(["bafyb", "bafya", None]), table=pl.lit("posts")
+    )
+    listed = store_list(storage, KEY, [judge_entries(given, POST, "uris")], Tombstones())
+    assert (listed.given, listed.kept) == (3, 2)
+    assert read_entries(storage, KEY)["cid"].to_list() == ["bafya", None]
+    other = given.with_columns(cid=pl.Series(["bafyb", "bafyb", None]))
+    assert store_list(
+        storage, "filters/other.parquet", [judge_entries(other, POST, "uris")], Tombstones()
+    ).digest != (listed.digest)
+    dids = pl.Series([DID])
+    assert StoredFilter(uris=listed).load(storage, dids).cids is None
+    strict = StoredFilter(uris=listed, same_version=True).load(storage, dids)
+    assert strict.uris is not None
+    assert strict.cids is not None
+    assert list(zip(strict.uris, strict.cids, strict=True)) == [(URI, "bafya"), (f"{URI}x", None)]

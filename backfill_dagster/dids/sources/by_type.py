@@ -17,6 +17,7 @@ from backfill_dagster.config.sources import (
     PdsSource,
     PlcExportSource,
     S3Source,
+    SharedSource,
     Source,
     SqliteSource,
     TextSource,
@@ -35,6 +36,7 @@ from backfill_dagster.dids.sources.parquet import ParquetEntries
 from backfill_dagster.dids.sources.pds import PdsEntries
 from backfill_dagster.dids.sources.plc_export import PlcExportEntries
 from backfill_dagster.dids.sources.s3 import S3Entries
+from backfill_dagster.dids.sources.shared import SharedAccounts
 from backfill_dagster.dids.sources.sqlite import SqliteEntries
 from backfill_dagster.dids.sources.tabular import TabularEntries
 from backfill_dagster.dids.sources.text import TextEntries
@@ -69,6 +71,8 @@ def entry_source(config: Source, field: str, *, storage: Location, column: str =
             return InlineEntries(config, field)
         case CollectedSource():
             return CollectedEntries(config, field, storage)
+        case SharedSource():
+            return SharedAccounts(config, field)
         case HandlesSource() | PdsSource() | CollectionSource() | ListSource() | PlcExportSource():
             return _from_servers(config, field)
         case _:
