@@ -293,9 +293,10 @@ def _close_dead_runs(context: dg.OpExecutionContext, study: Study) -> None:
     now = time.time()
     for record in context.instance.get_run_records(dg.RunsFilter(statuses=_ALIVE)):
         run = record.dagster_run
+        if run.run_id == context.run_id or not belongs_to(run, study):
+            continue
         since = record.start_time or record.create_timestamp.timestamp()
-        young = now - since < _STARTING_SECONDS and run.job_name not in _whole_jobs(study)
-        if run.run_id != context.run_id and belongs_to(run, study) and not young:
+        if now - since >= _STARTING_SECONDS or run.job_name in _whole_jobs(study):
             context.instance.report_run_failed(run, "The process that did this run is gone.")
             context.log.warning(f"run {run.run_id} was left unfinished by a process that is gone")
 

@@ -76,7 +76,13 @@ def run(options: Options) -> list[Report]:
 
 
 def compare(
-    folder: Path, repo: SignedRepo, months: SignedRepo | None, rounds: int, entry: Path | None
+    folder: Path,
+    repo: SignedRepo,
+    months: SignedRepo | None,
+    rounds: int,
+    entry: Path | None,
+    *,
+    warm_up: bool = True,
 ) -> list[Measured]:
     """Time all subjects on one repository; the stages one by one as well if there is one over months.
 
@@ -111,7 +117,7 @@ def compare(
         if entry is not None:
             read = stack.enter_context(atcute.reader(entry))
             subjects.append(Subject(ATCUTE, partial(read, cars)))
-        return interleave(subjects, rounds)
+        return interleave(subjects, rounds, warm_up=warm_up)
 
 
 def goals(by_name: dict[str, Measured], where: str) -> list[Goal]:

@@ -35,7 +35,7 @@ OTHERWISE = (
     # Into lent scratch; and values of a column, not files.
     *("writers[bucket].write_table(", "local.open('wb')", "file.truncate(size)", "pl.element().replace("),
     # Of the terminal.
-    "os.write(kept_stderr(), line)",
+    *("os.write(kept_stderr(), line)", "sys.stderr.write("),
     # What finds out why a scratch file could not be written, and writes nothing that anybody reads.
     *("scratch.open('ab')", "file.write(bytes(_PROBE_BYTES))"),
     # To a consumer's folder on another disk; `handoff/test_hand_over.py` kills it at each step.

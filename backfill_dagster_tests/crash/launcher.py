@@ -32,6 +32,7 @@ LOADED = (
     *("backfill_dagster.pipeline", "backfill_dagster.handing_over", "backfill_dagster.purging"),
     *("backfill_dagster.report.page", "backfill_dagster.report.figures.all"),
     *("backfill_dagster.verification.verify", "backfill_dagster_tests.crash.scenario"),
+    *("backfill_dagster.frozen.freeze", "backfill_dagster_tests.crash.shared"),
     *("backfill_dagster_tests.crash.watched", "backfill_dagster_tests.crash.command"),
 )
 

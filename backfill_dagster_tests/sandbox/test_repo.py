@@ -10,7 +10,7 @@ from typing import Any
 import cbrrr
 import libipld
 import pytest
-from atproto import CAR  # type: ignore[import-untyped]
+from atproto_core.car import CAR  # type: ignore[import-untyped]
 from atproto_crypto.verify import verify_signature  # type: ignore[import-untyped]
 
 from backfill_dagster.config.network import SandboxSettings

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from atproto import CAR, models  # type: ignore[import-untyped]
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -13,6 +11,9 @@ if TYPE_CHECKING:
 
 def read_models(cars: Iterable[Path]) -> None:
     """Read each file and make a model of every block that has one; other lexicons and odd records stay dicts."""
+    # It takes longer to import than all else that the tests of this repository need.
+    from atproto import CAR, models  # type: ignore[import-untyped]
+
     for path in cars:
         car = CAR.from_bytes(path.read_bytes())
         found = [models.get_or_create(block, strict=False) for block in car.blocks.values()]
