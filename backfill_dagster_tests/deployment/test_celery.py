@@ -38,7 +38,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedOut]:
     with (
         postgres() as database,
         redis() as broker,
-        shared_out.networks() as (plain, limited),
+        shared_out.networks() as (plain, shared),
         services(
             folder,
             EXAMPLE,
@@ -52,7 +52,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedOut]:
         ) as running,
         shared_out.the_one_command(tmp_path_factory.mktemp("local")) as expected,
     ):
-        shared_out.write_studies(folder, plain, limited)
+        shared_out.write_studies(folder, plain, shared)
         for name in ("backfill-code", "backfill-daemon", "backfill-webserver"):
             running.start(MAIN / f"{name}.service")
         for number in WORKERS:
@@ -66,7 +66,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedOut]:
             assert worker.startswith("backfill-worker")
             running.kill(worker)
 
-        yield shared_out.share_out(deployment, plain, limited, expected, kill)
+        yield shared_out.share_out(deployment, plain, shared, expected, kill)
 
 
 def test_two_runs_are_under_way_at_once(result: SharedOut) -> None:

@@ -39,11 +39,11 @@ def result(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "BACKFILL_COMPUTE_LOGS": str(folder / "compute_logs"),
     }
     with (
-        shared_out.networks() as (plain, limited),
+        shared_out.networks() as (plain, shared),
         services(folder, EXAMPLE, environment, ports) as running,
         shared_out.the_one_command(tmp_path_factory.mktemp("local")) as expected,
     ):
-        shared_out.write_studies(folder, plain, limited)
+        shared_out.write_studies(folder, plain, shared)
         for name in SERVICES:
             running.start(EXAMPLE / f"systemd/{name}.service")
         deployment = Deployment(folder, f"http://127.0.0.1:{ports[1]}", running.is_alive, running.log)
@@ -52,7 +52,7 @@ def result(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         def kill(process: int) -> None:
             os.kill(process, signal.SIGKILL)
 
-        yield shared_out.share_out(deployment, plain, limited, expected, kill)
+        yield shared_out.share_out(deployment, plain, shared, expected, kill)
 
 
 def test_two_runs_are_under_way_at_once(result: SharedOut) -> None:
