@@ -34,9 +34,11 @@ class Figures:
     convert_per_record: float = 8.1e-6
     table_per_account: float = 0.13e-3
     table_per_record: float = 7.3e-6
+    inventory_per_record: float = 3.4e-6
     # Of one process again: Dagster's events and files of each host, the table of accounts and all after it.
     own_per_host: float = 0.09
     finish_per_account: float = 0.24e-3
+    finish_per_record: float = 0.9e-6
     start_up: float = 3.0
     # Measured, in bytes stored for a byte received.
     packs_per_byte: float = 0.45
@@ -44,6 +46,7 @@ class Figures:
     tables_per_byte: float = 0.75
     # Measured peaks.
     parent_memory: float = 350e6
+    parent_memory_per_account: float = 1.5e3
     worker_memory: float = 400e6
 
 

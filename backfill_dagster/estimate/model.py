@@ -80,9 +80,14 @@ def estimate(
     asking = accounts * figures.fetch_per_account + received * figures.fetch_per_byte
     proving = accounts * figures.verify_and_pack_per_account + records * figures.verify_and_pack_per_record
     typing_ = accounts * (figures.convert_per_account + figures.table_per_account) + records * (
-        figures.convert_per_record + figures.table_per_record
+        figures.convert_per_record + figures.table_per_record + figures.inventory_per_record
     )
-    own = figures.start_up + len(frame.hosts) * figures.own_per_host + accounts * figures.finish_per_account
+    own = (
+        figures.start_up
+        + len(frame.hosts) * figures.own_per_host
+        + accounts * figures.finish_per_account
+        + records * figures.finish_per_record
+    )
     hosts_seconds = _side_by_side(by_host, processing.max_concurrent_pds)
     fetch_seconds = max(
         hosts_seconds,
@@ -109,7 +114,9 @@ def estimate(
         tables_seconds=tables_seconds,
         cpu_seconds=looking_up + asking + proving + typing_ + own,
         bytes_stored=stored,
-        peak_memory=figures.parent_memory + workers * figures.worker_memory,
+        peak_memory=figures.parent_memory
+        + accounts * figures.parent_memory_per_account
+        + workers * figures.worker_memory,
         machine_dollars=total_seconds / _HOUR * prices.machine_hour * max(1.0, workers / 2),
         storage_dollars_a_month=stored / _GIGABYTE * prices.gigabyte_month,
         storage_request_dollars=packs

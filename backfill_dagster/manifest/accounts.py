@@ -36,17 +36,18 @@ _PACKS_AT_ONCE = 64
 
 def list_snapshots(storage: StudyStorage, current: pl.DataFrame) -> pl.DataFrame:
     """Return the snapshots (SNAPSHOTS_SCHEMA) that are told by `did, pds_host, pack`, sorted by DID."""
-    packs = current.select("pds_host", "pack").unique().sort(pl.all()).rows()
-    found = [SNAPSHOTS_SCHEMA.to_frame()]
-    for first in range(0, len(packs), _PACKS_AT_ONCE):
-        keys = {
-            f"repos/{partition_folder(host)}/{pack}.parquet": pack
-            for host, pack in packs[first : first + _PACKS_AT_ONCE]
-        }
+    # In the order of the packs, so that some of these have their accounts side by side: none is looked for among all.
+    ordered = current.select("did", "pds_host", "pack").sort("pds_host", "pack")
+    packs = ordered.group_by("pds_host", "pack", maintain_order=True).agg(accounts=pl.len())
+    found, begun = [SNAPSHOTS_SCHEMA.to_frame()], 0
+    for some in packs.iter_slices(_PACKS_AT_ONCE):
+        own = ordered.slice(begun, int(some["accounts"].sum()))
+        begun += own.height
+        keys = {f"repos/{partition_folder(host)}/{pack}.parquet": pack for host, pack, _ in some.iter_rows()}
         rows = (
             storage.scan_named(keys, PACK_SCHEMA, "pack")
             .filter(pl.col("outcome") == Outcome.COMPLETE.value)
-            .join(current.lazy().select("did", "pds_host", "pack"), on=["did", "pack"])
+            .join(own.lazy(), on=["did", "pack"])
             .select(
                 *("did", "pds_host", "pack"),
                 pl.col("obtained").fill_null(Obtained.REPO.value),

@@ -187,13 +187,18 @@ def _bring_rates_up_to_date(
 
 def _inventories(storage: StudyStorage, chains: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Yield what the snapshots that were watched hold, with how long; some packs at a time."""
-    spans = chains.filter(pl.coalesce("next_at", "confirmed_at") > pl.col("fetched_at"))
-    packs = spans.select("pds_host", "pack").unique().sort("pds_host", "pack").rows()
-    for first in range(0, len(packs), _PACKS_AT_ONCE):
-        keys = {inventory_key(*pack): "\n".join(pack) for pack in packs[first : first + _PACKS_AT_ONCE]}
+    spans = chains.filter(pl.coalesce("next_at", "confirmed_at") > pl.col("fetched_at")).sort(
+        "pds_host", "pack", maintain_order=True
+    )
+    packs = spans.group_by("pds_host", "pack", maintain_order=True).agg(snapshots=pl.len())
+    begun = 0
+    for some in packs.iter_slices(_PACKS_AT_ONCE):
+        own = spans.slice(begun, int(some["snapshots"].sum()))
+        begun += own.height
+        keys = {inventory_key(host, pack): f"{host}\n{pack}" for host, pack, _ in some.iter_rows()}
         rows = storage.scan_named(keys, INVENTORY_SCHEMA, "of")
         [found] = storage.collect([rows], keys)
-        times = spans.select(
+        times = own.select(
             "did",
             "fetched_at",
             "confirmed_at",
