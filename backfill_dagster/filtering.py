@@ -28,7 +28,7 @@ from backfill_dagster.records.filter_lists import (
     remove_other_lists,
     store_list,
 )
-from backfill_dagster.records.list_entries import ListField, judge_entries
+from backfill_dagster.records.list_entries import ListField, ListRejection, judge_entries
 from backfill_dagster.records.tables import BLOCK, FOLLOW
 from backfill_dagster.storage import StudyStorage
 
@@ -180,7 +180,24 @@ def _stamp(source: EntrySource) -> str | None:
 def _checked(stored: StoredList, named: NamedList, source: EntrySource) -> StoredList:
     if stored.is_empty and not (named.may_be_empty and stored.given == 0):
         raise SourceError(f"{source.describe()}: {_why_empty(stored)}")
+    if isinstance(source, SharedRecords):
+        _must_be_whole(stored, named, source)
     return stored
+
+
+def _must_be_whole(stored: StoredList, named: NamedList, source: EntrySource) -> None:
+    """Raise SourceError unless every record that is shared is on the list: whoever shares names each once."""
+    others = {reason: number for reason, number in stored.rejected.items() if reason != ListRejection.PURGED}
+    again = stored.given - stored.kept - sum(stored.rejected.values())
+    if not others and not again:
+        return
+    said = [f"{number:,} {reason}" for reason, number in others.items()]
+    if again:
+        said.append(f"{again:,} stand there more than once")
+    raise SourceError(
+        f"{source.describe()}: not all {stored.given:,} of its records of {named.record_type} can be looked for "
+        f"({', '.join(said)}), so that what is found of them would not add up"
+    )
 
 
 def _why_empty(stored: StoredList) -> str:

@@ -389,9 +389,10 @@ def count_converted(study: Study, pds_hosts: Sequence[str]) -> dict[str, pl.Data
     """
     storage = StudyStorage(study.location)
     current = snapshots(asked_directory(study), read_ledger(storage)).select("did", "pds_host", "pack")
+    by_host = current.partition_by("pds_host", as_dict=True)
     counted = {}
     for host in pds_hosts:
-        own = current.filter(pl.col("pds_host") == host)
+        own = by_host.get((host,), current.clear())
         packs = own.select("pds_host", "pack").unique().sort(pl.all()).rows()
         sums = [COUNTS_SCHEMA.to_frame().select(*_FATE, "records")]
         for first in range(0, len(packs), _PACKS_AT_ONCE):

@@ -73,8 +73,9 @@ def purge(
 
     `file` has one DID or URI a line. Tombstones keep them from being collected again. The tables are built anew if
     anything was changed that they are made of. Only while nothing else works on the study. One that was interrupted
-    is finished by the next one, whatever that one is for. Raises ConfigError for what is no DID or URI; then nothing
-    is changed.
+    is finished by the next one, whatever that one is for; so is one that found a file of a frozen build that cannot be
+    read (`not_purged` in the report), and that stands in the way of nothing else. Raises ConfigError for what is no DID
+    or URI; then nothing is changed.
     """
     return _purge(study, read_request(dids, uris, file), rebuild)
 
@@ -97,14 +98,17 @@ def purge_expired(
 
 
 def is_purge_unfinished(study: Study) -> bool:
-    """Tell whether an earlier purge was interrupted, so that what it is about may still be stored."""
-    return Tombstones.load(StudyStorage(study.location)).unfinished > 0
+    """Tell whether an earlier purge was interrupted, or left something: what it is about may still be stored."""
+    tombstones = Tombstones.load(StudyStorage(study.location))
+    return tombstones.unfinished + tombstones.left_in_frozen > 0
 
 
 def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]) -> PurgeReport:
     storage = StudyStorage(study.location)
     storage.sweep_scratch()
-    was_unfinished = is_purge_unfinished(study)
+    earlier = Tombstones.load(storage)
+    if earlier.left_in_frozen and not (request.dids or request.records):
+        return _purge_left(study, storage, earlier)
     # First the tombstones, marked as unfinished, and last that mark: whatever happens between, nothing of this comes
     # back, and nobody takes it for done.
     tombstones = bury(storage, request.dids, request.records, datetime.now(UTC))
@@ -128,7 +132,6 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
         "documents": purge_evidence(storage, tombstones),
         "feeds": purge_shown(storage, tombstones),
         "filters": filtering.purge_lists(storage, tombstones),
-        "frozen": purge_frozen(study, tombstones),
         "handoff": handed_over[0],
         "legacy": legacy[0],
         "metadata_store": of_study.purge(study, tombstones),
@@ -140,6 +143,8 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
         **purge_observations(storage, tombstones),
         **purge_shared(storage, tombstones),
     }
+    frozen = purge_frozen(study, tombstones)
+    removed["frozen"] = frozen.rows
     report = PurgeReport(
         accounts=len(request.dids),
         records=len(request.records),
@@ -148,16 +153,28 @@ def _purge(study: Study, request: PurgeRequest, rebuild: Callable[[Study], None]
         hosts=tuple(sorted({pack.pds_host for pack in packs})),
         masked_in_log=masked_in_log,
         named_in_config=_named_in_config(study, tombstones),
+        not_purged=frozen.unreadable,
     )
-    if (report.changed or was_unfinished) and storage.exists(DIRECTORY_KEY):
+    if (report.changed or earlier.unfinished) and storage.exists(DIRECTORY_KEY):
         derivation.remove_all(study)
         rebuild(study)
     storage.forget_removed()
-    settle(storage, datetime.now(UTC))
+    settle(storage, datetime.now(UTC), but_for_frozen=bool(report.not_purged))
     if had_manifest or storage.exists(MANIFEST_KEY):
         # Of the tombstones as well, which are settled now.
         write_manifest(study, manifest_runs(storage) or runs)
     return report
+
+
+def _purge_left(study: Study, storage: StudyStorage, tombstones: Tombstones) -> PurgeReport:
+    """Purge the frozen builds once more: nothing else that is stored holds what is left."""
+    frozen = purge_frozen(study, tombstones)
+    storage.forget_removed()
+    if not frozen.unreadable:
+        settle(storage, datetime.now(UTC))
+        if storage.exists(MANIFEST_KEY):
+            write_manifest(study, manifest_runs(storage))
+    return PurgeReport(removed={"frozen": frozen.rows}, not_purged=frozen.unreadable)
 
 
 def _handles_of_purged(storage: StudyStorage, tombstones: Tombstones) -> list[str]:

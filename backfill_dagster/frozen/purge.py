@@ -1,13 +1,17 @@
 """A purge in frozen builds: the rows of what was purged go, and the manifest says so.
 
 Each step asks the tombstones and the files only, so that a purge that was interrupted is finished by doing all of it
-again. A file that is written anew notes the digest of the one that it takes the place of (`purged_from`). By it, what
-this purge or an interrupted one has changed is told from what was changed by somebody else, of which the manifest keeps
-the old digest, so that a verification still finds it.
+again. A file that is written anew notes which one it takes the place of (`purged_from`): the digest of that one, hashed
+with the salt of the tombstones, since by the digest itself a reader of the file who guesses whom the purge was about
+could find that the guess is right. By it, what this purge or an interrupted one has changed is told from what was
+changed by somebody else, of which the manifest keeps the old digest, so that a verification still finds it.
+
+A file that cannot be read stops neither the purge of the others nor the study: it is told of, and looked at again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,7 +51,7 @@ if TYPE_CHECKING:
     from backfill_dagster.config.study import Study
     from backfill_dagster.stores.location import Location
 
-# In the metadata of a file that was written anew: the digest of the one before.
+# In the metadata of a file that was written anew: the mark of the one before.
 _PURGED_FROM = "purged_from"
 _NOTHING = "nothing"
 # What every Parquet file says of itself, which is not to be handed on.
@@ -56,14 +60,21 @@ _RECORD_FOLDERS = ("tables/", f"{UNDATED}/")
 _ENGAGED = (ENGAGED_ACCOUNTS_KEY, ENGAGED_POSTS_KEY)
 
 
-def purge_frozen(study: Study, tombstones: Tombstones) -> int:
-    """Take what has a tombstone out of all frozen builds of a study; return how many rows of records went.
+@dataclass(frozen=True, slots=True)
+class FrozenPurge:
+    """How many rows of records went from frozen builds, and of each file that cannot be read, which and why."""
 
-    Raises StorageError, naming a file that cannot be read, and so not be purged.
-    """
+    rows: int
+    unreadable: tuple[str, ...]
+
+
+def purge_frozen(study: Study, tombstones: Tombstones) -> FrozenPurge:
+    """Take what has a tombstone out of all frozen builds of a study, as far as their files can be read."""
     storage = StudyStorage(study.location)
     sweep_unfinished(storage)
-    return sum(_Purging(study, label, tombstones).run() for label in frozen_labels(storage))
+    builds = [_Purging(study, label, tombstones) for label in frozen_labels(storage)]
+    rows = sum(build.run() for build in builds)
+    return FrozenPurge(rows, tuple(error for build in builds for error in build.unreadable))
 
 
 class _Change(NamedTuple):
@@ -86,20 +97,29 @@ class _FilePurge:
 
 @dataclass(frozen=True, slots=True)
 class _PurgedFile:
-    """What a file came to: the rows that went, and what it is now if it is not what its manifest tells."""
+    """What a file came to: the rows that went, and what it is now if it is not what its manifest tells.
+
+    Or why it cannot be read.
+    """
 
     removed: int
     change: _Change | None
+    unreadable: str | None = None
 
 
 def purge_file(root: Location, file: _FilePurge) -> _PurgedFile:
     """Take what has a tombstone out of one file of a frozen build; the work of one worker process."""
     storage = StudyStorage(root)
-    rows = _read(storage, f"{frozen_folder(file.label)}/{file.key}")
-    stays = without_purged(rows, Tombstones.load(storage))
+    try:
+        rows = storage.read(f"{frozen_folder(file.label)}/{file.key}")
+    except StorageError as error:
+        told = f"{error!s:.400}; what it holds of the purged cannot be removed: take it from a copy, or delete it"
+        return _PurgedFile(0, None, told)
+    tombstones = Tombstones.load(storage)
+    stays = without_purged(rows, tombstones)
     if not stays.equals(rows):
-        return _PurgedFile(rows.height - stays.height, _replace(storage, file, stays))
-    return _PurgedFile(0, _as_interrupted(storage, file, rows.height))
+        return _PurgedFile(rows.height - stays.height, _replace(storage, file, stays, tombstones.salt))
+    return _PurgedFile(0, _as_interrupted(storage, file, rows.height, tombstones.salt))
 
 
 @dataclass(slots=True)
@@ -111,16 +131,21 @@ class _Purging:
     tombstones: Tombstones
     build: FrozenBuild | None = None
     changes: dict[str, _Change] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
 
     def run(self) -> int:
         try:
             self.build = read_frozen(self._storage, self.label)
-            remove_left_over(self._storage, self.build)
         except StorageError:
             # A verification says so; what is in its files must go all the same.
             self.build = None
+        else:
+            remove_left_over(self._storage, self.build)
         removed = self._purge_files()
-        if self.changes or self.build is None:
+        if self.unreadable:
+            # As if it had been interrupted here: the next one finds in the files what this one has changed.
+            self.changes = {}
+        elif self.changes or self.build is None:
             self._settle()
         self._tell()
         return removed
@@ -156,6 +181,7 @@ class _Purging:
         for file, done in self._each(files, sum(sizes.values())):
             removed += done.removed if file.key.startswith(_RECORD_FOLDERS) else 0
             self._note(done.change)
+            self.unreadable += [] if done.unreadable is None else [done.unreadable]
         return removed
 
     def _each(self, files: list[_FilePurge], size: int) -> Iterable[tuple[_FilePurge, _PurgedFile]]:
@@ -216,9 +242,9 @@ class _Purging:
         """Store other rows under a path below the frozen folder, unless they are what is there."""
         storage, full = self._storage, f"{frozen_folder(self.label)}/{key}"
         # A thread whose first record is gone can begin in a window that had none.
-        same = _read(storage, full).equals(rows) if storage.exists(full) else rows.is_empty()
+        same = storage.read(full).equals(rows) if storage.exists(full) else rows.is_empty()
         if not same:
-            self._note(_replace(storage, self._file(key), rows))
+            self._note(_replace(storage, self._file(key), rows, self.tombstones.salt))
 
     def _note(self, change: _Change | None) -> None:
         if change is not None:
@@ -272,32 +298,26 @@ def _purge_told(build: FrozenBuild, files: pl.DataFrame, changes: Mapping[str, _
     }
 
 
-def _read(storage: StudyStorage, key: str) -> pl.DataFrame:
-    try:
-        return storage.read(key)
-    except StorageError as error:
-        raise StorageError(
-            f"{error}; what it holds of the purged cannot be removed: take it from a copy, or delete it, and run the "
-            "same again"
-        ) from error
+def _mark(file: _FilePurge, salt: bytes) -> str:
+    """Return the note of a file that takes the place of the one that the manifest tells of."""
+    return hashlib.sha256(salt + (file.sha256 or _NOTHING).encode()).hexdigest()
 
 
-def _replace(storage: StudyStorage, file: _FilePurge, rows: pl.DataFrame) -> _Change | None:
+def _replace(storage: StudyStorage, file: _FilePurge, rows: pl.DataFrame, salt: bytes) -> _Change | None:
     """Write a file anew; returns what it is now if it was what its manifest tells, else None."""
-    key = f"{frozen_folder(file.label)}/{file.key}"
+    key, mark = f"{frozen_folder(file.label)}/{file.key}", _mark(file, salt)
     is_there = storage.exists(key)
     metadata = storage.metadata(key) if is_there else {}
-    before = (metadata.get(_PURGED_FROM), storage.sha256(key) if is_there else _NOTHING)
-    is_told = (file.sha256 or _NOTHING) in before
+    is_told = metadata.get(_PURGED_FROM) == mark or file.sha256 == (storage.sha256(key) if is_there else None)
     handed_on = {name: text for name, text in metadata.items() if name not in _NOT_HANDED_ON}
-    note = {_PURGED_FROM: file.sha256 or _NOTHING} if is_told else {}
+    note = {_PURGED_FROM: mark} if is_told else {}
     stored = storage.write(key, rows, {**handed_on, **note})
     return _Change(file.key, stored.rows, stored.bytes, stored.sha256) if is_told else None
 
 
-def _as_interrupted(storage: StudyStorage, file: _FilePurge, rows: int) -> _Change | None:
+def _as_interrupted(storage: StudyStorage, file: _FilePurge, rows: int, salt: bytes) -> _Change | None:
     """Return what a file is now if a purge wrote it anew that ended before the manifest told of it."""
     key = f"{frozen_folder(file.label)}/{file.key}"
-    if storage.metadata(key).get(_PURGED_FROM) != (file.sha256 or _NOTHING):
+    if storage.metadata(key).get(_PURGED_FROM) != _mark(file, salt):
         return None
     return _Change(file.key, rows, storage.size(key), storage.sha256(key))

@@ -14,7 +14,7 @@ import polars as pl
 
 from backfill_dagster import purging, study_files
 from backfill_dagster.config.study import Study
-from backfill_dagster.errors import ConfigError
+from backfill_dagster.errors import ConfigError, StorageError
 from backfill_dagster.frozen.freeze import list_frozen
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
@@ -31,6 +31,8 @@ from backfill_dagster.storage import StudyStorage
 Begin: TypeAlias = Callable[[dg.OpExecutionContext, Study, StudyLockResource], None]
 Rebuild: TypeAlias = Callable[[dg.OpExecutionContext, Study], None]
 
+# Files that are named, one a line, of those that cannot be purged.
+_MAX_TOLD = 10
 _FIELDS = {
     "dids": dg.Field(
         [str],
@@ -98,7 +100,7 @@ def purge_expired(context: dg.OpExecutionContext, study: Study, rebuild: Rebuild
 def finish_purge(context: dg.OpExecutionContext, study: Study, rebuild: Rebuild) -> None:
     """Finish a purge that was interrupted, if there is one."""
     if purging.is_purge_unfinished(study):
-        context.log.info("An earlier purge was interrupted; it is finished first.")
+        context.log.info("An earlier purge was not finished; this is done first.")
         _tell(context, study, purging.purge(study, rebuild=lambda study: rebuild(context, study)))
 
 
@@ -121,6 +123,11 @@ def _purge(context: dg.OpExecutionContext, study: Study, config: PurgeSettings, 
         context.log.warning(hint)
         metadata["this_run"] = hint
     context.add_output_metadata(metadata)
+    if report.not_purged:
+        raise StorageError(
+            f"the purge is not done: all is purged but {len(report.not_purged):,} files of frozen builds, such as "
+            f"{report.not_purged[0]}, and run {study.name}_purge again, without a configuration"
+        )
 
 
 def _tell(context: dg.OpExecutionContext, study: Study, report: PurgeReport) -> dict[str, Any]:
@@ -151,6 +158,10 @@ def _tell(context: dg.OpExecutionContext, study: Study, report: PurgeReport) -> 
             "over, but only its owner can take them out of it."
         )
         counts["still_named_in_the_yaml"] = report.named_in_config
+    for told in report.not_purged[:_MAX_TOLD]:
+        context.log.warning(f"A frozen build is not purged: {told}; each run looks at it again.")
+    if report.not_purged:
+        counts["files_not_purged"] = len(report.not_purged)
     live = [run_id for run_id in history.live if run_id != context.run_id]
     if live:
         context.log.warning(

@@ -15,7 +15,8 @@ class PurgeReport:
     queues and ledgers), `metadata_store`, `legacy`, `shared` (ids), `rehydration`; and `shared_whole` counts folders of
     shared pseudonyms, which go whole. `masked` counts stored records of others in which a purged account was named,
     `masked_in_log` lines of the study's log file. `hosts` are those whose packs were written anew.
-    `named_in_config` counts the accounts that the study's own YAML lists.
+    `named_in_config` counts the accounts that the study's own YAML lists. `not_purged` says of each file of a frozen
+    build that cannot be read, why: until it is taken from a copy or deleted, the purge is not done.
     """
 
     accounts: int = 0
@@ -25,6 +26,7 @@ class PurgeReport:
     hosts: tuple[str, ...] = ()
     masked_in_log: int = 0
     named_in_config: int = 0
+    not_purged: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:

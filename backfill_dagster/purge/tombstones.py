@@ -28,7 +28,7 @@ from backfill_dagster.purge.mentions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from backfill_dagster.storage import StudyStorage
@@ -52,13 +52,19 @@ _SCHEMA = schema_of(TOMBSTONE_COLUMNS)
 _DID, _RECORD = "did", "record"
 _SALT = "salt"
 _SALT_BYTES = 32
+# In the metadata of the file: all is done but for a frozen build.
+_LEFT_IN_FROZEN = "left_in_frozen"
 # As far as a record's key goes; quotes and commas of a JSON text around it are none of it.
 _URI = re.compile(r"at://did:[A-Za-z0-9:._%-]+/[A-Za-z0-9.-]+/[A-Za-z0-9._:~-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Tombstones:
-    """The study's list, as hashes; false if it is empty. `unfinished` counts what is not yet removed everywhere."""
+    """The study's list, as hashes; false if it is empty.
+
+    `unfinished` counts what is not yet removed from the study's own files, `left_in_frozen` what is removed from these
+    and not yet from all frozen builds.
+    """
 
     salt: bytes = b""
     dids: frozenset[bytes] = frozenset()
@@ -66,6 +72,7 @@ class Tombstones:
     accounts: frozenset[bytes] = frozenset()
     web_lengths: frozenset[int] = frozenset()
     unfinished: int = 0
+    left_in_frozen: int = 0
     _known: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -75,13 +82,17 @@ class Tombstones:
             return cls()
         rows = storage.read(TOMBSTONES_KEY)
         of_dids, of_records = (rows.filter(kind=kind) for kind in (_DID, _RECORD))
+        told = storage.metadata(TOMBSTONES_KEY)
+        waiting = rows["removed_at"].null_count()
+        only_frozen = _LEFT_IN_FROZEN in told
         return cls(
-            salt=bytes.fromhex(storage.metadata(TOMBSTONES_KEY)[_SALT]),
+            salt=bytes.fromhex(told[_SALT]),
             dids=frozenset(of_dids["hash"]),
             records=frozenset(of_records["hash"]),
             accounts=frozenset(of_records["account"]),
             web_lengths=frozenset(of_dids["web_length"].drop_nulls()),
-            unfinished=rows["removed_at"].null_count(),
+            unfinished=0 if only_frozen else waiting,
+            left_in_frozen=waiting if only_frozen else 0,
         )
 
     def __bool__(self) -> bool:
@@ -245,15 +256,20 @@ def bury(
     return Tombstones.load(storage)
 
 
-def settle(storage: StudyStorage, now: datetime) -> None:
-    """Note that everything on the list is removed from all that is stored."""
+def settle(storage: StudyStorage, now: datetime, *, but_for_frozen: bool = False) -> None:
+    """Note that everything on the list is removed from all that is stored, or from all but a frozen build."""
     if storage.exists(TOMBSTONES_KEY):
-        rows = storage.read(TOMBSTONES_KEY).with_columns(pl.col("removed_at").fill_null(now))
-        _write(storage, rows, Tombstones.load(storage).salt)
+        rows, salt = storage.read(TOMBSTONES_KEY), Tombstones.load(storage).salt
+        if but_for_frozen:
+            _write(storage, rows, salt, {_LEFT_IN_FROZEN: "yes"})
+        else:
+            _write(storage, rows.with_columns(pl.col("removed_at").fill_null(now)), salt)
 
 
-def _write(storage: StudyStorage, rows: pl.DataFrame, salt: bytes) -> None:
-    storage.write(TOMBSTONES_KEY, rows, metadata={_SALT: salt.hex()})
+def _write(
+    storage: StudyStorage, rows: pl.DataFrame, salt: bytes, marks: Mapping[str, str] | None = None
+) -> None:
+    storage.write(TOMBSTONES_KEY, rows, metadata={_SALT: salt.hex(), **(marks or {})})
 
 
 def _web_length(did: str) -> int | None:

@@ -33,7 +33,8 @@ def rebuilt_yaml(study: Study, records_per_account: float) -> str:
     }
     body: dict[str, Any] = {
         "name": "rebuilt",
-        "version": told["version"],
+        # What the environment filled in there is not the reader's.
+        **({} if "version" in study.filled_in else {"version": told["version"]}),
         "description": f"Rebuilt from what study {study.name} has shared.",
         "source": {"type": "shared", "path": f"./{study.sharing.folder}", "edited": "leave_out"},
         "fetch": "records" if records_per_account <= RECORDS_ONE_BY_ONE else "repos",

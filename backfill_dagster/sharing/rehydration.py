@@ -16,6 +16,7 @@ from backfill_dagster import filtering
 from backfill_dagster.closed_sets import ClosedSet
 from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.config.sources import SharedSource
+from backfill_dagster.derived.did_ranges import did_ranges
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.records.cid_texts import cid_texts
 from backfill_dagster.records.conversion import records_key
@@ -34,12 +35,14 @@ from backfill_dagster.repos.snapshots import (
     StateWithoutAttempt,
     snapshots,
 )
+from backfill_dagster.sharing.sample import is_gone
 from backfill_dagster.storage import RowGroupWriter, StudyStorage, partition_folder
 from backfill_dagster.study_files import ACCOUNTS_KEY, asked_directory, study_tables
-from backfill_dagster.tables.accounts import INACTIVE_STATES, HiddenReason
+from backfill_dagster.tables.accounts import HiddenReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import pyarrow as pa
 
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
 
 REHYDRATION_KEY = "rehydration.parquet"
 _ACCOUNTS_AT_ONCE = 2_000
+# Of the lists, while they are put in the order of the lots; about 300 bytes each.
+_ENTRIES_AT_ONCE = 1_000_000
+_LOT = "lot"
 
 
 class Rehydrated(ClosedSet):
@@ -131,7 +137,6 @@ COUNTS_SCHEMA = pl.Schema({"table": pl.String(), "outcome": pl.String(), "record
 # States in which a server has an account and does not hand it out just now.
 _NOT_NOW = (Outcome.FAILED, Outcome.DESYNCHRONIZED, Outcome.THROTTLED)
 _BLOCKS = {column.name: column.dtype for column in BLOCK_COLUMNS if column.name != "block"}
-_GONE_IN_DIRECTORY = (DirectoryState.NOT_FOUND, DirectoryState.NO_PDS, DirectoryState.BAD_DOCUMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,23 +245,49 @@ def _outcomes(study: Study, storage: StudyStorage) -> Iterator[pl.DataFrame]:
         .join(current, on="did", how="left")
         .sort("pds_host", "pack", "did")
     )
-    for some in _lots(everybody):
-        dids = some["did"].implode()
-        [listed] = storage.collect([shared.filter(pl.col("did").is_in(dids))], keys)
+    lots = _lots(everybody)
+    with storage.scratch() as scratch:
+        by_lot = _by_lot(storage, keys, lots, scratch / "by_lot.parquet")
+        yield from _of_lots(study, storage, lots, by_lot)
+
+
+def _of_lots(
+    study: Study, storage: StudyStorage, lots: pl.DataFrame, by_lot: pl.LazyFrame
+) -> Iterator[pl.DataFrame]:
+    for whole in lots.partition_by(_LOT, maintain_order=True):
+        some = whole.drop(_LOT)
+        [listed] = storage.collect([by_lot.filter(pl.col(_LOT) == whole[_LOT][0]).drop(_LOT)], [])
         packs = some.select("pds_host", "pack").drop_nulls().unique(maintain_order=True).rows()
         now, rejects, rows = _stored(study, storage, packs, some, listed)
         yield _judged(listed.rename({"entry": "uri"}).join(some, on="did"), now, rejects, rows)
 
 
-def _lots(everybody: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Cut accounts, which stand by pack, into lots; a pack is not looked into for two of them."""
+def _lots(everybody: pl.DataFrame) -> pl.DataFrame:
+    """Give accounts, which stand by pack, the number of their `lot`; a pack is not looked into for two lots."""
     first = (
         pl.when(pl.col("pack").is_null())
         .then("place")
         .otherwise(pl.col("place").min().over("pds_host", "pack"))
     )
-    cut = everybody.with_row_index("place").with_columns(lot=first // _ACCOUNTS_AT_ONCE)
-    yield from (some.drop("lot", "place") for some in cut.partition_by("lot", maintain_order=True))
+    numbered = everybody.with_row_index("place")
+    return numbered.with_columns((first // _ACCOUNTS_AT_ONCE).alias(_LOT)).drop("place")
+
+
+def _by_lot(storage: StudyStorage, keys: list[str], lots: pl.DataFrame, path: Path) -> pl.LazyFrame:
+    """Put what is on the lists in groups of the same lot, and return it (LIST_SCHEMA, `lot`).
+
+    The lists are sorted by DID, of which each lot has some everywhere: they are read once, instead of once for each.
+    """
+    numbers = lots.select("did", _LOT)
+    shared = storage.scan(keys, LIST_SCHEMA)
+    schema = pl.Schema({**LIST_SCHEMA, _LOT: lots.schema[_LOT]})
+    with RowGroupWriter(path, _to_arrow(schema.to_frame()).schema, ("did", "table", _LOT)) as writer:
+        for dids in did_ranges(sum(map(storage.rows, keys)), _ENTRIES_AT_ONCE):
+            [rows] = storage.collect([shared.filter(dids.holds("did"))], keys, engine="streaming")
+            numbered = rows.join(numbers, on="did").select(schema.names())
+            for group in numbered.sort(_LOT).partition_by(_LOT, maintain_order=True):
+                writer.write(_to_arrow(group))
+    return pl.scan_parquet(path, glob=False, schema=schema)
 
 
 def _stored(
@@ -404,14 +435,11 @@ def _of_account() -> tuple[pl.Expr, pl.Expr]:
     state, reason = pl.col("state"), pl.col("reason")
     unasked = state.is_in([PENDING])
     not_ours = state.is_null() | ~pl.col("in_source")
-    gone = state.is_in(sorted(INACTIVE_STATES)) | (
-        (state == UNRESOLVED) & reason.is_in([word.value for word in _GONE_IN_DIRECTORY])
-    )
     not_now = state.is_in([word.value for word in _NOT_NOW]) | (state == UNRESOLVED)
     outcome = (
         pl.when(not_ours | (state == NOTHING_ASKED))
         .then(pl.lit(Rehydrated.LEFT_OUT.value))
-        .when(gone)
+        .when(is_gone())
         .then(pl.lit(Rehydrated.ACCOUNT_GONE.value))
         .when(not_now)
         .then(pl.lit(Rehydrated.UNREACHABLE.value))

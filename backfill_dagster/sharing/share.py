@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 # Rows of a table that are held at once, but for those of one account.
 _AT_ONCE = 500_000
 _ORDER = "_order"
+# What the table of accounts says over all of the study's tables.
+_OVER_ALL_TABLES = {"undated", "first_created_at", "last_created_at"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +179,28 @@ class _Made:
         return treated(table, rows, self._pseudonyms, self._study.sharing.created_at)
 
     def _told_accounts(self) -> pl.DataFrame:
-        """Return what is told of the accounts; of record tables that are not shared, not even how long they are."""
-        unshared = set(TABLES) - set(self._tables)
-        wanted = [
-            name
-            for name in _shared_columns(ACCOUNTS)
-            if name in self._chosen.columns and name not in unshared
-        ]
+        """Return what is told of the accounts."""
         # A column that is not classified is an error here too, if it comes from an older file.
         treatments_of(ACCOUNTS, self._chosen.columns)
-        return self._chosen.select(wanted)
+        told = self._treatments(ACCOUNTS)
+        wanted = [name for name, treatment in told.items() if treatment is not Treatment.DROPPED]
+        return self._chosen.select(name for name in wanted if name in self._chosen.columns)
+
+    def _treatments(self, table: str) -> dict[str, Treatment]:
+        """Return what becomes of a table's columns here.
+
+        Of record tables that are not shared, not even their accounts' number of rows or time of the last one is told.
+        """
+        treatments = treatments_of(table, [column.name for column in columns_of(table)])
+        if table != ACCOUNTS:
+            return treatments
+        unshared = set(TABLES) - set(self._tables)
+        if unshared & set(study_tables(self._study)):
+            unshared |= _OVER_ALL_TABLES
+        return {
+            name: Treatment.DROPPED if name in unshared else treatment
+            for name, treatment in treatments.items()
+        }
 
     def _lots(self, table: str, order: pl.Series, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """Yield the rows of the chosen accounts, in this order of the accounts, some of them at a time."""
@@ -238,10 +252,7 @@ class _Made:
         }
         if self._pseudonyms is not None:
             said["created_at"] = sharing.created_at
-            said["columns"] = {
-                table: treatments_of(table, [column.name for column in columns_of(table)])
-                for table in (ACCOUNTS, *self._tables)
-            }
+            said["columns"] = {table: self._treatments(table) for table in (ACCOUNTS, *self._tables)}
         return said
 
 

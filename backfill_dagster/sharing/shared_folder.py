@@ -6,7 +6,8 @@
       accounts.parquet    the accounts
       <table>.parquet     one for each table
 
-A folder without a manifest, or with a file that is not the one that its manifest names, is not whole.
+A folder without a manifest, or with a file that is not the one that its manifest names, is not whole. It comes from
+somebody else, as a rule: what this program would not have written is refused.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from backfill_dagster.columns import Column, schema_of
+from backfill_dagster.config.sources import Nsid
 from backfill_dagster.errors import StorageError
 from backfill_dagster.manifest.canonical import read_told
-from backfill_dagster.records.tables import TABLES
+from backfill_dagster.records.syntax import MAX_AT_URI_BYTES
+from backfill_dagster.records.tables import OTHER_RECORDS, TABLE_BY_NAME, TABLES
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.stores.location import S3_SCHEME, S3Folder
 
@@ -36,6 +40,13 @@ ACCOUNTS = "accounts"
 # Raised whenever a reader of an older version would misread what is shared.
 FORMAT = 1
 IDS, PSEUDONYMS = "ids", "pseudonyms"
+# One of 500 record types has 50 kB.
+_MAX_MANIFEST_BYTES = 4 * 2**20
+# Ids take some 40 bytes a row, compressed. A file of many rows and few bytes says the same again and again, so that it
+# would fill the memory.
+_ROWS_IN_FEW_BYTES = 1_000_000
+# As records of a repository have them: of DAG-CBOR, with a SHA-256.
+_RECORD_CID = r"^bafyrei[a-z2-7]{52}$"
 
 SHARED_ACCOUNT_COLUMNS = (
     Column("did", pl.String(), "The account's DID.", required=True),
@@ -55,12 +66,32 @@ def table_file(table: str) -> str:
     return f"{table}.parquet"
 
 
+def collection_of(column: str) -> pl.Expr:
+    """Return the collections in a column of AT-URIs."""
+    return pl.col(column).str.splitn("/", 5).struct.field("field_3")
+
+
 def shared_place(path: str | Path) -> Location:
     """Return the place that a path, or an address of S3, names."""
     if isinstance(path, Path):
         return path
     bucket, _, prefix = path.removeprefix(S3_SCHEME).partition("/")
     return S3Folder(bucket, prefix.rstrip("/"))
+
+
+class _ToldFile(BaseModel):
+    """A file in a manifest."""
+
+    rows: NonNegativeInt
+    sha256: str
+
+
+class _ToldIds(BaseModel):
+    """What a reader needs of a manifest of ids."""
+
+    files: dict[str, _ToldFile]
+    record_types: list[Nsid]
+    other_record_types: list[Nsid]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +111,31 @@ class SharedIds:
             raise StorageError(
                 f"{where} is missing: the folder is no shared one, or what was to write it did not get to its end"
             )
+        if storage.size(SHARED_MANIFEST) > _MAX_MANIFEST_BYTES:
+            raise StorageError(f"{where} is too large to be a manifest")
         told = read_told(storage, SHARED_MANIFEST)
+        if not isinstance(told.content, dict):
+            raise StorageError(f"{where} is not in the form of a manifest")
         if told.content.get("format") != FORMAT:
             raise StorageError(f"{where} is of another version of this program: it can be read by that one")
         if told.content.get("what") != IDS:
             raise StorageError(f"{where} tells of pseudonyms, from which nobody can find the records again")
-        files = told.content.get("files")
-        if not isinstance(files, dict) or not files.keys() <= {
+        try:
+            said = _ToldIds.model_validate(told.content)
+        except ValidationError:
+            # What it says there is not repeated: it may be anything.
+            raise StorageError(f"{where} is not in the form of a manifest") from None
+        if not said.files.keys() <= {
             REBUILT_YAML,
             *map(table_file, (ACCOUNTS, *TABLES)),
         }:
             raise StorageError(f"{where} tells of files that no such folder has")
-        return cls(storage, told.content, told.digest)
+        shared = cls(storage, told.content, told.digest)
+        for table in shared.tables:
+            collection = TABLE_BY_NAME[table].collection
+            if not (said.other_record_types if collection is None else collection in said.record_types):
+                raise StorageError(f"{where} tells of {table}, and not of the type of its records")
+        return shared
 
     @property
     def tables(self) -> list[str]:
@@ -115,6 +159,32 @@ class SharedIds:
                 raise StorageError(
                     f"{self.storage.where(key)} is not the file that {SHARED_MANIFEST} names: it was changed, or not "
                     "copied whole"
+                )
+            rows = self.storage.rows(key)
+            if rows != told.get("rows"):
+                raise StorageError(
+                    f"{self.storage.where(key)} has {rows:,} rows, and the manifest tells of {told.get('rows'):,}"
+                )
+            if rows > _ROWS_IN_FEW_BYTES + self.storage.size(key):
+                raise StorageError(
+                    f"{self.storage.where(key)} has {rows:,} rows in so few bytes: it is no list of ids"
+                )
+
+    def check_records(self, table: str, rows: pl.DataFrame) -> None:
+        """Raise StorageError unless rows of a table can be shared records, each with the CID that it had.
+
+        Without one, whatever stands under the URI by now would be taken for what was shared.
+        """
+        where = self.storage.where(table_file(table))
+        is_short = pl.col("uri").str.len_bytes() <= MAX_AT_URI_BYTES
+        is_record = is_short & pl.col("cid").str.contains(_RECORD_CID)
+        if others := rows.height - rows.select(is_record.sum()).item():
+            raise StorageError(f"{where} has {others:,} rows that are no record's URI and CID")
+        if table == OTHER_RECORDS:
+            is_told = collection_of("uri").is_in(self.content["other_record_types"])
+            if others := rows.height - rows.select(is_told.sum()).item():
+                raise StorageError(
+                    f"{where} has {others:,} records of types that {SHARED_MANIFEST} does not name"
                 )
 
     def scan(self, table: str) -> pl.LazyFrame:

@@ -11,6 +11,7 @@ import polars as pl
 
 from backfill_dagster.closed_sets import ClosedSet
 from backfill_dagster.errors import ReconciliationError
+from backfill_dagster.purge.mentions import MASKED_DID
 from backfill_dagster.records.date_quality import is_undated
 from backfill_dagster.records.tables import COLLECTIONS, TABLE_BY_NAME, TABLES
 from backfill_dagster.tables.accounts import account_columns
@@ -28,7 +29,10 @@ class Treatment(ClosedSet):
     """What becomes of a column when tables are shared under pseudonyms."""
 
     KEPT = "kept", "It stands there as it is: a number, a yes or no, or a word out of a closed set."
-    PSEUDONYM = "pseudonym", "A hash made with a secret stands for each DID and AT-URI."
+    PSEUDONYM = (
+        "pseudonym",
+        "A hash made with a secret stands for each DID and AT-URI; null where a purged account is masked.",
+    )
     COARSENED = (
         "coarsened",
         "The time is cut off to the day, the hour or the second; null where no date is believed.",
@@ -184,13 +188,22 @@ def treated(table: str, rows: pl.DataFrame, pseudonyms: Pseudonyms, created_at: 
     coarse = pl.col(of_treatment[_COARSENED]).dt.truncate(step)
     if "date_quality" in rows.columns:
         coarse = pl.when(~is_undated(pl.col("date_quality"))).then(coarse)
-    hashed = [pseudonyms.of_column(rows[name]) for name in of_treatment[_PSEUDONYM]]
+    named = rows.select(_unmasked(name, rows.schema[name]) for name in of_treatment[_PSEUDONYM])
+    hashed = [pseudonyms.of_column(names) for names in named]
     return rows.select(list(kept)).with_columns(
         *([coarse] if of_treatment[_COARSENED] else []),
         *hashed,
         *(_only_known(name, rows.schema[name]) for name in of_treatment[_KNOWN]),
         *(_languages(name) for name in of_treatment[_LANGUAGE]),
     )
+
+
+def _unmasked(name: str, dtype: pl.DataType) -> pl.Expr:
+    # All purged accounts look alike: under a pseudonym they would be taken for one that everybody knows.
+    def own(value: pl.Expr) -> pl.Expr:
+        return pl.when(~value.str.contains(MASKED_DID)).then(value)
+
+    return pl.col(name).list.eval(own(pl.element())) if isinstance(dtype, pl.List) else own(pl.col(name))
 
 
 def _only_known(name: str, dtype: pl.DataType) -> pl.Expr:

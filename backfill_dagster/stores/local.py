@@ -124,7 +124,8 @@ class LocalStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             twin = scratch / "twin"
             try:
-                twin.hardlink_to(source)
+                # A link to a symbolic link would go on leading to wherever that leads.
+                twin.hardlink_to(source.resolve())
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise

@@ -44,6 +44,9 @@ def check_frozen(storage: StudyStorage, threads: int) -> tuple[dict[str, dict[st
             found.append(_wrong(f"{frozen_folder(label)}/{MANIFEST_KEY}", f"{error!s:.200}"))
             continue
         found += _check_files(storage, build, files, threads)
+        if build.told.content.get("label") != label:
+            said = f"its manifest is of what was frozen as {build.told.content.get('label')!r:.80}"
+            found.append(_wrong(f"{frozen_folder(label)}/{MANIFEST_KEY}", said))
         if tombstones.held_among(build.snapshots["did"]):
             found.append(_wrong(frozen_folder(label), "it holds accounts that the study has purged"))
         told[label] = {

@@ -164,7 +164,8 @@ class _Verifying:
         storage = self._storage
         known = {one.file for one in self.found}
         self.found += [one for one in stray_files(storage) if one.file not in known]
-        if Tombstones.load(storage).unfinished:
+        tombstones = Tombstones.load(storage)
+        if tombstones.unfinished or tombstones.left_in_frozen:
             self.found.append(Found(FileProblem.NOT_UP_TO_DATE, TOMBSTONES_KEY, "a purge is not finished"))
         attempts, unreadable = all_attempts(storage, damaged)
         keys, changed = stored_keys(storage)

@@ -85,6 +85,20 @@ def test_on_a_disk_a_frozen_file_takes_no_room_until_the_study_has_another(tmp_p
     assert not live.samefile(frozen)
 
 
+def test_of_a_file_that_is_a_link_to_elsewhere_the_file_itself_is_frozen(tmp_path: Path) -> None:
+    study = study_on("disk", tmp_path)
+    leave_build(study)
+    accounts, elsewhere = study.root / "accounts.parquet", tmp_path / "elsewhere.parquet"
+    accounts.rename(elsewhere)
+    accounts.symlink_to(elsewhere)
+    freeze(study)
+    before = frozen_bytes(study, LABEL)
+    elsewhere.unlink()
+    elsewhere.write_bytes(b"another")
+    assert frozen_bytes(study, LABEL) == before
+    assert check_frozen(StudyStorage(study.location), 1)[1] == []
+
+
 def test_nothing_that_is_frozen_is_ever_written_in_place() -> None:
     package = Path(backfill_dagster.__file__).parent
     changing = {

@@ -7,15 +7,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from backfill_dagster import purging
 from backfill_dagster.config.study import Study
-from backfill_dagster.errors import StorageError
 from backfill_dagster.frozen.freeze import freeze, list_frozen
 from backfill_dagster.frozen.places import frozen_folder
-from backfill_dagster.frozen.purge import purge_frozen
+from backfill_dagster.frozen.purge import FrozenPurge, purge_frozen
 from backfill_dagster.manifest.canonical import Told, write_told
-from backfill_dagster.manifest.keys import CERTIFICATE_KEY, MANIFEST_KEY, SNAPSHOTS_KEY
-from backfill_dagster.purge.tombstones import bury
+from backfill_dagster.manifest.keys import CERTIFICATE_KEY, MANIFEST_FOLDER, MANIFEST_KEY, SNAPSHOTS_KEY
+from backfill_dagster.purge.tombstones import Tombstones, bury
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster.study_files import DIRECTORY_HISTORY_KEY, SOURCE_KEY
 from backfill_dagster.verification.frozen_builds import check_frozen
 from backfill_dagster_tests.frozen.builds import (
     ALICE,
@@ -48,6 +49,12 @@ def frozen_study(place: str, folder: Path) -> Study:
 
 
 def purge(study: Study, dids: list[str], records: list[tuple[str, str, str]] | None = None) -> int:
+    done = attempt(study, dids, records)
+    assert done.unreadable == ()
+    return done.rows
+
+
+def attempt(study: Study, dids: list[str], records: list[tuple[str, str, str]] | None = None) -> FrozenPurge:
     storage = StudyStorage(study.location)
     return purge_frozen(study, bury(storage, dids, records or [], datetime.now(UTC)))
 
@@ -81,6 +88,9 @@ def test_an_account_goes_and_the_manifest_says_so(tmp_path: Path) -> None:
     assert CERTIFICATE_KEY not in after
     assert check_frozen(storage, 1)[1] == []
     assert files_with(study.root / "frozen", ALICE) == []
+    # Nor the digest of a file that held her, by which a guess at what is gone could be tried.
+    for key in (*went, CERTIFICATE_KEY, SNAPSHOTS_KEY, MANIFEST_KEY):
+        assert files_with(study.root / "frozen", bytes_before[key]) == [], key
 
     # A purge of somebody who is not in it leaves it as it is; another one is told after this one.
     purge(study, ["did:plc:" + "e" * 24])
@@ -164,9 +174,62 @@ def test_without_its_manifest_it_is_purged_all_the_same(tmp_path: Path) -> None:
     assert [one.file for one in check_frozen(storage, 1)[1]] == [f"{frozen_folder('v1')}/{MANIFEST_KEY}"]
 
 
-def test_a_file_that_cannot_be_read_ends_the_purge_and_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mended", ["restored", "deleted"])
+def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_purged(tmp_path: Path, mended: str) -> None:
     study = frozen_study("disk", tmp_path)
-    key = f"{frozen_folder('v1')}/{POSTS}"
-    StudyStorage(study.location).write_bytes(key, b"no table")
-    with pytest.raises(StorageError, match=r"frozen/v1/tables.*take it from a copy, or delete it"):
-        purge(study, [ALICE])
+    storage, key = StudyStorage(study.location), f"{frozen_folder('v1')}/{POSTS}"
+    whole = storage.read_bytes(key)
+    storage.write_bytes(key, b"no table")
+    done = attempt(study, [ALICE])
+    [told] = done.unreadable
+    assert storage.where(key) in told
+    assert "take it from a copy, or delete it" in told
+    assert storage.read_bytes(key) == b"no table"
+    for folder in ("tables/likes", "undated", MANIFEST_FOLDER):
+        assert files_with(study.root / frozen_folder("v1") / folder, ALICE) == []
+    assert frozen_rows(study, "accounts.parquet")["did"].to_list() == [BOB, CAROL]
+    assert key in {one.file for one in check_frozen(storage, 1)[1]}
+    # To look again changes nothing.
+    before = frozen_bytes(study, "v1")
+    assert attempt(study, []).unreadable == done.unreadable
+    assert frozen_bytes(study, "v1") == before
+
+    storage.remove(key)
+    if mended == "restored":
+        storage.write_bytes(key, whole)
+    assert purge(study, []) == (1 if mended == "restored" else 0)
+    assert files_with(study.root / "frozen", ALICE) == []
+    assert frozen_rows(study, LIKES)["first_for_subject"].to_list() == [None, None, True]
+    missing = [] if mended == "restored" else [key]
+    assert [one.file for one in check_frozen(storage, 1)[1]] == missing
+    assert sum(each["accounts"] for each in list_frozen(study)[0].purges) == 1
+
+
+def test_a_frozen_file_that_cannot_be_read_holds_up_nothing_of_the_study(tmp_path: Path) -> None:
+    study = frozen_study("disk", tmp_path)
+    storage, key = StudyStorage(study.location), f"{frozen_folder('v1')}/{POSTS}"
+    whole = storage.read_bytes(key)
+    storage.write_bytes(key, b"no table")
+    sources = (SOURCE_KEY, DIRECTORY_HISTORY_KEY)
+    for name in sources:
+        storage.write(name, pl.DataFrame({"did": [ALICE, BOB], "handle": ["a.test", "b.test"]}))
+    storage.remove(MANIFEST_KEY)
+    report = purging.purge(study, dids=[ALICE])
+    assert len(report.not_purged) == 1
+    assert [storage.read(name)["did"].to_list() for name in sources] == [[BOB], [BOB]]
+    left = Tombstones.load(storage)
+    # Of its own files nothing has to wait; the purge is not done all the same.
+    assert (left.unfinished, left.left_in_frozen) == (0, 1)
+    assert purging.is_purge_unfinished(study)
+    assert purging.purge(study).not_purged == report.not_purged
+    # Another purge is one of everything, and so is one that it is interrupted in.
+    assert Tombstones.load(storage).left_in_frozen == 1
+    assert bury(storage, [BOB], [], OCTOBER).unfinished == 2
+
+    assert len(purging.purge(study).not_purged) == 1
+    storage.write_bytes(key, whole)
+    done = purging.purge(study)
+    assert (done.not_purged, done.removed) == ((), {"frozen": 2})
+    assert not purging.is_purge_unfinished(study)
+    assert files_with(study.root / "frozen", ALICE) == files_with(study.root / "frozen", BOB) == []
+    assert storage.read("purged.parquet")["removed_at"].null_count() == 0

@@ -80,6 +80,14 @@ def study_in(folder: Path, **parts: Any) -> Study:
     return sandbox_study(folder, "study", SETTINGS, **{**small, **parts})
 
 
+def damage_frozen(study: Study) -> Path:
+    """Leave a file in a frozen build of the study that is no table."""
+    damaged = study.root / "frozen/v1/tables/posts/part.parquet"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"no table")
+    return damaged
+
+
 def latest(instance: dg.DagsterInstance, job: str) -> dg.DagsterRun:
     return instance.get_runs(dg.RunsFilter(job_name=job), limit=1)[0]
 
@@ -145,9 +153,29 @@ def test_the_next_run_of_the_study_finishes_a_purge_and_purges_what_is_gone(ran:
         purging.purge(ran.study, dids=[did], rebuild=fail)
     assert files_with(ran.study.root, did)
     study_in(ran.folder, purge_deleted_after_days=0)
+    damaged = damage_frozen(ran.study)
     assert execute(ran.folder, "study_rebuild", ran.instance)
+    # That waits for the researcher, and nothing waits for it.
+    assert "A frozen build is not purged" in told(ran.instance, latest(ran.instance, "study_rebuild"))
+    damaged.unlink()
+    assert purging.purge(ran.study).removed == {"frozen": 0}
     assert not purging.is_purge_unfinished(ran.study)
     assert files_with(ran.study.root, did) == files_with(ran.study.root, gone) == []
+
+
+def test_a_frozen_file_that_cannot_be_read_fails_the_purge_that_names_it(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    study = study_in(tmp_path)
+    damaged = damage_frozen(study)
+    (tmp_path / "withdrawn.txt").write_text("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa")
+    assert not execute(tmp_path, "study_purge", instance, {"file": str(tmp_path / "withdrawn.txt")})
+    said = failure(instance, "study_purge")
+    assert f"{damaged} cannot be read" in said
+    assert "run study_purge again" in said
+    damaged.unlink()
+    assert execute(tmp_path, "study_purge", instance)
+    assert not purging.is_purge_unfinished(study)
 
 
 def test_what_is_named_in_a_run_s_configuration_is_forgotten_by_the_next_purge(

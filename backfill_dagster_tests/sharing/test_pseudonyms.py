@@ -36,7 +36,9 @@ def test_a_column_has_the_pseudonym_of_each_of_its_names(names: list[str | None]
 
 def test_a_sample_has_about_its_share_and_depends_on_the_seed_and_on_the_secret() -> None:
     dids = [f"did:plc:{number:024}" for number in range(4000)]
-    accounts = pl.DataFrame({"did": dids, "shown": True, "obtained": "repo", "state": "complete"})
+    accounts = pl.DataFrame(
+        {"did": dids, "shown": True, "obtained": "repo", "state": "complete", "reason": None}
+    )
 
     def sample(pseudonyms: Pseudonyms | None = None, **said: object) -> set[str]:
         return set(accounts_to_share(accounts, Sharing.model_validate(said), pseudonyms)["did"])

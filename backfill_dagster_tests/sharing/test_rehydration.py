@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from backfill_dagster import purging
@@ -18,6 +19,7 @@ from backfill_dagster.report.overview import overview_tables
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.faults import ServerError
 from backfill_dagster.sandbox.network import SandboxNetwork
+from backfill_dagster.sharing import rehydration
 from backfill_dagster.sharing.rehydration import (
     REHYDRATION_KEY,
     REHYDRATION_SCHEMA,
@@ -168,6 +170,17 @@ def test_every_shared_record_has_its_outcome(
     ]
     assert said[-1][:2] == ("shared", shared.height)
     assert [number for _, number, _ in said[:-1]] == list(found.by_outcome.values())
+
+
+def test_small_lots_give_the_same_outcomes(whole: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = outcomes(whole).sort("uri")
+    monkeypatch.setattr(rehydration, "_ACCOUNTS_AT_ONCE", 2)
+    monkeypatch.setattr(rehydration, "_ENTRIES_AT_ONCE", 5)
+    found = rehydration.build_rehydration(whole)
+    assert found is not None
+    assert found.problems == ()
+    assert outcomes(whole).sort("uri").equals(before)
+    assert pq.read_metadata(whole.root / REHYDRATION_KEY).num_row_groups > 2
 
 
 def test_what_comes_back_is_found_and_what_is_kept_edited_is_marked(

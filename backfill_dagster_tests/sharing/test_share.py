@@ -21,6 +21,7 @@ from backfill_dagster.purge.tombstones import bury
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.sharing import share as sharing
 from backfill_dagster.sharing.purge import purge_shared
+from backfill_dagster.sharing.rebuilt_yaml import rebuilt_yaml
 from backfill_dagster.sharing.sample import accounts_to_share
 from backfill_dagster.sharing.share import share
 from backfill_dagster.sharing.shared_folder import SharedIds
@@ -89,6 +90,15 @@ def test_the_yaml_that_goes_with_the_ids_needs_a_place_and_nothing_more(
     assert rebuilt.time_range == shared.time_range
     assert not re.search(r"127\.0\.0\.1|sandbox|plc_url|data", text)
     assert str(shared.root) not in text
+
+
+def test_what_the_environment_filled_in_is_not_asked_of_a_reader(shared: Study, tmp_path: Path) -> None:
+    study = shared.model_copy(update={"version": "of my own"}).with_filled_in({"version": "${MY_OWN}"})
+    text = rebuilt_yaml(study, 1.0)
+    assert "of my own" not in text
+    assert "$" not in text
+    (tmp_path / "rebuilt.yaml").write_text(text)
+    assert load_study(tmp_path / "rebuilt.yaml").record_types == shared.record_types
 
 
 def test_sharing_again_gives_the_same_bytes(study: Study, shared: Study) -> None:
@@ -185,6 +195,13 @@ def test_accounts_that_were_withdrawn_are_not_shared_even_if_they_are_kept(study
     assert did in set(chosen["did"])
     fewer = accounts_to_share(accounts.with_columns(state=state), study.sharing)
     assert set(chosen["did"]) - set(fewer["did"]) == {did}
+    for reason, gone in (("not_found", {did}), ("no_pds", {did}), ("unreachable", set())):
+        own = pl.col("did") == did
+        lost = accounts.with_columns(
+            state=pl.when(own).then(pl.lit("unresolved")).otherwise("state"),
+            reason=pl.when(own).then(pl.lit(reason)).otherwise("reason"),
+        )
+        assert set(chosen["did"]) - set(accounts_to_share(lost, study.sharing)["did"]) == gone
 
 
 # --- pseudonyms ---
@@ -279,6 +296,17 @@ def test_nothing_is_written_without_a_good_secret(
         share(sharing_as(study, what="pseudonyms"))
     assert salt is None or salt not in str(complaint.value)
     assert not (study.root / PSEUDONYMS).exists()
+
+
+def test_of_tables_that_are_not_shared_the_accounts_tell_nothing(pseudonymised: Study) -> None:
+    share(sharing_as(pseudonymised, label="some", tables=("posts",)))
+    folder = pseudonymised.root / "shared/some"
+    told = set(pl.read_parquet(folder / "accounts.parquet").columns)
+    whole = set(pl.read_parquet(pseudonymised.root / PSEUDONYMS / "accounts.parquet").columns)
+    # The times of an account's first and last record are those of any table.
+    assert whole - told == {*TABLES, "undated", "first_created_at", "last_created_at"} - {"posts"}
+    said = read_told(StudyStorage(folder), "manifest.json").content["columns"]["accounts"]
+    assert told == {name for name, treatment in said.items() if treatment != "dropped"} & whole
 
 
 def test_another_secret_gives_other_pseudonyms(pseudonymised: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,3 +87,26 @@ def test_what_is_made_of_a_row() -> None:
     assert first["reply_parent_did"] == first["did"] == PSEUDONYMS.of(did)
     assert first["quoted_uri"] == first["uri"] == PSEUDONYMS.of(uri) != first["did"]
     assert set(first).isdisjoint({"text", "rkey", "cid", "record", "facets", "embed", "issues", "pds"})
+
+
+def test_purged_accounts_have_no_pseudonym() -> None:
+    # It would be one for all of them, and look like an account that everybody knows.
+    did, masked, web = f"did:plc:{24 * 'a'}", f"did:plc:{24 * 'x'}", "did:web:xxxxx.xxx"
+    row = {column.name: None for column in TABLE_BY_NAME["posts"].columns} | {
+        "did": did,
+        "uri": f"at://{did}/app.bsky.feed.post/1",
+        "date_quality": "consistent",
+        "facet_mentions": [did, masked, web],
+        "reply_parent_did": masked,
+        "reply_parent_uri": f"at://{masked}/app.bsky.feed.post/1",
+        "quoted_did": web,
+        "quoted_uri": f"at://{web}/app.bsky.feed.post/1",
+    }
+    [told] = treated(
+        "posts", pl.DataFrame([row], schema=schema_of(columns_of("posts"))), PSEUDONYMS, "day"
+    ).to_dicts()
+    assert told["facet_mentions"] == [told["did"], None, None]
+    assert {told[name] for name in row if name.startswith(("reply_parent_", "quoted_")) and name in told} == {
+        None
+    }
+    assert told["did"] == PSEUDONYMS.of(did)

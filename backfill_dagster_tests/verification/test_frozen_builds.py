@@ -68,6 +68,12 @@ def test_a_manifest_or_a_list_of_it_that_is_not_what_was_written_is_named(study:
         assert list(wrong(study)) == [f"{FOLDER}/{MANIFEST_KEY}"]
 
 
+def test_a_build_that_lies_under_the_label_of_another_is_named(study: Study) -> None:
+    (study.root / FOLDER).rename(study.root / "frozen/v2")
+    told = wrong(study)
+    assert told == {f"frozen/v2/{MANIFEST_KEY}": "its manifest is of what was frozen as 'v1'"}
+
+
 def test_what_belongs_to_no_frozen_build_is_named(study: Study) -> None:
     storage = StudyStorage(study.location)
     storage.write_bytes("frozen/readme.txt", b"x")

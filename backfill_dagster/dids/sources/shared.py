@@ -11,7 +11,7 @@ from backfill_dagster.dids.entries import BATCH_ROWS, as_entries
 from backfill_dagster.dids.sources.files import one_line
 from backfill_dagster.errors import SourceError, StorageError
 from backfill_dagster.records.tables import OTHER_RECORDS, TABLES_OF_COLLECTION
-from backfill_dagster.sharing.shared_folder import ACCOUNTS, SharedIds, shared_place
+from backfill_dagster.sharing.shared_folder import ACCOUNTS, SharedIds, collection_of, shared_place
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -87,17 +87,16 @@ class SharedRecords(_SharedEntries):
 
     async def entries(self, access: SourceAccess) -> AsyncIterator[pl.DataFrame]:  # noqa: ARG002  as all sources
         """Yield their URIs."""
-        is_own = pl.col("uri").str.splitn("/", 5).struct.field("field_3") == self._collection
         with self._reading():
             shared = self.open()
             own = TABLES_OF_COLLECTION.get(self._collection, (OTHER_RECORDS,))
             tables = [table for table in shared.tables if table in own]
             shared.check(tables)
             for table in tables:
-                rows = shared.scan(table)
-                if table == OTHER_RECORDS:
-                    rows = rows.filter(is_own)
-                for batch in rows.collect_batches(chunk_size=BATCH_ROWS):
-                    for some in batch.iter_slices(BATCH_ROWS):
+                for batch in shared.scan(table).collect_batches(chunk_size=BATCH_ROWS):
+                    for rows in batch.iter_slices(BATCH_ROWS):
+                        shared.check_records(table, rows)
+                        is_own = table != OTHER_RECORDS or collection_of("uri") == self._collection
+                        some = rows.filter(is_own)
                         told = as_entries(some["uri"])
                         yield told.with_columns(cid=some["cid"], table=pl.lit(table))
