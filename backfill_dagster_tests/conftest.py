@@ -41,6 +41,11 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
         gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Let go of it all at the end, so that no library finds something of its own still in use."""
+    gc.unfreeze()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     for marker, tests in OPT_IN.items():
         parser.addoption(f"--{marker}", action="store_true", help=f"run {tests}")

@@ -18,7 +18,7 @@ _LABELS = ("ids", "pseudonyms")
 def share_both(study: Study) -> None:
     """Share the ids, where an older version has left a file, and the tables under pseudonyms."""
     os.environ[study.sharing.salt_variable] = SALT
-    StudyStorage(study.root).write_bytes(f"{SHARED_FOLDER}/ids/left_over.parquet", b"")
+    StudyStorage(study.root).write(f"{SHARED_FOLDER}/ids/left_over.parquet", pl.DataFrame({"uri": []}))
     for label in _LABELS:
         share(study.model_copy(update={"sharing": study.sharing.model_copy(update={"what": label})}))
 

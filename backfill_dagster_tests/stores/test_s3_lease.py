@@ -151,15 +151,17 @@ def test_a_retry_waits_for_what_its_dead_run_holds_still_and_for_nobody_else(
 ) -> None:
     lock = run_lock(S3Folder(BUCKET, uuid.uuid4().hex))
     monkeypatch.setattr(s3_lease, "LEASE_SECONDS", 3.0)
-    monkeypatch.setattr(s3_lease, "RENEW_SECONDS", 60.0)
     monkeypatch.setattr(run_lock_module, "_LOOK_AGAIN_SECONDS", 0.2)
     dead = lock.take("run 1 (process 7)", alone=True)
-    assert dead is not None
+    assert isinstance(dead, HeldLease)
+    # What renews it is gone.
+    dead._ended.set()
     assert lock.take("run 3 (process 9)", alone=True, dead="run 2 (process ") is None
     retry = lock.take("run 2 (process 8)", alone=True, dead="run 1 (process ")
     assert retry is not None
     assert lock.signature() == "run 2 (process 8)"
     retry.release()
+    dead.release()
 
 
 class _Client:

@@ -30,6 +30,7 @@ LEAST: dict[str, dict[str, object]] = {
     "s3": {"path": "s3://bucket/x.csv"},
     "asset": {"backfill": "x"},
     "collected": {"backfill": "x"},
+    "shared": {"path": "x"},
     "handles": {"handles": ["x.com"]},
     "pds": {"hosts": ["https://pds.example.com"]},
     "collection": {"collection": "app.bsky.feed.post"},
