@@ -22,17 +22,16 @@ def postgres() -> Iterator[str]:
     """Run a Postgres with an empty database until the block ends; gives its URL, as SQLAlchemy takes it."""
     programs = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     folder, port = Path(tempfile.mkdtemp(prefix="backfill-postgres-")), free_port()
-    as_user: list[str] = []
+    user: str | None = None
     if os.geteuid() == 0:
         # It refuses to run as root.
         shutil.chown(folder, _USER)
-        as_user = ["runuser", "-u", _USER, "--"]
+        user = _USER
     data = folder / "data"
     try:
-        _run(*as_user, programs / "initdb", "-D", data, "-U", _USER, "-A", "trust", "--no-sync")
+        _run(programs / "initdb", "-D", data, "-U", _USER, "-A", "trust", "--no-sync", user=user)
         process = subprocess.Popen(
             [
-                *as_user,
                 str(programs / "postgres"),
                 "-D",
                 str(data),
@@ -42,6 +41,7 @@ def postgres() -> Iterator[str]:
                 str(folder),
                 *_SET,
             ],
+            user=user,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -53,7 +53,7 @@ def postgres() -> Iterator[str]:
             yield f"postgresql+psycopg2://{_USER}@127.0.0.1:{port}/{_DATABASE}"
         finally:
             # Its children end with it; whoever is connected does not keep it.
-            _run(*as_user, programs / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop", check=False)
+            _run(programs / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop", check=False, user=user)
             process.kill()
             process.wait()
     finally:
@@ -75,8 +75,8 @@ def redis() -> Iterator[str]:
         process.wait()
 
 
-def _run(*command: str | Path, check: bool = True) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/")
+def _run(*command: str | Path, check: bool = True, user: str | None = None) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/", user=user)
     assert not check or done.returncode == 0, done.stderr
 
 
