@@ -36,14 +36,12 @@ from backfill_dagster.dids.sources.by_type import entry_source, read_columns
 from backfill_dagster.errors import SourceError
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.records.windows import granularity_of, study_windows
-from backfill_dagster.storage import RowGroupWriter, StudyStorage
+from backfill_dagster.storage import RowGroupWriter, StudyStorage, arrow_table
 from backfill_dagster.tables.ledger import ledger_key
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Sequence
-
-    import pyarrow as pa
 
     from backfill_dagster.columns import Column
     from backfill_dagster.config.derived import FeedUse
@@ -230,12 +228,12 @@ def discover_engaged(
         }
         with ExitStack() as files:
             to_accounts, to_posts = (
-                files.enter_context(RowGroupWriter(path, _to_arrow(_empty(columns)).schema, (), made_of))
+                files.enter_context(RowGroupWriter(path, arrow_table(_empty(columns)).schema, (), made_of))
                 for path, columns in zip(targets.values(), (ENGAGED_ACCOUNTS, ENGAGED_POSTS), strict=True)
             )
             for lot in find_engaged(_stored(study, tables), own, discovery.interactions, start, end):
-                to_accounts.write(_to_arrow(lot.accounts))
-                to_posts.write(_to_arrow(lot.posts))
+                to_accounts.write(arrow_table(lot.accounts))
+                to_posts.write(arrow_table(lot.posts))
                 accounts += lot.accounts.height
                 posts += lot.posts.height
                 unusable += lot.unusable
@@ -286,7 +284,3 @@ def _table(study: Study, derivation: Derivation) -> DerivedTable:
 
 def _empty(columns: Sequence[Column]) -> pl.DataFrame:
     return pl.DataFrame(schema={column.name: column.dtype for column in columns})
-
-
-def _to_arrow(rows: pl.DataFrame) -> pa.Table:
-    return rows.to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -514,6 +514,11 @@ def _cause_of(error: Exception, scratch: Path) -> Exception:
     return error
 
 
+def arrow_table(rows: pl.DataFrame) -> pa.Table:
+    """Return rows as Arrow has them, in types that all readers of Parquet know."""
+    return rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
 class RowGroupWriter:
     """Writes one Parquet file row group by row group, so that memory is bounded by the group, not the file.
 

@@ -9,7 +9,7 @@ import polars as pl
 from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.derived.did_ranges import did_ranges
 from backfill_dagster.purge.record_rows import without_purged_records
-from backfill_dagster.storage import RowGroupWriter
+from backfill_dagster.storage import RowGroupWriter, arrow_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,12 +67,10 @@ class HandoffLedger:
             return
         with self._storage.scratch() as scratch:
             local, rows = scratch / "merged.parquet", 0
-            with RowGroupWriter(
-                local, _SCHEMA.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema, ()
-            ) as file:
+            with RowGroupWriter(local, arrow_table(_SCHEMA.to_frame()).schema, ()) as file:
                 for dids in did_ranges(self.rows(), _ROWS_AT_ONCE):
                     [some] = self._storage.collect([self.within(dids, keys).unique().sort("uri")], keys)
-                    file.write(some.to_arrow(compat_level=pl.CompatLevel.oldest()))
+                    file.write(arrow_table(some))
                     rows += some.height
             merged = self._key(f"{_MERGED}{rows}")
             self._storage.publish(local, merged, rows=rows)

@@ -33,6 +33,7 @@ from backfill_dagster.legacy.tables import (
 from backfill_dagster.purge.record_rows import masked, purged_rows, without_purged_records
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.records.windows import GRANULARITIES, UNDATED
+from backfill_dagster.storage import arrow_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -173,7 +174,7 @@ class _Import:
         rows = sum(self._rows_of(file) for file in files)
         buckets = min(_MOST_BUCKETS, max(1, -(-rows // _ROWS_OF_BUCKET)))
         paths = [scratch / f"{number:05d}.arrows" for number in range(buckets)]
-        schema = ROWS_SCHEMA.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+        schema = arrow_table(ROWS_SCHEMA.to_frame()).schema
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with ExitStack() as opened:
             sinks = [opened.enter_context(pa.OSFile(str(path), "wb")) for path in paths]
@@ -183,7 +184,7 @@ class _Import:
             for file in files:
                 for batch in self._read(file):
                     for bucket, part in _by_bucket(batch, buckets):
-                        writers[bucket].write_table(part.to_arrow(compat_level=pl.CompatLevel.oldest()))
+                        writers[bucket].write_table(arrow_table(part))
         return paths
 
     def _rows_of(self, file: LegacyFile) -> int:

@@ -24,7 +24,7 @@ from backfill_dagster.sharing.shared_folder import (
     SharedIds,
     table_file,
 )
-from backfill_dagster.storage import RowGroupWriter
+from backfill_dagster.storage import RowGroupWriter, arrow_table
 from backfill_dagster.stores.location import place_below
 
 if TYPE_CHECKING:
@@ -97,9 +97,7 @@ def _rewrite(storage: StudyStorage, key: str, target: Path, tombstones: Tombston
                 stays = _stays(pl.DataFrame(group), tombstones)
                 rows += stays.height
                 removed += group.num_rows - stays.height
-                writer.write(
-                    stays.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema.remove_metadata())
-                )
+                writer.write(arrow_table(stays).cast(schema.remove_metadata()))
     return _Rewritten(target, rows, removed)
 
 

@@ -36,15 +36,13 @@ from backfill_dagster.repos.snapshots import (
     snapshots,
 )
 from backfill_dagster.sharing.sample import is_gone
-from backfill_dagster.storage import RowGroupWriter, StudyStorage, partition_folder
+from backfill_dagster.storage import RowGroupWriter, StudyStorage, arrow_table, partition_folder
 from backfill_dagster.study_files import ACCOUNTS_KEY, asked_directory, study_tables
 from backfill_dagster.tables.accounts import HiddenReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    import pyarrow as pa
 
     from backfill_dagster.config.study import Study
 
@@ -178,10 +176,10 @@ def build_rehydration(study: Study) -> Rehydration | None:
     counts, rows = [COUNTS_SCHEMA.to_frame()], 0
     with storage.scratch() as scratch:
         path = scratch / REHYDRATION_KEY
-        schema = _to_arrow(REHYDRATION_SCHEMA.to_frame()).schema
+        schema = arrow_table(REHYDRATION_SCHEMA.to_frame()).schema
         with RowGroupWriter(path, schema, ("did", "table", "outcome", "reason")) as writer:
             for some in _outcomes(study, storage):
-                writer.write(_to_arrow(some))
+                writer.write(arrow_table(some))
                 rows += some.height
                 counts.append(some.group_by("table", "outcome").agg(records=pl.len().cast(pl.Int64)))
         storage.publish(path, REHYDRATION_KEY, rows=rows)
@@ -281,12 +279,12 @@ def _by_lot(storage: StudyStorage, keys: list[str], lots: pl.DataFrame, path: Pa
     numbers = lots.select("did", _LOT)
     shared = storage.scan(keys, LIST_SCHEMA)
     schema = pl.Schema({**LIST_SCHEMA, _LOT: lots.schema[_LOT]})
-    with RowGroupWriter(path, _to_arrow(schema.to_frame()).schema, ("did", "table", _LOT)) as writer:
+    with RowGroupWriter(path, arrow_table(schema.to_frame()).schema, ("did", "table", _LOT)) as writer:
         for dids in did_ranges(sum(map(storage.rows, keys)), _ENTRIES_AT_ONCE):
             [rows] = storage.collect([shared.filter(dids.holds("did"))], keys, engine="streaming")
             numbered = rows.join(numbers, on="did").select(schema.names())
             for group in numbered.sort(_LOT).partition_by(_LOT, maintain_order=True):
-                writer.write(_to_arrow(group))
+                writer.write(arrow_table(group))
     return pl.scan_parquet(path, glob=False, schema=schema)
 
 
@@ -455,7 +453,3 @@ def _of_account() -> tuple[pl.Expr, pl.Expr]:
         .otherwise(state)
     )
     return outcome, why
-
-
-def _to_arrow(rows: pl.DataFrame) -> pa.Table:
-    return rows.to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -33,7 +33,7 @@ from backfill_dagster.sharing.shared_folder import (
     table_file,
 )
 from backfill_dagster.sharing.treatments import Treatment, columns_of, treated, treatments_of
-from backfill_dagster.storage import RowGroupWriter, StoredFile, StudyStorage
+from backfill_dagster.storage import RowGroupWriter, StoredFile, StudyStorage, arrow_table
 from backfill_dagster.study_files import ACCOUNTS_KEY, study_tables
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class _Made:
             path, rows = scratch / table_file(table), 0
             with RowGroupWriter(path, self._arrow_schema(table), ()) as writer:
                 for frame in frames:
-                    writer.write(_to_arrow(frame))
+                    writer.write(arrow_table(frame))
                     rows += frame.height
             files[path.name] = path, rows
         if self._pseudonyms is None:
@@ -224,11 +224,11 @@ class _Made:
     def _arrow_schema(self, table: str) -> pa.Schema:
         if self._pseudonyms is None:
             schema = SHARED_ACCOUNTS_SCHEMA if table == ACCOUNTS else SHARED_RECORDS_SCHEMA
-            return _to_arrow(schema.to_frame()).schema
+            return arrow_table(schema.to_frame()).schema
         if table == ACCOUNTS:
-            return _to_arrow(self._treated(table, self._told_accounts().clear())).schema
+            return arrow_table(self._treated(table, self._told_accounts().clear())).schema
         schema = pl.Schema({column.name: column.dtype for column in columns_of(table)})
-        return _to_arrow(self._treated(table, schema.to_frame().select(_shared_columns(table)))).schema
+        return arrow_table(self._treated(table, schema.to_frame().select(_shared_columns(table)))).schema
 
     def _said(self, stored: dict[str, StoredFile]) -> dict[str, Any]:
         study, sharing = self._study, self._study.sharing
@@ -260,7 +260,3 @@ def _shared_columns(table: str) -> list[str]:
     """Return the columns of a table of which anything is shared under pseudonyms."""
     treatments = treatments_of(table, [column.name for column in columns_of(table)])
     return [name for name, treatment in treatments.items() if treatment is not Treatment.DROPPED]
-
-
-def _to_arrow(rows: pl.DataFrame) -> pa.Table:
-    return rows.to_arrow(compat_level=pl.CompatLevel.oldest())
