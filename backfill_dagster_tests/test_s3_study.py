@@ -26,7 +26,6 @@ from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.sharing.share import share
 from backfill_dagster.sharing.shared_folder import SharedIds
 from backfill_dagster.storage import StudyStorage
-from backfill_dagster.stores.location import place_below
 from backfill_dagster.verification.verify import verify
 from backfill_dagster_tests.dids.sources.s3_server import BUCKET, point_to_s3
 from backfill_dagster_tests.orchestration.running import execute
@@ -207,7 +206,7 @@ def test_a_purge_leaves_nothing_of_an_account(s3_study: Study, tmp_path: Path, s
         rows = storage.read(file.key)
         assert did not in rows["did"].to_list()
         assert did.encode() not in b"".join(rows["block"].to_list() if "block" in rows.columns else [])
-    shared = SharedIds.open(place_below(s3_study.location, "shared/ids"))
+    shared = SharedIds.open(s3_study.location / "shared/ids")
     shared.check(["accounts", *shared.tables])
     assert did not in storage.read("shared/ids/accounts.parquet")["did"].to_list()
 

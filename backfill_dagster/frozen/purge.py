@@ -39,7 +39,6 @@ from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.records.tables import TABLES
 from backfill_dagster.records.windows import UNDATED
 from backfill_dagster.storage import StudyStorage
-from backfill_dagster.stores.location import place_below
 from backfill_dagster.study_files import ACCOUNTS_KEY
 from backfill_dagster.tables.build import table_keys
 from backfill_dagster.tables.kept import add_kept, count_kept
@@ -157,7 +156,7 @@ class _Purging:
     @property
     def _inside(self) -> StudyStorage:
         """The frozen folder, to read in: whatever is written takes the way through the study's own."""
-        return StudyStorage(place_below(self.study.location, frozen_folder(self.label)))
+        return StudyStorage(self.study.location / frozen_folder(self.label))
 
     def _sizes(self) -> dict[str, int]:
         folder = f"{frozen_folder(self.label)}/"

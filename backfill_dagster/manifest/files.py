@@ -65,12 +65,8 @@ class FileState(NamedTuple):
     version: str
 
 
-def covered_keys(storage: StudyStorage) -> list[str]:
-    """Return the files of a study that a manifest covers, sorted."""
-    return [file.key for file in _covered(storage)]
-
-
-def _covered(storage: StudyStorage) -> list[StoredObject]:
+def covered_files(storage: StudyStorage) -> list[StoredObject]:
+    """Return the files of a study that a manifest covers, sorted by key."""
     return storage.everything(NOT_COVERED)
 
 
@@ -93,7 +89,7 @@ def list_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
         return _look_at(storage, file)
 
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(state, _covered(storage)))
+        found = list(pool.map(state, covered_files(storage)))
     states = pl.DataFrame(found, schema=_KNOWN_SCHEMA, orient="row")
     storage.write(_KNOWN_KEY, states)
     return states.select(FILES_SCHEMA.names())
@@ -102,7 +98,7 @@ def list_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
 def read_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
     """Return all covered files (FILES_SCHEMA), each read whole for it."""
     with ThreadPoolExecutor(threads) as pool:
-        states = list(pool.map(lambda file: _look_at(storage, file), _covered(storage)))
+        states = list(pool.map(lambda file: _look_at(storage, file), covered_files(storage)))
     return pl.DataFrame(states, schema=_KNOWN_SCHEMA, orient="row").select(FILES_SCHEMA.names())
 
 

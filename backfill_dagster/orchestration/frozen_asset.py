@@ -11,7 +11,6 @@ from backfill_dagster.frozen.places import frozen_folder
 from backfill_dagster.orchestration.metadata import counts_table, file_path
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.stage import asset_key, stage
-from backfill_dagster.stores.location import place_below
 
 
 def frozen_assets(study: Study, manifest: dg.AssetsDefinition) -> list[dg.AssetsDefinition]:
@@ -82,5 +81,5 @@ def frozen_metadata(study: Study, made: Frozen) -> dict[str, Any]:
         "purges": len(build.purges),
         "sha256": build.told.digest,
         "all_frozen_builds": counts_table(builds),
-        "path": file_path(place_below(study.location, frozen_folder(build.label))),
+        "path": file_path(study.location / frozen_folder(build.label)),
     }

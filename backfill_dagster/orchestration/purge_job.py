@@ -28,6 +28,7 @@ from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.repos.packs import read_ledger
 from backfill_dagster.storage import StudyStorage
 
+# What every job of a study begins with, and how its tables are made anew; the study's jobs hand both on.
 Begin: TypeAlias = Callable[[dg.OpExecutionContext, Study, StudyLockResource], None]
 Rebuild: TypeAlias = Callable[[dg.OpExecutionContext, Study], None]
 

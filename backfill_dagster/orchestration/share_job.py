@@ -1,8 +1,6 @@
 """Sharing as a job: what others may have of a study, written beside it. The job tells numbers, and names no account."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TypeAlias
 
 import dagster as dg
 import polars as pl
@@ -11,16 +9,12 @@ from backfill_dagster.config.study import Study
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.metadata import counts_table, file_path
-from backfill_dagster.orchestration.purge_job import finish_purge
+from backfill_dagster.orchestration.purge_job import Begin, Rebuild, finish_purge
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.tags import run_tags
 from backfill_dagster.orchestration.watched_run import count, watched_run
 from backfill_dagster.sharing.share import Shared, share
 from backfill_dagster.sharing.shared_folder import IDS
-from backfill_dagster.stores.location import place_below
-
-Begin: TypeAlias = Callable[[dg.OpExecutionContext, Study, StudyLockResource], None]
-Rebuild: TypeAlias = Callable[[dg.OpExecutionContext, Study], None]
 
 
 def share_job(study: Study, begin: Begin, rebuild: Rebuild) -> dg.JobDefinition:
@@ -61,7 +55,7 @@ def share_job(study: Study, begin: Begin, rebuild: Rebuild) -> dg.JobDefinition:
 
 
 def _tell(context: dg.OpExecutionContext, study: Study, done: Shared) -> None:
-    place = place_below(study.location, done.folder)
+    place = study.location / done.folder
     listed = ", ".join(f"{rows:,} {table}" for table, rows in done.rows.items())
     context.log.info(f"Shared as {done.what}: {done.accounts:,} accounts with {listed}. They are in {place}")
     if done.what != IDS:

@@ -3,8 +3,7 @@
 What the job tells names no account: the files that it writes do.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -14,12 +13,11 @@ from backfill_dagster.manifest.keys import CERTIFICATE_KEY, PROBLEMS_KEY, VERDIC
 from backfill_dagster.orchestration.console import console_config
 from backfill_dagster.orchestration.failures import clear_failures
 from backfill_dagster.orchestration.metadata import counts_table, file_path
+from backfill_dagster.orchestration.purge_job import Begin
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.tags import run_tags
 from backfill_dagster.verification.verdicts import FileProblem, SnapshotVerdict
 from backfill_dagster.verification.verify import Verification, verify
-
-Begin: TypeAlias = Callable[[dg.OpExecutionContext, Study, StudyLockResource], None]
 
 
 def verify_job(study: Study, begin: Begin) -> dg.JobDefinition:

@@ -25,7 +25,6 @@ from backfill_dagster.sharing.shared_folder import (
     table_file,
 )
 from backfill_dagster.storage import RowGroupWriter, arrow_table
-from backfill_dagster.stores.location import place_below
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +63,7 @@ def purge_shared(storage: StudyStorage, tombstones: Tombstones) -> dict[str, int
 def _purge_ids(storage: StudyStorage, folder: str, tombstones: Tombstones) -> int | None:
     """Purge a folder of shared ids and return the rows removed; None if it is none, or not whole."""
     try:
-        shared = SharedIds.open(place_below(storage.root, folder))
+        shared = SharedIds.open(storage.root / folder)
         shared.check([ACCOUNTS, *shared.tables])
     except StorageError:
         return None

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -47,7 +47,7 @@ class LocalStore:
     def find(self, key: str) -> StoredObject | None:
         """Return what is known of one file; None if it is not there."""
         path = self.path(key)
-        return _stored(key, path) if path.is_file() else None
+        return _stored(key, path.stat()) if path.is_file() else None
 
     def files(self, prefix: str) -> list[StoredObject]:
         """Return all files below a prefix, sorted by key."""
@@ -62,8 +62,7 @@ class LocalStore:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append((key, Path(entry.path)))
                     elif entry.is_file():
-                        stat = entry.stat()
-                        found.append(StoredObject(key, stat.st_size, str(stat.st_mtime_ns)))
+                        found.append(_stored(key, entry.stat()))
         return sorted(found, key=lambda file: file.key)
 
     def everything(self, leaving_out: Container[str]) -> list[StoredObject]:
@@ -81,7 +80,7 @@ class LocalStore:
             with suppress(FileNotFoundError):  # gone meanwhile
                 status = path.stat() if path.exists() else path.lstat()
                 key = path.relative_to(self.root).as_posix()
-                told.append(StoredObject(key, status.st_size, str(status.st_mtime_ns)))
+                told.append(_stored(key, status))
         return sorted(told, key=lambda file: file.key)
 
     def folders(self, prefix: str) -> list[str]:
@@ -165,20 +164,12 @@ class LocalStore:
 
     def free_bytes(self) -> int | None:
         """Return how much may be written before the disk counts as full; None if it does not say."""
-        try:
-            usage = shutil.disk_usage(self.root)
-        except OSError as error:
-            raise StorageError(f"{self.root} cannot be read: {error}") from error
-        # Some file systems that are no disks have no size.
-        return max(0, usage.free - HEADROOM_BYTES) if usage.total else None
+        return free_bytes(self.root)
 
     @contextmanager
     def shared(self, prefix: str) -> Iterator[None]:
         """Hold a folder while files are published in it that belong together; others may do the same."""
-        folder = self.path(prefix)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, fcntl.LOCK_SH):
+        with locked(self._made(prefix), fcntl.LOCK_SH):
             yield
 
     @contextmanager
@@ -191,27 +182,29 @@ class LocalStore:
     @contextmanager
     def alone(self, prefix: str) -> Iterator[None]:
         """Hold a folder, made if there is none, while files below it are read and written again."""
-        folder = self.path(prefix)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, fcntl.LOCK_EX):
+        with locked(self._made(prefix), fcntl.LOCK_EX):
             yield
 
     @contextmanager
     def attempt(self, prefix: str, patience: float) -> Iterator[bool]:
         """Hold a folder alone, if nobody else does so for longer than `patience` seconds; gives whether it is held."""
+        folder, deadline = self._made(prefix), time.monotonic() + patience
+        with ExitStack() as held:
+            while True:
+                with suppress(BlockingIOError):
+                    held.enter_context(locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    break
+                if time.monotonic() >= deadline:
+                    yield False
+                    return
+                time.sleep(_POLL_SECONDS)
+            yield True
+
+    def _made(self, prefix: str) -> Path:
         folder = self.path(prefix)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + patience
-        while True:
-            with suppress(BlockingIOError), locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                yield True
-                return
-            if time.monotonic() >= deadline:
-                yield False
-                return
-            time.sleep(_POLL_SECONDS)
+        return folder
 
     def settled(self, files: Iterable[StoredObject]) -> Iterator[StoredObject]:
         """Yield all: who holds the folder alone knows that nobody is about to make use of them."""
@@ -223,6 +216,16 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def free_bytes(folder: Path) -> int | None:
+    """Return how much may be written below a folder before its disk counts as full; None if that does not say."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be read: {error}") from error
+    # Some file systems that are no disks have no size.
+    return max(0, usage.free - HEADROOM_BYTES) if usage.total else None
+
+
 def _changed_at(path: Path) -> str | None:
     try:
         return str(path.stat().st_mtime_ns)
@@ -230,9 +233,8 @@ def _changed_at(path: Path) -> str | None:
         return None
 
 
-def _stored(key: str, path: Path) -> StoredObject:
-    found = path.stat()
-    return StoredObject(key, found.st_size, str(found.st_mtime_ns))
+def _stored(key: str, status: os.stat_result) -> StoredObject:
+    return StoredObject(key, status.st_size, str(status.st_mtime_ns))
 
 
 @contextmanager

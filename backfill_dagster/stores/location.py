@@ -31,8 +31,3 @@ class S3Folder:
 
 
 Location: TypeAlias = Path | S3Folder
-
-
-def place_below(location: Location, key: str) -> Location:
-    """Return the place of a key, whose parts are parted by `/`."""
-    return location / key

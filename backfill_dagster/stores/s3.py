@@ -9,7 +9,6 @@ import hashlib
 import io
 import logging
 import os
-import shutil
 import stat
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 from botocore.exceptions import ClientError
 
 from backfill_dagster.errors import StorageError
+from backfill_dagster.stores.local import free_bytes
 from backfill_dagster.stores.s3_errors import NOT_THERE, error_code, is_no_right, s3_errors
 from backfill_dagster.stores.s3_lease import S3Lease, require_guards
 from backfill_dagster.stores.s3_object import ObjectFile
@@ -53,7 +53,6 @@ _ABANDONED_SECONDS = 24 * 60 * 60
 _LOCKS = ".locks"
 _LOCK_WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.2
-_HEADROOM_BYTES = 64 * 2**20
 _READ_BUFFER = 2**16
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 # What is deleted at once, at most.
@@ -275,12 +274,7 @@ class S3Store:
 
     def free_bytes(self) -> int | None:
         """Return how much may be written to scratch; S3 itself is never full."""
-        folder = self.make_scratch_parent()
-        try:
-            usage = shutil.disk_usage(folder)
-        except OSError as error:
-            raise StorageError.unwritable(folder, error) from error
-        return max(0, usage.free - _HEADROOM_BYTES) if usage.total else None
+        return free_bytes(self.make_scratch_parent())
 
     def shared(self, prefix: str) -> AbstractContextManager[None]:  # noqa: ARG002  nobody sweeps what is young
         """Do nothing: what is published together is young, and only what is old is swept."""

@@ -17,7 +17,7 @@ from backfill_dagster.directory.evidence import DOCUMENTS_FOLDER
 from backfill_dagster.errors import ReconciliationError
 from backfill_dagster.frozen.freeze import freeze
 from backfill_dagster.manifest.canonical import Told
-from backfill_dagster.manifest.files import covered_keys
+from backfill_dagster.manifest.files import covered_files
 from backfill_dagster.manifest.keys import (
     CERTIFICATE_KEY,
     FILES_KEY,
@@ -125,7 +125,7 @@ def test_two_builds_give_the_same_manifest_but_for_its_time(copy: Study) -> None
 def test_the_manifest_tells_of_every_file_and_snapshot(study: Study) -> None:
     told = json.loads((study.root / MANIFEST_KEY).read_text())["content"]
     files = rows_of(study, FILES_KEY)
-    assert files["key"].to_list() == covered_keys(StudyStorage(study.root))
+    assert files["key"].to_list() == [file.key for file in covered_files(StudyStorage(study.root))]
     posts = files.filter(key=POSTS).row(0, named=True)
     assert posts["rows"] == rows_of(study, POSTS).height
     assert posts["bytes"] == (study.root / POSTS).stat().st_size
@@ -164,7 +164,7 @@ def test_every_kind_of_stored_file_is_there_to_be_changed(study: Study) -> None:
 
 
 def covered(study: Study) -> list[Path]:
-    return [study.root / key for key in covered_keys(StudyStorage(study.root))]
+    return [study.root / file.key for file in covered_files(StudyStorage(study.root))]
 
 
 def own_files(study: Study) -> list[Path]:
