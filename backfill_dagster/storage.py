@@ -324,6 +324,24 @@ class StudyStorage:
                 self.ensure_headroom()
                 yield self._write_from(folder, key, frame)
 
+    def write_parts(
+        self,
+        key: str,
+        parts: Iterable[pl.DataFrame],
+        schema: pl.Schema,
+        metadata: Mapping[str, str] | None = None,
+    ) -> StoredFile:
+        """Write the rows of all parts as one file, each part as a row group, so that no more than one is held."""
+        with self.scratch() as folder:
+            local, rows = folder / "parts.parquet", 0
+            arrow_schema = arrow_table(schema.to_frame()).schema
+            with RowGroupWriter(local, arrow_schema, dictionary=True, metadata=metadata) as file:
+                for part in parts:
+                    if part.height:
+                        file.write(arrow_table(part.select(schema.names()).cast(schema)))
+                        rows += part.height
+            return self.publish(local, key, rows=rows)
+
     def _write_from(
         self,
         scratch: Path,
@@ -529,9 +547,10 @@ class RowGroupWriter:
         self,
         path: Path,
         schema: pa.Schema,
-        dictionary: Sequence[str],
+        dictionary: Sequence[str] | Literal[True],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
+        """Begin a file; `dictionary` names the columns whose values repeat, or leaves it to Arrow to find out."""
         self._path = path
         with writing(path):
             self._writer = pq.ParquetWriter(
@@ -539,7 +558,7 @@ class RowGroupWriter:
                 schema.with_metadata({"schema_version": SCHEMA_VERSION, **(metadata or {})}),
                 compression="zstd",
                 compression_level=COMPRESSION_LEVEL,
-                use_dictionary=list(dictionary),
+                use_dictionary=dictionary if dictionary is True else list(dictionary),
             )
 
     def __enter__(self) -> Self:

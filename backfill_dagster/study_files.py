@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
 
 from backfill_dagster import fetch_modes
 from backfill_dagster.directory.history import dated_answers, with_unasked
 from backfill_dagster.records.tables import OTHER_RECORDS, TABLES_OF_COLLECTION
 from backfill_dagster.repos.asked import with_asked
-from backfill_dagster.repos.packs import read_ledger
+from backfill_dagster.repos.ledger_lots import account_ranges, ledger_by_range
+from backfill_dagster.repos.snapshots import snapshots
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.accounts import rows_from
 
 if TYPE_CHECKING:
-    import polars as pl
+    from collections.abc import Iterator
 
     from backfill_dagster.config.study import Study
+    from backfill_dagster.dids.did_ranges import DidRange
 
 SOURCE_KEY = "source_dids.parquet"
 SOURCE_REJECTS_KEY = "source_rejects.parquet"
@@ -24,6 +28,7 @@ DIRECTORY_KEY = "directory.parquet"
 UNFINISHED_DIRECTORY_FOLDER = "directory_unfinished"
 DIRECTORY_HISTORY_KEY = "directory_history.parquet"
 ACCOUNTS_KEY = "accounts.parquet"
+_SNAPSHOT_PLACE = ("did", "pds_host", "pack")
 
 
 def study_tables(study: Study) -> list[str]:
@@ -53,12 +58,52 @@ def directory_answers(storage: StudyStorage) -> pl.DataFrame:
     return dated_answers(answers, storage.read(DIRECTORY_KEY))
 
 
+class AccountLot(NamedTuple):
+    """What is known of the accounts of a range of DIDs.
+
+    The directory's rows of them, with what is asked of each as `asked`; the ledger's, as of `read_ledger`; and `did` of
+    those that the source lists.
+    """
+
+    dids: DidRange
+    directory: pl.DataFrame
+    ledger: pl.DataFrame
+    source: pl.DataFrame
+
+
+def account_lots(study: Study, *, with_unknown: bool = False) -> Iterator[AccountLot]:
+    """Yield all accounts of the directory, and those attempted, in ranges of their DIDs that follow each other.
+
+    There is at least one. With those that the source lists and the directory has no row of, if they are wanted: they
+    are `not_asked`. A range has a bounded number of accounts, and nothing else of the others is held. Raises
+    StorageError.
+    """
+    storage, asks = StudyStorage(study.location), fetch_modes.stored_asks(study)
+    ranges = account_ranges(storage.rows(DIRECTORY_KEY))
+    with ledger_by_range(storage, ranges) as ledger:
+        for dids in ranges:
+            directory, source = (rows_in(storage, key, dids) for key in (DIRECTORY_KEY, SOURCE_KEY))
+            if with_unknown:
+                directory = with_unasked(directory, source["did"])
+            yield AccountLot(dids, with_asked(directory, asks), ledger(dids), source)
+
+
+def rows_in(storage: StudyStorage, key: str, dids: DidRange) -> pl.DataFrame:
+    """Return the rows of a stored table whose `did` is in a range. Raises StorageError."""
+    [rows] = storage.collect([storage.scan_as_it_is(key).filter(dids.holds("did"))], [key])
+    return rows
+
+
+def current_snapshots(study: Study) -> pl.DataFrame:
+    """Return `did, pds_host, pack` of each account that has a snapshot, sorted by DID, also of those not shown."""
+    lots = (snapshots(lot.directory, lot.ledger) for lot in account_lots(study))
+    return pl.concat(some.select(_SNAPSHOT_PLACE) for some in lots)
+
+
 def shown_snapshots(study: Study) -> pl.DataFrame:
-    """Return `did, pds_host, pack` of the snapshots whose records belong in the tables now."""
-    storage = StudyStorage(study.location)
-    return rows_from(
-        storage.read(SOURCE_KEY),
-        asked_directory(study),
-        read_ledger(storage),
-        hide_inactive=study.inactive_accounts != "keep",
+    """Return `did, pds_host, pack` of the snapshots whose records belong in the tables now, sorted by DID."""
+    hide_inactive = study.inactive_accounts != "keep"
+    return pl.concat(
+        rows_from(lot.source, lot.directory, lot.ledger, hide_inactive=hide_inactive)
+        for lot in account_lots(study)
     )

@@ -8,14 +8,14 @@ import polars as pl
 
 from backfill_dagster.columns import Column
 from backfill_dagster.derived.build import WINDOW, Derivation
-from backfill_dagster.derived.did_ranges import did_ranges
+from backfill_dagster.dids.did_ranges import did_ranges
 from backfill_dagster.records.tables import INSTANT, TEXT, TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from backfill_dagster.derived.did_ranges import DidRange
     from backfill_dagster.derived.stored_tables import StoredTables
+    from backfill_dagster.dids.did_ranges import DidRange
 
 _COUNTED = ("posts", "replies", "likes", "reposts", "follows", "blocks")
 _WRITTEN = ("posts", "replies")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from backfill_dagster.columns import Column
-from backfill_dagster.derived.did_ranges import did_ranges
+from backfill_dagster.dids.did_ranges import did_ranges
 from backfill_dagster.dids.syntax import rejection_of
 from backfill_dagster.records.date_quality import is_undated
 from backfill_dagster.records.tables import INSTANT, POST, TEXT
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from backfill_dagster.config.derived import Interaction
-    from backfill_dagster.derived.did_ranges import DidRange
     from backfill_dagster.derived.stored_tables import StoredTables
+    from backfill_dagster.dids.did_ranges import DidRange
 
 ENGAGED_ACCOUNTS_KEY = "engaged_accounts.parquet"
 ENGAGED_POSTS_KEY = "engaged_posts.parquet"

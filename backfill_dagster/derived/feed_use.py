@@ -11,15 +11,15 @@ import polars as pl
 
 from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.derived.build import WINDOW, Derivation
-from backfill_dagster.derived.did_ranges import did_ranges
+from backfill_dagster.dids.did_ranges import did_ranges
 from backfill_dagster.records.tables import INSTANT, TABLE_BY_NAME, TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from datetime import date
 
-    from backfill_dagster.derived.did_ranges import DidRange
     from backfill_dagster.derived.stored_tables import StoredTables
+    from backfill_dagster.dids.did_ranges import DidRange
     from backfill_dagster.purge.tombstones import Tombstones
     from backfill_dagster.storage import StudyStorage
 

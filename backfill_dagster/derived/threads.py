@@ -9,7 +9,7 @@ import polars as pl
 
 from backfill_dagster.columns import Column
 from backfill_dagster.derived.build import WINDOW, Derivation
-from backfill_dagster.derived.did_ranges import did_ranges
+from backfill_dagster.dids.did_ranges import did_ranges
 from backfill_dagster.records.date_quality import is_undated
 from backfill_dagster.records.tables import INSTANT, TEXT
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from backfill_dagster.derived.did_ranges import DidRange
     from backfill_dagster.derived.stored_tables import StoredTables
+    from backfill_dagster.dids.did_ranges import DidRange
 
 _SOURCES = ("posts", "replies")
 # Rows of posts and replies that are looked at once; of a row, some three hundred bytes are held.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from backfill_dagster.columns import Column, schema_of
-from backfill_dagster.derived.did_ranges import did_ranges
+from backfill_dagster.dids.did_ranges import did_ranges
 from backfill_dagster.handoff.batches import (
     StagedBatch,
     batch_name,

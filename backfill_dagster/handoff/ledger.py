@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from backfill_dagster.columns import Column, schema_of
-from backfill_dagster.derived.did_ranges import did_ranges
+from backfill_dagster.dids.did_ranges import did_ranges
 from backfill_dagster.purge.record_rows import without_purged_records
 from backfill_dagster.storage import RowGroupWriter, arrow_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backfill_dagster.derived.did_ranges import DidRange
+    from backfill_dagster.dids.did_ranges import DidRange
     from backfill_dagster.purge.tombstones import Tombstones
     from backfill_dagster.storage import StudyStorage
 

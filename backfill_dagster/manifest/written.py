@@ -21,14 +21,14 @@ from backfill_dagster.manifest.told_config import config_digest, told_config
 from backfill_dagster.monitoring.code_version import code_version
 from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.packs import read_ledger
-from backfill_dagster.repos.snapshots import latest_attempts, snapshots
+from backfill_dagster.repos.snapshots import latest_attempts
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.study_files import (
     ACCOUNTS_KEY,
     DIRECTORY_KEY,
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
-    asked_directory,
+    current_snapshots,
 )
 from backfill_dagster.tables.accounts import reason_totals
 
@@ -90,12 +90,6 @@ def remove_proof(storage: StudyStorage) -> None:
     """Delete what the last verification left, which names accounts."""
     for key in storage.keys(PROOF_FOLDER, "*"):
         storage.remove(key)
-
-
-def current_snapshots(study: Study) -> pl.DataFrame:
-    """Return `did, pds_host, pack` of each account that has a snapshot, also of those that are not shown."""
-    ledger = read_ledger(StudyStorage(study.location))
-    return snapshots(asked_directory(study), ledger).select("did", "pds_host", "pack")
 
 
 def said_of(study: Study, files: pl.DataFrame, accounts: pl.DataFrame) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from backfill_dagster.storage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -140,6 +140,7 @@ LEDGER_SCHEMA = pl.Schema(
         "pack": pl.String(),
     }
 )
+LEDGER_ORDER = ("did", "fetched_at", "pack")
 
 # Between the name of a pack and the number of a file with its blocks.
 _BLOCKS = ".blocks-"
@@ -286,15 +287,17 @@ def read_ledger(storage: StudyStorage, pds_hosts: Iterable[str] | None = None) -
 
     A repository whose blocks are missing, or not of the size that its pack tells, counts as never fetched.
     """
+    return pl.concat([LEDGER_SCHEMA.to_frame(), *read_attempts(storage, pds_hosts)]).sort(LEDGER_ORDER)
+
+
+def read_attempts(storage: StudyStorage, pds_hosts: Iterable[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield the ledger's rows, some packs' after the other's, in no order."""
     packs = pack_keys(storage, pds_hosts)
-    attempts = [
-        _read_attempts(storage, packs[first : first + _PACKS_AT_ONCE])
-        for first in range(0, len(packs), _PACKS_AT_ONCE)
-    ]
-    return pl.concat([LEDGER_SCHEMA.to_frame(), *attempts]).sort("did", "fetched_at", "pack")
+    for first in range(0, len(packs), _PACKS_AT_ONCE):
+        yield _attempts_of(storage, packs[first : first + _PACKS_AT_ONCE])
 
 
-def _read_attempts(storage: StudyStorage, packs: Sequence[tuple[str, str, str]]) -> pl.DataFrame:
+def _attempts_of(storage: StudyStorage, packs: Sequence[tuple[str, str, str]]) -> pl.DataFrame:
     """Return the attempts of these packs (LEDGER_SCHEMA), given as (PDS host, pack, key)."""
     hosts, names, keys = zip(*packs, strict=True)
     stored = storage.scan_named({key: key for key in keys}, PACK_SCHEMA, "key")

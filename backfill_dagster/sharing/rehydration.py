@@ -16,7 +16,7 @@ from backfill_dagster import filtering
 from backfill_dagster.closed_sets import ClosedSet
 from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.config.sources import SharedSource
-from backfill_dagster.derived.did_ranges import did_ranges
+from backfill_dagster.dids.did_ranges import did_ranges
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.records.cid_texts import cid_texts
 from backfill_dagster.records.conversion import records_key

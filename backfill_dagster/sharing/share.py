@@ -13,7 +13,6 @@ from backfill_dagster.errors import ConfigError, StorageError
 from backfill_dagster.manifest.accounts import list_snapshots
 from backfill_dagster.manifest.canonical import Told, write_told
 from backfill_dagster.manifest.told_config import told_config
-from backfill_dagster.manifest.written import current_snapshots
 from backfill_dagster.monitoring.code_version import code_version
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.records.tables import TABLES
@@ -34,7 +33,7 @@ from backfill_dagster.sharing.shared_folder import (
 )
 from backfill_dagster.sharing.treatments import Treatment, columns_of, treated, treatments_of
 from backfill_dagster.storage import RowGroupWriter, StoredFile, StudyStorage, arrow_table
-from backfill_dagster.study_files import ACCOUNTS_KEY, study_tables
+from backfill_dagster.study_files import ACCOUNTS_KEY, current_snapshots, study_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

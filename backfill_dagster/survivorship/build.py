@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from backfill_dagster.derived.did_ranges import did_ranges
+from backfill_dagster.dids.did_ranges import did_ranges
 from backfill_dagster.repos.packs import read_ledger
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.study_files import directory_answers

@@ -21,7 +21,7 @@ from backfill_dagster.survivorship.pack_contents import RECORD
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from backfill_dagster.derived.did_ranges import DidRange
+    from backfill_dagster.dids.did_ranges import DidRange
     from backfill_dagster.storage import StudyStorage
     from backfill_dagster.survivorship.comparison import Comparison
 

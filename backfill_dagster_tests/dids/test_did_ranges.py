@@ -3,7 +3,7 @@ from itertools import pairwise
 import polars as pl
 import pytest
 
-from backfill_dagster.derived.did_ranges import did_ranges
+from backfill_dagster.dids.did_ranges import dealt_by_range, did_ranges
 
 DIDS = [
     "did:plc:222222222222222222222222",
@@ -39,3 +39,13 @@ def test_ranges_are_in_the_order_of_the_text_and_of_about_the_same_size() -> Non
 def test_no_value_is_in_no_range() -> None:
     frame = pl.DataFrame({"did": [None]}, schema={"did": pl.String})
     assert not any(frame.filter(one.holds("did")).height for one in did_ranges(100, 10))
+
+
+@pytest.mark.parametrize("rows", [10, 40, 10**9])
+def test_rows_are_dealt_out_to_the_range_that_holds_them(rows: int) -> None:
+    cut, frame = did_ranges(rows, 10), pl.DataFrame({"did": DIDS, "row": range(len(DIDS))})
+    dealt = list(dealt_by_range(frame, cut))
+    assert sorted(row for _, some in dealt for row in some["row"]) == list(range(len(DIDS)))
+    for dids, some in dealt:
+        assert some.filter(dids.holds("did")).equals(some)
+        assert some.columns == ["did", "row"]
