@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from backfill_dagster.directory.handles import HandleResolver
 from backfill_dagster.directory.resolver import PLC_IN_FLIGHT, Resolver
+from backfill_dagster.errors import first_known
+from backfill_dagster.interrupts import run_interruptible
 from backfill_dagster.monitoring.study_metrics import unmeasured
 from backfill_dagster.network.addresses import host_of
 from backfill_dagster.network.asking import PoliteHost
@@ -21,7 +23,7 @@ from backfill_dagster.network.turns import Turns
 from backfill_dagster.stores.location import S3Folder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from backfill_dagster.config.network import Network
     from backfill_dagster.config.processing import Processing
@@ -37,6 +39,8 @@ BURST = 10
 _COLLECT_AFTER = 20_000
 # Below the storage's path, beside the studies that share it; no study has a name like this.
 _LEASES = ".leases"
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +165,26 @@ def _reachable(network: Network) -> Network:
             "connect_to": {**sandbox.handle_addresses, **sandbox.connect_to, **network.connect_to},
         }
     )
+
+
+def with_connections(
+    study: Study,
+    gates: HostGates | None,
+    work: Callable[[Connections], Coroutine[None, None, _Result]],
+    processing: Processing | None = None,
+    metrics: StudyMetrics | None = None,
+) -> _Result:
+    """Do work on an event loop of its own, with connections that are closed after it; return what it returns."""
+
+    async def run() -> _Result:
+        async with open_connections(study, gates, processing or study.processing, metrics) as connections:
+            return await work(connections)
+
+    try:
+        return run_interruptible(run())
+    except BaseExceptionGroup as group:
+        # Of tasks that failed together, for one reason as a rule.
+        known = first_known(group)
+        if known is None:
+            raise
+        raise known from group

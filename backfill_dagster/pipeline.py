@@ -12,7 +12,6 @@ A stage can be called again at any time: it does only what is missing, or writes
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 from concurrent.futures import as_completed
@@ -24,10 +23,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import polars as pl
 
-from backfill_dagster import derivation, fetch_modes, filtering
+from backfill_dagster import derivation, filtering
 from backfill_dagster.accounting import build_accounts
 from backfill_dagster.attrition.build import build_attrition
-from backfill_dagster.connections import Connections, open_connections
+from backfill_dagster.connections import Connections, with_connections
+from backfill_dagster.crawling import fetch_repos as fetch_repos
+from backfill_dagster.crawling import hosts_to_fetch as hosts_to_fetch
+from backfill_dagster.crawling import waiting_accounts as waiting_accounts
 from backfill_dagster.derived.feed_use import PostsUsedInFeeds
 from backfill_dagster.dictionary.written import write_dictionary
 from backfill_dagster.dids.collect import EXCLUDE_FIELD, SOURCE_FIELD, CollectedDids, collect_dids
@@ -40,13 +42,12 @@ from backfill_dagster.directory.evidence import EvidenceLog, put_together
 from backfill_dagster.directory.export_rows import rows_from_export
 from backfill_dagster.directory.history import with_new_answers, with_state_since
 from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA, as_directory, resolve_directory
-from backfill_dagster.errors import ConfigError, StorageError, first_known
+from backfill_dagster.errors import StorageError
 from backfill_dagster.fingerprints import records_fingerprint
 from backfill_dagster.interrupts import run_interruptible
 from backfill_dagster.manifest.written import write_manifest
 from backfill_dagster.metadata_stores.of_study import write_user_metadata
 from backfill_dagster.monitoring import events
-from backfill_dagster.monitoring.host_labels import accounts_by_host
 from backfill_dagster.monitoring.study_metrics import unmeasured
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.records.conversion import (
@@ -59,21 +60,11 @@ from backfill_dagster.records.conversion import (
 from backfill_dagster.records.settings import RecordSettings, StudyPeriod
 from backfill_dagster.records.tables import COUNTS_SCHEMA
 from backfill_dagster.records.windows import UNDATED, granularity_of, study_windows
-from backfill_dagster.repos.client import DownloadBounds
-from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport, Progress
-from backfill_dagster.repos.outcomes import Obtained
 from backfill_dagster.repos.packs import (
     PACK_SCHEMA,
     pack_keys,
     pack_sizes,
-    read_ledger,
-    stored_hosts,
-    sweep_uncommitted_blocks,
 )
-from backfill_dagster.repos.preflight import ensure_space, estimate_space
-from backfill_dagster.repos.proof import ProofSettings
-from backfill_dagster.repos.snapshots import FetchMode, accounts_to_fetch, snapshots
-from backfill_dagster.repos.verify import RepoLimits
 from backfill_dagster.sharing.rehydration import build_rehydration
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.study_files import (
@@ -82,7 +73,7 @@ from backfill_dagster.study_files import (
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
     UNFINISHED_DIRECTORY_FOLDER,
-    asked_directory,
+    current_snapshots,
     shown_snapshots,
     source_dids,
     study_tables,
@@ -95,12 +86,11 @@ from backfill_dagster.tables.ledger import LEDGER_SCHEMA, note_built
 from backfill_dagster.workers import worker_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
     from backfill_dagster.config.network import Network
-    from backfill_dagster.config.processing import Processing
     from backfill_dagster.config.study import Study
     from backfill_dagster.dids.entries import EntrySource
     from backfill_dagster.directory.resolve import DirectoryProgress
@@ -144,7 +134,7 @@ def read_source(
 
     with storage.scratch() as scratch:
         if source.needs_network or (exclude is not None and exclude.needs_network):
-            return _with_connections(study, gates, read, metrics=metrics)
+            return with_connections(study, gates, read, metrics=metrics)
         return run_interruptible(read(None))
 
 
@@ -210,7 +200,7 @@ def resolve_accounts(
             now=datetime.now(UTC),
         )
 
-    directory = _with_connections(
+    directory = with_connections(
         study.model_copy(update={"network": network}), gates, resolve, metrics=metrics
     )
     evidence.flush()
@@ -236,76 +226,6 @@ def _keep_answers(storage: StudyStorage, earlier: pl.DataFrame | None, directory
     answers = with_new_answers(known, earlier, directory)
     if known is None or not answers.equals(known):
         storage.write(DIRECTORY_HISTORY_KEY, answers)
-
-
-def fetch_repos(
-    study: Study,
-    pds_hosts: Sequence[str] | None = None,
-    *,
-    mode: FetchMode = FetchMode.UNSETTLED,
-    only_dids: Sequence[str] = (),
-    processing: Processing | None = None,
-    gates: HostGates | None = None,
-    on_host: Callable[[HostReport], None] = lambda _: None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-    metrics: StudyMetrics | None = None,
-) -> list[HostReport]:
-    """Stage 3: download, prove and store the repository, or what else the study asks, of all whom the mode is for.
-
-    Of all hosts of the directory, or of those named; of all accounts, or of those named. Returns a report per host
-    that there was work for. Raises ConfigError for a name in `only_dids` that is no account of the study, and
-    SourceError for a list of records to ask for that cannot be read.
-    """
-    storage = StudyStorage(study.location)
-    processing, metrics = processing or study.processing, metrics or unmeasured()
-    storage.sweep_scratch()
-    # Of all hosts: a killed run can have followed an account to one that has nothing else to fetch.
-    for host in stored_hosts(storage):
-        sweep_uncommitted_blocks(storage, host)
-    asks = fetch_modes.read_asks(study)
-    waiting = waiting_accounts(study, mode, only_dids)
-    if pds_hosts is not None:
-        waiting = waiting.filter(pl.col("pds_host").is_in(list(pds_hosts)))
-    if waiting.is_empty():
-        return []
-    alike = read_ledger(storage).filter(
-        pl.col("obtained").fill_null(Obtained.REPO.value) == asks.obtained.value
-    )
-    ensure_space(storage, estimate_space(waiting, alike, processing))
-    columns = waiting.select("did", "pds", "pds_host", "key_type", "key_multibase", "known_rev")
-    accounts = [Account.from_directory(*row) for row in columns.iter_rows()]
-    # For as long as the fetch lasts, these would take as much memory as what it needs of them.
-    del waiting, alike, columns
-    metrics.name_hosts(accounts_by_host(storage.read(DIRECTORY_KEY)))
-
-    evidence = EvidenceLog(storage)
-
-    async def crawl(connections: Connections) -> list[HostReport]:
-        count = processing.worker_count
-        connections.resolver.on_evidence = evidence.add
-        with storage.scratch() as scratch, metrics.workers(count), worker_pool(count) as workers:
-            crawl = Crawl(
-                root=study.location,
-                scratch=scratch,
-                turns=connections.turns,
-                gates=connections.gates,
-                leases=connections.leases,
-                resolver=connections.resolver,
-                run_time=connections.run_time,
-                workers=workers,
-                worker_count=count,
-                settings=_crawl_settings(study, processing),
-                fetching=fetch_modes.fetching(asks),
-                before_pack=evidence.flush,
-            )
-            metrics.fetch_progress(crawl.progress)
-            try:
-                return await crawl.run(accounts, on_host, metrics.following("repos", on_progress))
-            finally:
-                # Also what was looked up for no pack any more.
-                evidence.flush()
-
-    return _with_connections(study, gates, crawl, processing, metrics)
 
 
 @dataclass(slots=True)
@@ -388,7 +308,7 @@ def count_converted(study: Study, pds_hosts: Sequence[str]) -> dict[str, pl.Data
     As `table, fate, reason, records`.
     """
     storage = StudyStorage(study.location)
-    current = snapshots(asked_directory(study), read_ledger(storage)).select("did", "pds_host", "pack")
+    current = current_snapshots(study)
     by_host = current.partition_by("pds_host", as_dict=True)
     counted = {}
     for host in pds_hosts:
@@ -523,24 +443,6 @@ def record_settings(study: Study) -> RecordSettings:
     )
 
 
-def hosts_to_fetch(
-    study: Study, mode: FetchMode, *, only_hosts: Sequence[str] = (), only_dids: Sequence[str] = ()
-) -> list[str]:
-    """Return the hosts, all or of those named, with accounts, all or of those named, that such a fetch is for.
-
-    Raises ConfigError for a name that is no host or no account of the study, and SourceError for a list of records to
-    ask for that cannot be read.
-    """
-    fetch_modes.read_asks(study)
-    known = StudyStorage(study.location).read(DIRECTORY_KEY)["pds_host"].drop_nulls().unique()
-    for host in sorted(set(only_hosts) - set(known)):
-        close = difflib.get_close_matches(host, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"run config: only_hosts = {host!r}: is no host of {study.name}{hint}")
-    hosts = set(waiting_accounts(study, mode, only_dids)["pds_host"])
-    return sorted(hosts & set(only_hosts) if only_hosts else hosts)
-
-
 def hosts_to_convert(study: Study, *, again: bool = False) -> list[str]:
     """Return the hosts with packs to be converted."""
     return sorted({host for host, _, _ in packs_to_convert(study, again=again)})
@@ -566,11 +468,6 @@ def _workers(study: Study, metrics: StudyMetrics) -> Callable[[], AbstractContex
     return workers
 
 
-def _is_signed(study: Study, processing: Processing) -> bool:
-    """Tell whether what is fetched must come with a signature that is checked; a listing has none."""
-    return processing.verify == "full" and study.fetch != "list_records"
-
-
 def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
     """Return the latest row known of each DID: of the finished directory and of one left unfinished.
 
@@ -587,30 +484,12 @@ def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
     return pl.concat(rows, how="diagonal").sort("resolved_at").unique("did", keep="last", maintain_order=True)
 
 
-def waiting_accounts(study: Study, mode: FetchMode, only_dids: Sequence[str] = ()) -> pl.DataFrame:
-    """Return the directory's rows of accounts of the source, all or of those named, that such a fetch is for.
-
-    Raises ConfigError for a name that is no account of the source.
-    """
-    storage = StudyStorage(study.location)
-    wanted = storage.read(SOURCE_KEY)
-    if only_dids:
-        for did in sorted(set(only_dids) - set(wanted["did"])):
-            raise ConfigError(f"run config: only_dids = {did!r}: is no account of {study.name}")
-        wanted = wanted.filter(pl.col("did").is_in(list(only_dids)))
-    directory = asked_directory(study).join(wanted, on="did", how="semi", maintain_order="left")
-    return accounts_to_fetch(
-        directory, read_ledger(storage), mode, signed=_is_signed(study, study.processing)
-    )
-
-
 def packs_to_convert(
     study: Study, pds_hosts: Sequence[str] | None = None, *, again: bool = False
 ) -> list[tuple[str, str, str]]:
     """Return (PDS host, pack, key) of packs that hold a snapshot and are not converted, or are to be again."""
     storage, fingerprint = StudyStorage(study.location), records_fingerprint(study)
-    current = snapshots(asked_directory(study), read_ledger(storage))
-    wanted = set(current.select("pds_host", "pack").unique().iter_rows())
+    wanted = set(current_snapshots(study).select("pds_host", "pack").unique().iter_rows())
     packs = [one for one in pack_keys(storage, pds_hosts) if one[:2] in wanted]
     done = set() if again else converted_packs(storage, [one[:2] for one in packs], fingerprint)
     return [one for one in packs if one[:2] not in done]
@@ -622,43 +501,3 @@ def pack_files(storage: StudyStorage, host: str, pack: str, key: str) -> PackFil
     folder = f"repos/{partition_folder(host)}"
     files = listed["blocks_files"].to_list()[0] or []
     return PackFiles(host, pack, key, tuple((f"{folder}/{file['name']}", file["sha256"]) for file in files))
-
-
-def _crawl_settings(study: Study, processing: Processing) -> CrawlSettings:
-    network = study.network
-    max_bytes = network.max_repo_megabytes * 2**20
-    return CrawlSettings(
-        batch_size=processing.batch_size,
-        pack_bytes=processing.pack_megabytes * 2**20,
-        max_concurrent_pds=processing.max_concurrent_pds,
-        requests_in_flight=processing.requests_in_flight,
-        requests_per_second=processing.requests_per_second,
-        max_retries=processing.max_retries,
-        retry_base_seconds=network.retry_base_seconds,
-        max_park_seconds=network.max_park_minutes * 60,
-        bounds=DownloadBounds(max_bytes, network.repo_timeout_seconds),
-        proof=ProofSettings(
-            check_signature=_is_signed(study, processing), limits=RepoLimits(max_car_bytes=max_bytes)
-        ),
-    )
-
-
-def _with_connections(
-    study: Study,
-    gates: HostGates | None,
-    work: Callable[[Connections], Coroutine[None, None, _Result]],
-    processing: Processing | None = None,
-    metrics: StudyMetrics | None = None,
-) -> _Result:
-    async def run() -> _Result:
-        async with open_connections(study, gates, processing or study.processing, metrics) as connections:
-            return await work(connections)
-
-    try:
-        return run_interruptible(run())
-    except BaseExceptionGroup as group:
-        # Of tasks that failed together, for one reason as a rule.
-        known = first_known(group)
-        if known is None:
-            raise
-        raise known from group

@@ -42,8 +42,8 @@ class HostLabels:
         return host if host in self._chosen or host in self._always else OTHER
 
 
-def accounts_by_host(directory: pl.DataFrame) -> dict[str, int]:
-    """Count the accounts of each PDS in a directory (`did, handle, pds_host`) that may be named.
+def accounts_by_host(directory: pl.LazyFrame) -> pl.LazyFrame:
+    """Count the accounts of each PDS in a directory (`did, handle, pds_host`) that may be named: `pds_host, accounts`.
 
     A host that is an account's own, because its handle or its did:web is the host's name, would name the account.
     """
@@ -53,4 +53,4 @@ def accounts_by_host(directory: pl.DataFrame) -> dict[str, int]:
         pl.col("did") == pl.concat_str(pl.lit("did:web:"), host),
     )
     hosts = directory.filter(host.is_not_null()).group_by("pds_host").agg(accounts=pl.len(), own=own.any())
-    return dict(hosts.filter(~pl.col("own")).select("pds_host", "accounts").iter_rows())
+    return hosts.filter(~pl.col("own")).select("pds_host", "accounts")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import sys
 import time
 from collections import Counter, deque
 from contextlib import asynccontextmanager
@@ -24,10 +23,10 @@ from backfill_dagster.monitoring import events
 from backfill_dagster.network.backoff import full_jitter
 from backfill_dagster.network.leases import hold_host
 from backfill_dagster.network.patience import Patience, RunOverError
+from backfill_dagster.repos.accounts import Account, by_host, did_key_of
 from backfill_dagster.repos.client import DownloadBounds, RepoAnswer, get_account_state
 from backfill_dagster.repos.faults import RepoFault
 from backfill_dagster.repos.fetching import AskedHost, FetchesRepos
-from backfill_dagster.repos.keys import SigningKey, SigningKeyError
 from backfill_dagster.repos.outcomes import HOST_FAILURES, FailureReason, Outcome, failure_of
 from backfill_dagster.repos.packs import Attempt
 from backfill_dagster.repos.proof import Delivery, PackReport, ProofSettings, prove_and_pack
@@ -36,7 +35,7 @@ from backfill_dagster.storage import StudyStorage
 from backfill_dagster.ticking import ticking
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -54,37 +53,6 @@ logger = logging.getLogger(__name__)
 TOLERATED_FAILURES = 0.1
 # How often an account is followed to another host within one run.
 MAX_MOVES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """One account to fetch: its PDS's origin and host, and the key of its DID document as `did:key:...`.
-
-    The key is None if the document names none, or one of no curve that the protocol knows. With a `known_rev`,
-    the repository is fetched only if it is at another revision by now.
-    """
-
-    did: str
-    pds: str
-    pds_host: str
-    key: str | None
-    known_rev: str | None = None
-    moves: int = 0
-
-    @classmethod
-    def from_directory(
-        cls,
-        did: str,
-        pds: str,
-        pds_host: str,
-        key_type: str | None,
-        key_multibase: str | None,
-        known_rev: str | None = None,
-    ) -> Account:
-        """Make an account of a resolved row of the directory."""
-        # One text for all accounts of a host.
-        pds, pds_host = sys.intern(pds), sys.intern(pds_host)
-        return cls(did, pds, pds_host, _did_key(key_type, key_multibase), known_rev)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,28 +207,24 @@ class Crawl:
 
     async def run(
         self,
-        accounts: Iterable[Account],
+        waiting: Mapping[str, Collection[Account]],
         on_host: Callable[[HostReport], None] = lambda _: None,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> list[HostReport]:
-        """Fetch all accounts, the largest hosts first; accounts found to have moved are followed.
+        """Fetch all accounts, given by host, the largest hosts first; accounts found to have moved are followed.
 
         `on_progress` is called several times a second, also while nothing comes in, and must be quick.
         """
-        waiting = list(accounts)
-        self.progress.total += len(waiting)
+        self.progress.total += sum(map(len, waiting.values()))
         async with ticking(lambda: on_progress(self.progress)):
             return await self._crawl_rounds(waiting, on_host)
 
     async def _crawl_rounds(
-        self, waiting: list[Account], on_host: Callable[[HostReport], None]
+        self, waiting: Mapping[str, Collection[Account]], on_host: Callable[[HostReport], None]
     ) -> list[HostReport]:
         reports: list[HostReport] = []
         while waiting:
-            by_host: dict[str, list[Account]] = {}
-            for account in waiting:
-                by_host.setdefault(account.pds_host, []).append(account)
-            hosts = sorted(by_host.items(), key=lambda item: (-len(item[1]), item[0]))
+            hosts = sorted(waiting.items(), key=lambda item: (-len(item[1]), item[0]))
             self.progress.hosts += len(hosts)
             round_reports: list[HostReport] = []
             async with asyncio.TaskGroup() as tasks:
@@ -268,7 +232,7 @@ class Crawl:
                     crawl = HostCrawl(self, host, members)
                     tasks.create_task(self._crawl_host(crawl, round_reports, on_host))
             reports.extend(round_reports)
-            waiting = [account for report in round_reports for account in report.moved]
+            waiting = by_host(account for report in round_reports for account in report.moved)
         return reports
 
     async def _crawl_host(
@@ -338,14 +302,18 @@ class Crawl:
 class HostCrawl:
     """The accounts of one host, in rounds, within one place among the active hosts."""
 
-    def __init__(self, crawl: Crawl, pds_host: str, accounts: Sequence[Account]) -> None:
+    def __init__(self, crawl: Crawl, pds_host: str, accounts: Collection[Account]) -> None:
         self._crawl = crawl
         self._settings = crawl.settings
         self._gate: HostGate = crawl.gates.gate(
             pds_host, rate=crawl.settings.requests_per_second, in_flight=crawl.settings.requests_in_flight
         )
         self._report = HostReport(pds_host)
-        self._queue = deque(_Work(account) for account in accounts)
+        self._accounts = accounts
+        # Those of the first round, of whom only the one whose turn it is is held; and those that are tried again.
+        self._first = iter(accounts)
+        self._first_left = len(accounts)
+        self._queue: deque[_Work] = deque()
         self._again: list[_Work] = []
         self._batch: list[tuple[_Work, Delivery]] = []
         self._batch_bytes = 0
@@ -365,7 +333,7 @@ class HostCrawl:
     @property
     def accounts_left(self) -> int:
         """Accounts that wait for their turn."""
-        return len(self._queue)
+        return self._first_left + len(self._queue)
 
     async def run(self) -> HostReport:
         """Work until every account of the host is settled, has failed for good, or has moved."""
@@ -380,7 +348,7 @@ class HostCrawl:
             if held:
                 async with self._packs:
                     await self._work()
-        self._report.left = len(self._queue)
+        self._report.left = self.accounts_left
         self._report.requests = self._gate.requests - requests
         self._report.pauses = self._gate.parks - pauses
         self._report.seconds = time.monotonic() - started
@@ -388,15 +356,15 @@ class HostCrawl:
 
     async def _work(self) -> None:
         await self._pass_over_unchanged()
-        while self._queue and not self._crawl.run_time.is_over:
+        while self.accounts_left and not self._crawl.run_time.is_over:
             # Accounts that a try brought further do not wait longer each time.
-            failures = max(work.spent for work in self._queue)
+            failures = max((work.spent for work in self._queue), default=0)
             if failures:
                 await self._wait(
                     partial(full_jitter, failures, self._settings.retry_base_seconds, random.random)
                 )
             self._unreachable_in_a_row = 0
-            loops = min(self._settings.requests_in_flight, len(self._queue))
+            loops = min(self._settings.requests_in_flight, self.accounts_left)
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(loops):
                     tasks.create_task(self._fetch_until_empty())
@@ -407,27 +375,33 @@ class HostCrawl:
     async def _pass_over_unchanged(self) -> None:
         """Settle the accounts that are still at the revision that is stored, by origin of their host."""
         known: dict[str, dict[str, str]] = {}
-        for work in self._queue:
-            if work.account.known_rev is not None:
-                known.setdefault(work.account.pds, {})[work.account.did] = work.account.known_rev
+        for account in self._accounts:
+            if account.known_rev is not None:
+                known.setdefault(account.pds, {})[account.did] = account.known_rev
         unchanged: set[str] = set()
         for origin, revs in known.items():
             source = RevisionSource(self._crawl.turns, self._gate, origin, self._patience)
             unchanged |= await unchanged_accounts(source, revs)
-        waiting, self._queue = self._queue, deque()
-        for work in waiting:
-            if work.account.did in unchanged:
+        if not unchanged:
+            return
+        self._first = (account for account in self._accounts if account.did not in unchanged)
+        for account in self._accounts:
+            if account.did in unchanged:
+                self._first_left -= 1
+                work = _Work(account, attempts=1, answer=RepoAnswer(Outcome.UNCHANGED))
                 work.fetched_at = datetime.now(UTC)
-                work.attempts = 1
-                work.answer = RepoAnswer(Outcome.UNCHANGED)
                 await self._add(work, Delivery(self._attempt(work)))
-            else:
-                self._queue.append(work)
         await self._seal_batch()
 
+    def _next(self) -> _Work | None:
+        """Take the account whose turn it is; None if there is none."""
+        for account in self._first:
+            self._first_left -= 1
+            return _Work(account)
+        return self._queue.popleft() if self._queue else None
+
     async def _fetch_until_empty(self) -> None:
-        while self._queue and not self._crawl.run_time.is_over:
-            work = self._queue.popleft()
+        while not self._crawl.run_time.is_over and (work := self._next()) is not None:
             if work.arrived:
                 # Only its keys were looked up again; the file is here already.
                 await self._deliver(work)
@@ -522,12 +496,12 @@ class HostCrawl:
         await self._add(work, Delivery(self._attempt(work)))
 
     async def _deliver(self, work: _Work) -> None:
-        account = work.account
-        if account.key is None and self._settings.proof.check_signature:
+        key = work.account.key
+        if key is None and self._settings.proof.check_signature:
             work.discard()
             await self._add(work, Delivery(self._attempt(work, failure=FailureReason.NO_SIGNING_KEY)))
             return
-        keys = () if account.key is None else (account.key,)
+        keys = () if key is None else (key,)
         car, parts = (None, ()) if work.fetch is None else (work.fetch.file, tuple(work.fetch.parts))
         await self._add(work, Delivery(self._attempt(work), car, keys, work.previous_keys, parts))
 
@@ -677,17 +651,8 @@ async def _earlier_keys(resolver: Resolver, did: str) -> tuple[str, ...]:
     except LookupFailedError as error:
         logger.warning("the earlier keys of an account cannot be had: %s", error.state)
         return ()
-    keys = (_did_key(*method) for method in methods)
+    keys = (did_key_of(*method) for method in methods)
     return tuple(key for key in keys if key is not None)
-
-
-def _did_key(key_type: str | None, key_multibase: str | None) -> str | None:
-    if key_type is None or key_multibase is None:
-        return None
-    try:
-        return SigningKey.from_verification_method(key_type, key_multibase).did_key
-    except SigningKeyError:
-        return None
 
 
 # What another try cannot change within one run.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -51,21 +52,37 @@ class SpaceNeeded:
         )
 
 
-def estimate_space(waiting: pl.DataFrame, ledger: pl.DataFrame, processing: Processing) -> SpaceNeeded:
-    """Estimate the space for fetching the waiting accounts: their `pds_host` and `known_rev`, one row each.
+@dataclass(slots=True)
+class FetchPlan:
+    """What is known of a fetch before it: whom it is for, and how large what was fetched before is.
 
-    Accounts with a known revision are expected not to have moved on: they cost a request and no space.
+    `new` are the accounts of each host that are not stored. Those with a known revision are expected not to have moved
+    on: they cost a request and no space. `fetched` repositories had `received` bytes.
     """
-    new = waiting.filter(pl.col("known_rev").is_null())
-    sizes = ledger.filter(pl.col("outcome") == Outcome.COMPLETE.value)["bytes_received"]
-    is_measured = len(sizes) >= ENOUGH_TO_KNOW
-    repo_bytes = float(sizes.sum()) / len(sizes) if is_measured else float(DEFAULT_REPO_BYTES)
-    received = new.height * repo_bytes
-    hosts = min(new["pds_host"].n_unique(), processing.max_concurrent_pds)
+
+    new: Counter[str] = field(default_factory=Counter)
+    fetched: int = 0
+    received: int = 0
+
+    def add(self, waiting: pl.DataFrame, ledger: pl.DataFrame) -> None:
+        """Add some accounts: `pds_host, known_rev` of those that wait, and attempts that fetched the like."""
+        new = waiting.filter(pl.col("known_rev").is_null())
+        self.new.update(dict(new.group_by("pds_host").len().iter_rows()))
+        sizes = ledger.filter(pl.col("outcome") == Outcome.COMPLETE.value)["bytes_received"]
+        self.fetched += len(sizes)
+        self.received += int(sizes.sum())
+
+
+def estimate_space(plan: FetchPlan, processing: Processing) -> SpaceNeeded:
+    """Estimate the space that a fetch will take."""
+    is_measured = plan.fetched >= ENOUGH_TO_KNOW
+    repo_bytes = plan.received / plan.fetched if is_measured else float(DEFAULT_REPO_BYTES)
+    received = plan.new.total() * repo_bytes
+    hosts = min(len(plan.new), processing.max_concurrent_pds)
     pack = min(processing.batch_size * repo_bytes, processing.pack_megabytes * 2**20)
     per_host = PACKS_PER_HOST * pack + processing.requests_in_flight * repo_bytes
     return SpaceNeeded(
-        accounts=new.height,
+        accounts=plan.new.total(),
         repo_bytes=repo_bytes,
         is_measured=is_measured,
         stored=int(received * STORED_PER_BYTE),

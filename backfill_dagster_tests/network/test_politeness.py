@@ -25,8 +25,9 @@ from backfill_dagster.network.leases import LocalHostLeases
 from backfill_dagster.network.limits import HostGate, HostGates
 from backfill_dagster.network.patience import RunTime
 from backfill_dagster.network.turns import Turns
+from backfill_dagster.repos.accounts import Account, by_host
 from backfill_dagster.repos.client import DownloadBounds
-from backfill_dagster.repos.crawl import Account, Crawl, CrawlSettings, HostReport
+from backfill_dagster.repos.crawl import Crawl, CrawlSettings, HostReport
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
 from backfill_dagster.repos.proof import ProofSettings
 from backfill_dagster.repos.verify import RepoLimits
@@ -288,7 +289,7 @@ def crawl_in_virtual_time(
         def note(report: HostReport) -> None:
             done[report.pds_host] = (loop.time() - started, report)
 
-        await crawl.run(accounts, note)
+        await crawl.run(by_host(accounts), note)
         return done
 
     return run_in_virtual_time(monkeypatch, ON_THE_CLOCK, work)
@@ -418,7 +419,7 @@ def test_a_host_that_others_lead_to_sees_no_more_of_us_than_its_limit(tmp_path: 
                 connect_to = {**network.connect_to, "front.test:80": front}
                 async with loopback_client(connect_to=connect_to) as http:
                     gates = HostGates(rate=20, burst=3, in_flight=2)
-                    return await new_crawl(tmp_path, http, gates, rate=20, in_flight=2).run(accounts)
+                    return await new_crawl(tmp_path, http, gates, rate=20, in_flight=2).run(by_host(accounts))
 
         reports = asyncio.run(work())
 

@@ -15,6 +15,7 @@ from backfill_dagster.repos.packs import LEDGER_SCHEMA
 from backfill_dagster.repos.preflight import (
     DEFAULT_REPO_BYTES,
     ENOUGH_TO_KNOW,
+    FetchPlan,
     SpaceNeeded,
     ensure_space,
     estimate_space,
@@ -42,6 +43,14 @@ def waiting(*hosts: str, known_rev: str | None = None) -> pl.DataFrame:
     )
 
 
+def plan(waiting: pl.DataFrame, *ledgers: pl.DataFrame) -> FetchPlan:
+    """Return the plan of a fetch, put together of two halves."""
+    made, half = FetchPlan(), waiting.height // 2
+    made.add(waiting.head(half), pl.concat([LEDGER_SCHEMA.to_frame(), *ledgers[1:]]))
+    made.add(waiting.slice(half), ledgers[0])
+    return made
+
+
 def ledger(*sizes: int, outcome: str = "complete") -> pl.DataFrame:
     rows = [
         {"did": f"did:plc:{number}", "outcome": outcome, "bytes_received": size, "fetched_at": NOW}
@@ -51,8 +60,8 @@ def ledger(*sizes: int, outcome: str = "complete") -> pl.DataFrame:
 
 
 def test_what_was_fetched_says_how_large_the_rest_will_be() -> None:
-    known = pl.concat([ledger(*[MB, 3 * MB] * ENOUGH_TO_KNOW), ledger(50 * MB, outcome="failed")])
-    needed = estimate_space(waiting(*["a"] * 1000), known, PROCESSING)
+    known = ledger(*[MB, 3 * MB] * ENOUGH_TO_KNOW), ledger(50 * MB, outcome="failed")
+    needed = estimate_space(plan(waiting(*["a"] * 1000), *known), PROCESSING)
     assert (needed.is_measured, needed.repo_bytes) == (True, 2 * MB)
     assert needed.stored == 1000 * 2 * MB * preflight.STORED_PER_BYTE
     assert needed.total == needed.stored + needed.scratch
@@ -60,21 +69,23 @@ def test_what_was_fetched_says_how_large_the_rest_will_be() -> None:
 
 def test_too_few_to_know_count_as_none() -> None:
     for known in (ledger(), ledger(*[900 * MB] * (ENOUGH_TO_KNOW - 1)), ledger(*[1] * 99, outcome="failed")):
-        needed = estimate_space(waiting("a", "b"), known, PROCESSING)
+        needed = estimate_space(plan(waiting("a", "b"), known), PROCESSING)
         assert (needed.is_measured, needed.repo_bytes) == (False, DEFAULT_REPO_BYTES)
 
 
 def test_accounts_that_are_stored_already_cost_nothing() -> None:
     known = ledger(*[MB] * ENOUGH_TO_KNOW)
-    needed = estimate_space(waiting(*["a"] * 500, known_rev="3k"), known, PROCESSING)
+    needed = estimate_space(plan(waiting(*["a"] * 500, known_rev="3k"), known), PROCESSING)
     assert (needed.accounts, needed.total) == (0, 0)
 
 
 def test_scratch_is_bounded_by_hosts_at_work_and_by_what_there_is_to_fetch() -> None:
     known = ledger(*[MB] * ENOUGH_TO_KNOW)
-    one = estimate_space(waiting("a"), known, PROCESSING)
+    one = estimate_space(plan(waiting("a"), known), PROCESSING)
     assert one.scratch == MB
-    many = estimate_space(waiting(*[f"host-{number % 300}" for number in range(90_000)]), known, PROCESSING)
+    many = estimate_space(
+        plan(waiting(*[f"host-{number % 300}" for number in range(90_000)]), known), PROCESSING
+    )
     per_host = preflight.PACKS_PER_HOST * 64 * 2**20 + 4 * MB
     assert many.scratch == 32 * per_host
 
