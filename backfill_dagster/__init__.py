@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backfill_dagster.library_environment import set_allocators_up
+
 if TYPE_CHECKING:
     import dagster
 
     defs: dagster.Definitions
+
+
+# Before any module of the package loads Polars or Arrow.
+set_allocators_up()
 
 
 def __getattr__(name: str) -> object:

@@ -22,7 +22,7 @@ from backfill_dagster.repos.proof import ProofSettings
 from backfill_dagster.repos.snapshots import FetchMode, accounts_to_fetch
 from backfill_dagster.repos.verify import RepoLimits
 from backfill_dagster.repos.waiting import WaitingAccounts
-from backfill_dagster.storage import StudyStorage
+from backfill_dagster.storage import StudyStorage, without_source
 from backfill_dagster.study_files import DIRECTORY_KEY, SOURCE_KEY, account_lots
 from backfill_dagster.workers import worker_pool
 
@@ -129,7 +129,7 @@ def waiting_accounts(study: Study, mode: FetchMode, only_dids: Sequence[str] = (
     Raises ConfigError for a name that is no account of the source.
     """
     lots = _waiting_lots(study, mode, only_dids)
-    return pl.concat(some.select("did", "pds_host") for some, _ in lots)
+    return pl.concat(without_source(some.select("did", "pds_host")) for some, _ in lots)
 
 
 def _is_signed(study: Study, processing: Processing) -> bool:

@@ -537,6 +537,11 @@ def arrow_table(rows: pl.DataFrame) -> pa.Table:
     return rows.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
+def without_source(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return a copy of rows that holds them alone: a column of text keeps all the text that it was picked from."""
+    return pl.DataFrame(pl.from_arrow(arrow_table(rows)), schema=rows.schema)
+
+
 class RowGroupWriter:
     """Writes one Parquet file row group by row group, so that memory is bounded by the group, not the file.
 

@@ -12,11 +12,11 @@ from backfill_dagster.records.tables import OTHER_RECORDS, TABLES_OF_COLLECTION
 from backfill_dagster.repos.asked import with_asked
 from backfill_dagster.repos.ledger_lots import account_ranges, ledger_by_range
 from backfill_dagster.repos.snapshots import snapshots
-from backfill_dagster.storage import StudyStorage
+from backfill_dagster.storage import StudyStorage, without_source
 from backfill_dagster.tables.accounts import rows_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from backfill_dagster.config.study import Study
     from backfill_dagster.dids.did_ranges import DidRange
@@ -52,10 +52,11 @@ def asked_directory(study: Study, dids: pl.Series | None = None) -> pl.DataFrame
     return with_asked(told, fetch_modes.stored_asks(study))
 
 
-def directory_answers(storage: StudyStorage) -> pl.DataFrame:
-    """Return all that the directory has said of the accounts (`directory.history.ANSWERS_SCHEMA`), and when."""
-    answers = storage.read(DIRECTORY_HISTORY_KEY) if storage.exists(DIRECTORY_HISTORY_KEY) else None
-    return dated_answers(answers, storage.read(DIRECTORY_KEY))
+def directory_answers(storage: StudyStorage, dids: DidRange) -> pl.DataFrame:
+    """Return all that the directory has said of the accounts of a range, and when (`history.ANSWERS_SCHEMA`)."""
+    is_kept = storage.exists(DIRECTORY_HISTORY_KEY)
+    answers = rows_in(storage, DIRECTORY_HISTORY_KEY, dids) if is_kept else None
+    return dated_answers(answers, rows_in(storage, DIRECTORY_KEY, dids))
 
 
 class AccountLot(NamedTuple):
@@ -94,16 +95,22 @@ def rows_in(storage: StudyStorage, key: str, dids: DidRange) -> pl.DataFrame:
     return rows
 
 
-def current_snapshots(study: Study) -> pl.DataFrame:
-    """Return `did, pds_host, pack` of each account that has a snapshot, sorted by DID, also of those not shown."""
-    lots = (snapshots(lot.directory, lot.ledger) for lot in account_lots(study))
-    return pl.concat(some.select(_SNAPSHOT_PLACE) for some in lots)
+def current_snapshots(study: Study, on_lot: Callable[[AccountLot], None] = lambda _: None) -> pl.DataFrame:
+    """Return `did, pds_host, pack` of each account that has a snapshot, sorted by DID, also of those not shown.
+
+    `on_lot` is shown what they are chosen from, which takes longer to read than to look at twice.
+    """
+    chosen = []
+    for lot in account_lots(study):
+        on_lot(lot)
+        chosen.append(without_source(snapshots(lot.directory, lot.ledger).select(_SNAPSHOT_PLACE)))
+    return pl.concat(chosen)
 
 
 def shown_snapshots(study: Study) -> pl.DataFrame:
     """Return `did, pds_host, pack` of the snapshots whose records belong in the tables now, sorted by DID."""
     hide_inactive = study.inactive_accounts != "keep"
     return pl.concat(
-        rows_from(lot.source, lot.directory, lot.ledger, hide_inactive=hide_inactive)
+        without_source(rows_from(lot.source, lot.directory, lot.ledger, hide_inactive=hide_inactive))
         for lot in account_lots(study)
     )

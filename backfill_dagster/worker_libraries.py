@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 
-from backfill_dagster.worker_environment import set_libraries_up
+from backfill_dagster.library_environment import set_worker_up
 
-set_libraries_up()
+set_worker_up()
 
 from backfill_dagster.records import conversion  # noqa: E402, F401
 from backfill_dagster.repos import proof  # noqa: E402, F401

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from backfill_dagster.errors import WorkerLostError
-from backfill_dagster.worker_environment import set_libraries_up
+from backfill_dagster.library_environment import set_worker_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +112,7 @@ def _set_up(environment: dict[str, str]) -> None:
     """Make a worker of a new process, whose environment may be that of an earlier time."""
     os.environ.clear()
     os.environ.update(environment)
-    set_libraries_up()
+    set_worker_up()
     # Work is acyclic and short-lived, and the collector would walk millions of live objects for nothing.
     gc.disable()
     # Ctrl-C reaches the whole process group; the parent decides what ends.
