@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from backfill_dagster.config.study import Study
     from backfill_dagster.monitoring.study_metrics import StudyMetrics
     from backfill_dagster.network.limits import HostGates
+    from backfill_dagster.study_files import AccountLot
 
 
 def fetch_repos(
@@ -62,11 +63,11 @@ def fetch_repos(
     asks = fetch_modes.read_asks(study)
     with storage.scratch() as folder, WaitingAccounts(folder / "waiting.arrow") as waiting:
         plan = FetchPlan()
-        for some, attempts in _waiting_lots(study, mode, only_dids):
+        for some, lot in waiting_lots(study, mode, only_dids):
             wanted = some if pds_hosts is None else some.filter(pl.col("pds_host").is_in(list(pds_hosts)))
             waiting.add(wanted)
             alike = pl.col("obtained").fill_null(Obtained.REPO.value) == asks.obtained.value
-            plan.add(wanted, attempts.filter(alike))
+            plan.add(wanted, lot.ledger.filter(alike))
         by_host = waiting.by_host
         if not by_host:
             return []
@@ -118,7 +119,7 @@ def hosts_to_fetch(
         close = difflib.get_close_matches(host, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(f"run config: only_hosts = {host!r}: is no host of {study.name}{hint}")
-    lots = _waiting_lots(study, mode, only_dids)
+    lots = waiting_lots(study, mode, only_dids)
     hosts = {host for some, _ in lots for host in some["pds_host"].unique()}
     return sorted(hosts & set(only_hosts) if only_hosts else hosts)
 
@@ -128,8 +129,16 @@ def waiting_accounts(study: Study, mode: FetchMode, only_dids: Sequence[str] = (
 
     Raises ConfigError for a name that is no account of the source.
     """
-    lots = _waiting_lots(study, mode, only_dids)
+    lots = waiting_lots(study, mode, only_dids)
     return pl.concat(without_source(some.select("did", "pds_host")) for some, _ in lots)
+
+
+def accounts_never_attempted(study: Study) -> Iterator[pl.DataFrame]:
+    """Yield `did, pds_host` of accounts that no fetch has been tried for where they live now, lot by lot, by DID."""
+    signed = _is_signed(study, study.processing)
+    for unsettled, lot in waiting_lots(study, FetchMode.UNSETTLED):
+        failed = accounts_to_fetch(lot.directory, lot.ledger, FetchMode.FAILED, signed=signed)
+        yield unsettled.join(failed, on="did", how="anti", maintain_order="left").select("did", "pds_host")
 
 
 def _is_signed(study: Study, processing: Processing) -> bool:
@@ -137,10 +146,13 @@ def _is_signed(study: Study, processing: Processing) -> bool:
     return processing.verify == "full" and study.fetch != "list_records"
 
 
-def _waiting_lots(
-    study: Study, mode: FetchMode, only_dids: Sequence[str]
-) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Yield the directory's rows of such accounts, some accounts after the other, and all attempts on those."""
+def waiting_lots(
+    study: Study, mode: FetchMode, only_dids: Sequence[str] = ()
+) -> Iterator[tuple[pl.DataFrame, AccountLot]]:
+    """Yield the directory's rows of such accounts, lot by lot, and what is known of all accounts of each lot.
+
+    Raises ConfigError for a name that is no account of the source.
+    """
     storage, signed = StudyStorage(study.location), _is_signed(study, study.processing)
     if only_dids:
         given = pl.col("did").is_in(list(only_dids))
@@ -150,7 +162,7 @@ def _waiting_lots(
     for lot in account_lots(study):
         wanted = lot.source.filter(pl.col("did").is_in(list(only_dids))) if only_dids else lot.source
         directory = lot.directory.join(wanted, on="did", how="semi", maintain_order="left")
-        yield accounts_to_fetch(directory, lot.ledger, mode, signed=signed), lot.ledger
+        yield accounts_to_fetch(directory, lot.ledger, mode, signed=signed), lot
 
 
 def _named_hosts(storage: StudyStorage) -> Mapping[str, int]:

@@ -66,12 +66,15 @@ class DealtRows:
     def parts_of(self, lot: Hashable) -> Iterator[pl.DataFrame]:
         """Yield a lot's rows in the parts, and the order, in which they were added. Nothing can be added any more."""
         for number in self._batches.get(lot, ()):
-            batch = self._opened().get_batch(number)
-            yield pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch])), schema=self._schema)
+            yield self._frame([self._opened().get_batch(number)])
 
     def of(self, lot: Hashable) -> pl.DataFrame:
         """Return all rows of a lot."""
-        return pl.concat([self._schema.to_frame(), *self.parts_of(lot)])
+        return self._frame([self._opened().get_batch(number) for number in self._batches.get(lot, ())])
+
+    def _frame(self, batches: list[pa.RecordBatch]) -> pl.DataFrame:
+        table = pa.Table.from_batches(batches, self._arrow_schema)
+        return pl.DataFrame(pl.from_arrow(table), schema=self._schema)
 
     def _opened(self) -> pa.ipc.RecordBatchFileReader:
         if self._reader is None:

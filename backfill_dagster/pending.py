@@ -6,13 +6,15 @@ Each answer names its work, so that the same work can be told from other work. N
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from backfill_dagster import accounting, derivation, filtering, pipeline, study_files
+from backfill_dagster import accounting, crawling, derivation, filtering, pipeline, study_files
 from backfill_dagster.derived.feed_use import PostsUsedInFeeds
+from backfill_dagster.dids.did_ranges import dealt_by_range
 from backfill_dagster.records.windows import study_windows
+from backfill_dagster.repos.ledger_lots import account_ranges
 from backfill_dagster.repos.packs import stored_hosts
-from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
@@ -54,24 +56,35 @@ def source_has_changed(study: Study) -> bool:
 
 
 def _is_looked_up(storage: StudyStorage) -> bool:
-    source, directory = storage.read(study_files.SOURCE_KEY), storage.read(study_files.DIRECTORY_KEY)
-    return source.join(directory, on="did", how="anti").is_empty()
+    source, key = storage.read(study_files.SOURCE_KEY), study_files.DIRECTORY_KEY
+    for dids, listed in dealt_by_range(source, account_ranges(source.height)):
+        its_rows = storage.scan_as_it_is(key).filter(dids.holds("did")).select("did")
+        [known] = storage.collect([its_rows], [key])
+        if not listed.join(known, on="did", how="anti").is_empty():
+            return False
+    return True
 
 
-def accounts_never_attempted(study: Study) -> dict[str, list[str]]:
-    """Return the DIDs that no fetch has been tried for where they live now, by host."""
+def accounts_never_attempted(study: Study) -> dict[str, str]:
+    """Return the hosts that have accounts which no fetch has been tried for where they live now; sorted.
+
+    With a digest of these accounts' DIDs for each.
+    """
     if not StudyStorage(study.location).exists(study_files.DIRECTORY_KEY):
         return {}
-    waiting = pipeline.waiting_accounts(study, FetchMode.UNSETTLED).join(
-        pipeline.waiting_accounts(study, FetchMode.FAILED), on="did", how="anti"
-    )
-    by_host = waiting.group_by("pds_host").agg("did").sort("pds_host")
-    return {host: sorted(dids) for host, dids in by_host.iter_rows()}
+    digests: defaultdict[str, hashlib._Hash] = defaultdict(hashlib.sha256)
+    for some in crawling.accounts_never_attempted(study):
+        for host, dids in some.group_by("pds_host").agg("did").iter_rows():
+            digests[host].update("".join(f"{did}\n" for did in sorted(dids)).encode())
+    return {host: digests[host].hexdigest() for host in sorted(digests)}
 
 
 def nothing_is_fetched_yet(study: Study) -> bool:
     """Tell whether all that the study will be made of is yet to come: accounts wait, and no repository is stored."""
-    return not stored_hosts(StudyStorage(study.location)) and bool(accounts_never_attempted(study))
+    storage = StudyStorage(study.location)
+    if stored_hosts(storage) or not storage.exists(study_files.DIRECTORY_KEY):
+        return False
+    return any(not some.is_empty() for some in crawling.accounts_never_attempted(study))
 
 
 def unconverted_packs(study: Study) -> list[tuple[str, str]]:

@@ -12,14 +12,10 @@ A stage can be called again at any time: it does only what is missing, or writes
 
 from __future__ import annotations
 
-import itertools
-import logging
-from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -37,11 +33,6 @@ from backfill_dagster.dids.entries import SourceAccess
 from backfill_dagster.dids.sources.by_type import entry_source
 from backfill_dagster.dids.sources.shared import SharedAccounts
 from backfill_dagster.dids.sources.union import joint_stamp
-from backfill_dagster.directory.documents import DirectoryState
-from backfill_dagster.directory.evidence import EvidenceLog, put_together
-from backfill_dagster.directory.export_rows import rows_from_export
-from backfill_dagster.directory.history import with_new_answers, with_state_since
-from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA, as_directory, resolve_directory
 from backfill_dagster.errors import StorageError
 from backfill_dagster.fingerprints import records_fingerprint
 from backfill_dagster.interrupts import run_interruptible
@@ -65,14 +56,15 @@ from backfill_dagster.repos.packs import (
     pack_keys,
     pack_sizes,
 )
+from backfill_dagster.repos.snapshots import snapshots
+from backfill_dagster.resolving import resolve_accounts as resolve_accounts
 from backfill_dagster.sharing.rehydration import build_rehydration
 from backfill_dagster.storage import StudyStorage, partition_folder
 from backfill_dagster.study_files import (
-    DIRECTORY_HISTORY_KEY,
-    DIRECTORY_KEY,
+    ACCOUNTS_KEY,
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
-    UNFINISHED_DIRECTORY_FOLDER,
+    account_lots,
     current_snapshots,
     shown_snapshots,
     source_dids,
@@ -83,28 +75,21 @@ from backfill_dagster.tables.build import PartitionReport, WindowedTable, build_
 from backfill_dagster.tables.contents import TableContents
 from backfill_dagster.tables.inspection import Inspection, inspect_windows
 from backfill_dagster.tables.ledger import LEDGER_SCHEMA, note_built
-from backfill_dagster.workers import worker_pool
+from backfill_dagster.workers import as_they_end, worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
-    from backfill_dagster.config.network import Network
     from backfill_dagster.config.study import Study
     from backfill_dagster.dids.entries import EntrySource
-    from backfill_dagster.directory.resolve import DirectoryProgress
     from backfill_dagster.monitoring.study_metrics import StudyMetrics
     from backfill_dagster.network.limits import HostGates
-
-logger = logging.getLogger(__name__)
-
 
 # Packs whose counts are held at once: of a hundred accounts as a rule, with some ten counts each.
 _PACKS_AT_ONCE = 64
 _FATE = ("table", "fate", "reason")
-
-_Result = TypeVar("_Result")
 
 
 def collect_source(
@@ -154,80 +139,6 @@ def _account_lists(study: Study) -> tuple[EntrySource, EntrySource | None]:
     return source, entry_source(study.exclude, EXCLUDE_FIELD, storage=study.storage.location)
 
 
-def resolve_accounts(
-    study: Study,
-    gates: HostGates | None = None,
-    *,
-    network: Network | None = None,
-    on_progress: Callable[[DirectoryProgress], None] = lambda _: None,
-    metrics: StudyMetrics | None = None,
-) -> pl.DataFrame:
-    """Stage 2: resolve every DID of the source to its handle, PDS and key; returns the directory.
-
-    Rows of accounts that left the source are kept, so that their stored data can still be accounted for.
-    """
-    network, metrics = network or study.network, metrics or unmeasured()
-    storage = StudyStorage(study.location)
-    dids = storage.read(SOURCE_KEY)["did"]
-    tombstones = Tombstones.load(storage)
-    known = _known_directory(storage)
-    # What an interrupted run has looked up stays looked up, also if this one is interrupted in its turn.
-    numbers = itertools.count(len(storage.keys(UNFINISHED_DIRECTORY_FOLDER)))
-
-    put_together(storage)
-    evidence = EvidenceLog(storage)
-
-    def keep(part: pl.DataFrame) -> None:
-        evidence.flush()
-        key = f"{UNFINISHED_DIRECTORY_FOLDER}/part-{next(numbers):05d}.parquet"
-        storage.write(key, tombstones.mask_texts(part))
-
-    async def resolve(connections: Connections) -> pl.DataFrame:
-        async def in_bulk(missing: pl.Series) -> pl.DataFrame:
-            rows = await rows_from_export(missing, connections)
-            evidence.add_exported(rows)
-            return rows
-
-        connections.resolver.on_evidence = evidence.add
-        return await resolve_directory(
-            dids,
-            resolver=connections.resolver,
-            known=known,
-            in_bulk=in_bulk,
-            checkpoint=keep,
-            on_progress=metrics.following("directory", on_progress),
-            max_age=timedelta(hours=network.directory_max_age_hours),
-            now=datetime.now(UTC),
-        )
-
-    directory = with_connections(
-        study.model_copy(update={"network": network}), gates, resolve, metrics=metrics
-    )
-    evidence.flush()
-    if known is not None:
-        left = known.filter(~pl.col("did").is_in(dids.implode()))
-        directory = pl.concat([directory, as_directory(left)])
-    # A document can name somebody else.
-    directory = tombstones.mask_texts(directory)
-    earlier = storage.read(DIRECTORY_KEY) if storage.exists(DIRECTORY_KEY) else None
-    directory = with_state_since(directory, earlier)
-    # First: it would take what is new for what was known.
-    _keep_answers(storage, earlier, directory)
-    storage.write(DIRECTORY_KEY, directory)
-    # The last one first, so that those that are left have the first numbers.
-    for key in reversed(storage.keys(UNFINISHED_DIRECTORY_FOLDER)):
-        storage.remove(key)
-    return directory
-
-
-def _keep_answers(storage: StudyStorage, earlier: pl.DataFrame | None, directory: pl.DataFrame) -> None:
-    """Keep what the directory says now beside what it said before, if that is anything else."""
-    known = storage.read(DIRECTORY_HISTORY_KEY) if storage.exists(DIRECTORY_HISTORY_KEY) else None
-    answers = with_new_answers(known, earlier, directory)
-    if known is None or not answers.equals(known):
-        storage.write(DIRECTORY_HISTORY_KEY, answers)
-
-
 @dataclass(slots=True)
 class ConversionProgress:
     """How far a conversion is: packs, and records read."""
@@ -264,7 +175,7 @@ def convert_records(
     todo.sort(key=lambda pack: -sizes[pack[2]])
     count = study.processing.worker_count
     with metrics.workers(count), worker_pool(count) as workers:
-        futures = [
+        futures = (
             workers.submit(
                 convert_pack,
                 study.location,
@@ -275,11 +186,11 @@ def convert_records(
                 fingerprint,
             )
             for pack in todo
-        ]
+        )
         progress = ConversionProgress(total=len(todo))
         on_progress(progress)
         failures: list[StorageError] = []
-        for future in as_completed(futures):
+        for future in as_they_end(futures, count):
             try:
                 report = future.result()
             except StorageError as error:
@@ -308,11 +219,11 @@ def count_converted(study: Study, pds_hosts: Sequence[str]) -> dict[str, pl.Data
     As `table, fate, reason, records`.
     """
     storage = StudyStorage(study.location)
-    current = current_snapshots(study)
-    by_host = current.partition_by("pds_host", as_dict=True)
+    by_host = current_snapshots(study).partition_by("pds_host", as_dict=True)
+    nobody = pl.DataFrame(schema=dict.fromkeys(("did", "pds_host", "pack"), pl.String))
     counted = {}
     for host in pds_hosts:
-        own = by_host.get((host,), current.clear())
+        own = by_host.get((host,), nobody)
         packs = own.select("pds_host", "pack").unique().sort(pl.all()).rows()
         sums = [COUNTS_SCHEMA.to_frame().select(*_FATE, "records")]
         for first in range(0, len(packs), _PACKS_AT_ONCE):
@@ -352,7 +263,7 @@ def build_table(
     chosen = study_windows(study.time_range) if windows is None else windows
     write_dictionary(study)
     metrics = metrics or unmeasured()
-    return record_tables(study)[table].build(
+    return record_tables(study, [table])[table].build(
         chosen,
         again=again,
         workers=_workers(study, metrics),
@@ -395,7 +306,7 @@ def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
     What is up to date stays as it is, unless all is to be built `again`.
     """
     build_record_tables(study, again=again)
-    accounts = build_accounts(study).accounts
+    build_accounts(study)
     build_record_changes(study)
     build_account_history(study)
     build_attrition(study)
@@ -404,7 +315,7 @@ def build_tables(study: Study, *, again: bool = False) -> pl.DataFrame:
     # Last: what it reads besides the tables may be gone.
     build_derived(study, again=again)
     write_manifest(study)
-    return accounts
+    return StudyStorage(study.location).read(ACCOUNTS_KEY)
 
 
 def build_derived(study: Study, *, again: bool = False) -> None:
@@ -448,14 +359,13 @@ def hosts_to_convert(study: Study, *, again: bool = False) -> list[str]:
     return sorted({host for host, _, _ in packs_to_convert(study, again=again)})
 
 
-def record_tables(study: Study) -> dict[str, WindowedTable]:
-    """Return the study's tables, with what belongs in each by now."""
+def record_tables(study: Study, only: Sequence[str] | None = None) -> dict[str, WindowedTable]:
+    """Return the study's tables, all or only those named, with what belongs in each by now."""
     storage, time_range = StudyStorage(study.location), study.time_range
-    contents = TableContents(storage, shown_snapshots(study))
+    tables = [table for table in study_tables(study) if only is None or table in only]
+    contents = TableContents(storage, shown_snapshots(study), tables)
     granularity, windows = granularity_of(time_range), study_windows(time_range)
-    return {
-        table: WindowedTable(storage, table, granularity, windows, contents) for table in study_tables(study)
-    }
+    return {table: WindowedTable(storage, table, granularity, windows, contents) for table in tables}
 
 
 def _workers(study: Study, metrics: StudyMetrics) -> Callable[[], AbstractContextManager[Executor]]:
@@ -468,28 +378,14 @@ def _workers(study: Study, metrics: StudyMetrics) -> Callable[[], AbstractContex
     return workers
 
 
-def _known_directory(storage: StudyStorage) -> pl.DataFrame | None:
-    """Return the latest row known of each DID: of the finished directory and of one left unfinished.
-
-    Of the latter only what the directory answered: a failure must not take the place of an answer.
-    """
-    rows = [storage.read(DIRECTORY_KEY)] if storage.exists(DIRECTORY_KEY) else []
-    unfinished = storage.keys(UNFINISHED_DIRECTORY_FOLDER)
-    if unfinished:
-        [told] = storage.collect([storage.scan(unfinished, DIRECTORY_SCHEMA)], unfinished)
-        settled = [state.value for state in DirectoryState if state.settled]
-        rows.append(told.filter(pl.col("state").is_in(settled)))
-    if not rows:
-        return None
-    return pl.concat(rows, how="diagonal").sort("resolved_at").unique("did", keep="last", maintain_order=True)
-
-
 def packs_to_convert(
     study: Study, pds_hosts: Sequence[str] | None = None, *, again: bool = False
 ) -> list[tuple[str, str, str]]:
     """Return (PDS host, pack, key) of packs that hold a snapshot and are not converted, or are to be again."""
     storage, fingerprint = StudyStorage(study.location), records_fingerprint(study)
-    wanted = set(current_snapshots(study).select("pds_host", "pack").unique().iter_rows())
+    wanted: set[tuple[str, str]] = set()
+    for lot in account_lots(study):
+        wanted.update(snapshots(lot.directory, lot.ledger).select("pds_host", "pack").unique().iter_rows())
     packs = [one for one in pack_keys(storage, pds_hosts) if one[:2] in wanted]
     done = set() if again else converted_packs(storage, [one[:2] for one in packs], fingerprint)
     return [one for one in packs if one[:2] not in done]

@@ -39,7 +39,8 @@ from backfill_dagster.purge.rewrite import (
     remove_leftovers,
 )
 from backfill_dagster.purge.tombstones import Tombstones, bury, settle
-from backfill_dagster.repos.packs import pack_keys, read_ledger
+from backfill_dagster.repos.ledger_lots import account_ranges, ledger_by_range
+from backfill_dagster.repos.packs import pack_keys
 from backfill_dagster.sharing.purge import purge_shared
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.study_files import (
@@ -49,6 +50,7 @@ from backfill_dagster.study_files import (
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
     UNFINISHED_DIRECTORY_FOLDER,
+    rows_in,
 )
 from backfill_dagster.survivorship.purge import purge_observations
 from backfill_dagster.tables.accounts import INACTIVE_STATES
@@ -88,12 +90,12 @@ def purge_expired(
     inactive_too = study.inactive_accounts == "purge"
     if days is None and not inactive_too:
         return None
-    expired = expired_accounts(
-        storage.read(DIRECTORY_KEY),
-        read_ledger(storage),
-        INACTIVE_STATES if inactive_too else GONE_STATES,
-        (now or datetime.now(UTC)) - timedelta(days=days or 0),
-    )
+    states = INACTIVE_STATES if inactive_too else GONE_STATES
+    until = (now or datetime.now(UTC)) - timedelta(days=days or 0)
+    ranges = account_ranges(storage.rows(DIRECTORY_KEY))
+    with ledger_by_range(storage, ranges) as ledger:
+        lots = ((rows_in(storage, DIRECTORY_KEY, dids), ledger(dids)) for dids in ranges)
+        expired = [did for lot in lots for did in expired_accounts(*lot, states, until)]
     return _purge(study, PurgeRequest(tuple(expired)), rebuild) if expired else None
 
 
@@ -182,7 +184,8 @@ def _handles_of_purged(storage: StudyStorage, tombstones: Tombstones) -> list[st
     handles: set[str] = set()
     for key in (DIRECTORY_KEY, *storage.keys(UNFINISHED_DIRECTORY_FOLDER), DIRECTORY_HISTORY_KEY):
         if storage.exists(key):
-            rows = storage.read(key)
+            # Not all columns: there may be many accounts.
+            [rows] = storage.collect([storage.scan_as_it_is(key).select("did", "handle")], [key])
             held = rows.filter(pl.col("did").is_in(tombstones.held_among(rows["did"])))
             handles.update(held["handle"].drop_nulls().str.to_lowercase())
     return sorted(handles)
@@ -199,7 +202,7 @@ def _purge_log(study: Study, request: PurgeRequest, tombstones: Tombstones, hand
         did
         for name in known
         if storage.exists(name)
-        for did in tombstones.held_among(storage.read(name)["did"])
+        for did in tombstones.held_among(_dids_in(storage, name))
     }
     mask = log_mask(
         tombstones,
@@ -209,6 +212,11 @@ def _purge_log(study: Study, request: PurgeRequest, tombstones: Tombstones, hand
         records=request.records,
     )
     return purge_log(path, study.name, mask)
+
+
+def _dids_in(storage: StudyStorage, key: str) -> pl.Series:
+    [rows] = storage.collect([storage.scan_as_it_is(key).select("did")], [key])
+    return rows["did"]
 
 
 def _purge_packs(study: Study) -> list[PackPurge]:

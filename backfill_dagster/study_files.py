@@ -16,7 +16,7 @@ from backfill_dagster.storage import StudyStorage, without_source
 from backfill_dagster.tables.accounts import rows_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from backfill_dagster.config.study import Study
     from backfill_dagster.dids.did_ranges import DidRange
@@ -29,6 +29,8 @@ UNFINISHED_DIRECTORY_FOLDER = "directory_unfinished"
 DIRECTORY_HISTORY_KEY = "directory_history.parquet"
 ACCOUNTS_KEY = "accounts.parquet"
 _SNAPSHOT_PLACE = ("did", "pds_host", "pack")
+# Of the directory's many columns, those that an answer is made of.
+_LATEST_ANSWER = ("did", "state", "handle", "pds_host", "resolved_at")
 
 
 def study_tables(study: Study) -> list[str]:
@@ -56,7 +58,8 @@ def directory_answers(storage: StudyStorage, dids: DidRange) -> pl.DataFrame:
     """Return all that the directory has said of the accounts of a range, and when (`history.ANSWERS_SCHEMA`)."""
     is_kept = storage.exists(DIRECTORY_HISTORY_KEY)
     answers = rows_in(storage, DIRECTORY_HISTORY_KEY, dids) if is_kept else None
-    return dated_answers(answers, rows_in(storage, DIRECTORY_KEY, dids))
+    latest = storage.scan_as_it_is(DIRECTORY_KEY).filter(dids.holds("did")).select(_LATEST_ANSWER)
+    return dated_answers(answers, *storage.collect([latest], [DIRECTORY_KEY]))
 
 
 class AccountLot(NamedTuple):
@@ -95,16 +98,10 @@ def rows_in(storage: StudyStorage, key: str, dids: DidRange) -> pl.DataFrame:
     return rows
 
 
-def current_snapshots(study: Study, on_lot: Callable[[AccountLot], None] = lambda _: None) -> pl.DataFrame:
-    """Return `did, pds_host, pack` of each account that has a snapshot, sorted by DID, also of those not shown.
-
-    `on_lot` is shown what they are chosen from, which takes longer to read than to look at twice.
-    """
-    chosen = []
-    for lot in account_lots(study):
-        on_lot(lot)
-        chosen.append(without_source(snapshots(lot.directory, lot.ledger).select(_SNAPSHOT_PLACE)))
-    return pl.concat(chosen)
+def current_snapshots(study: Study) -> pl.DataFrame:
+    """Return `did, pds_host, pack` of each account that has a snapshot, sorted by DID, also of those not shown."""
+    lots = (snapshots(lot.directory, lot.ledger) for lot in account_lots(study))
+    return pl.concat(without_source(some.select(_SNAPSHOT_PLACE)) for some in lots)
 
 
 def shown_snapshots(study: Study) -> pl.DataFrame:

@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing.context import (
     BaseContext,
     ForkServerContext,
@@ -22,16 +23,20 @@ from multiprocessing.context import (
     SpawnProcess,
 )
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backfill_dagster.errors import WorkerLostError
 from backfill_dagster.library_environment import set_worker_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
 # Files that are looked through, or made again, sooner than worker processes are started.
 SMALL_BYTES = 64 * 2**20
+# Pieces of work that wait for each worker.
+_AHEAD = 4
+_Result = TypeVar("_Result")
 _LOST = (
     "a worker process was ended from outside, most likely for want of memory; run the same again to go on, "
     "with a smaller processing.workers or processing.pack_megabytes if it happens again"
@@ -60,6 +65,18 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         raise WorkerLostError(_LOST) from group
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def as_they_end(futures: Iterator[Future[_Result]], workers: int) -> Iterator[Future[_Result]]:
+    """Yield the futures of work for so many workers as each ends.
+
+    They are submitted by drawing them, so that what all of it needs is not held at once: enough that no worker waits.
+    """
+    waiting = set(islice(futures, _AHEAD * workers))
+    while waiting:
+        ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        yield from ended
+        waiting.update(islice(futures, len(ended)))
 
 
 @contextmanager

@@ -3,12 +3,16 @@
 import hashlib
 from pathlib import Path
 
+import polars as pl
 import yaml
 
+from backfill_dagster import pipeline
 from backfill_dagster.config.loading import load_study
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.sandbox.network import SandboxNetwork, process_sandbox
+from backfill_dagster.storage import StudyStorage
+from backfill_dagster.study_files import DIRECTORY_KEY
 
 SANDBOX = SandboxSettings(seed=3, accounts=60, hosts=4, records=60)
 
@@ -40,6 +44,12 @@ def sandbox_study(
 def sandbox(settings: SandboxSettings = SANDBOX) -> SandboxNetwork:
     """Return this process's sandbox."""
     return process_sandbox(settings)
+
+
+def resolved_directory(study: Study) -> pl.DataFrame:
+    """Look up the accounts of a study whose source is collected, and return its directory."""
+    pipeline.resolve_accounts(study)
+    return StudyStorage(study.location).read(DIRECTORY_KEY)
 
 
 def table_hashes(study: Study) -> dict[str, str]:

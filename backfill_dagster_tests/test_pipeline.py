@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import orjson
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from backfill_dagster import accounting, fingerprints, pipeline, study_files
@@ -23,10 +26,10 @@ from backfill_dagster.sandbox.faults import HostDown
 from backfill_dagster.sandbox.network import SandboxNetwork
 from backfill_dagster.sandbox.truth import RecordTruth, first_for_subject
 from backfill_dagster.storage import StoredFile, StudyStorage
-from backfill_dagster.tables import build, parts
+from backfill_dagster.tables import build, kept, parts
 from backfill_dagster.tables.accounts import unreconciled
 from backfill_dagster.workers import worker_pool
-from backfill_dagster_tests.studies import sandbox, sandbox_study, table_hashes
+from backfill_dagster_tests.studies import resolved_directory, sandbox, sandbox_study, table_hashes
 
 GET_REPO = "com.atproto.sync.getRepo"
 
@@ -170,23 +173,34 @@ def test_accounts_in_many_lots_by_workers_are_the_same(
 ) -> None:
     path = next((collected.root / "tables/likes").glob("month=*/*.parquet"))
     sound, rows = path.read_bytes(), pl.read_parquet(path, hive_partitioning=False)
-    # Of a record that stands there already, and of an account that nobody knows.
-    strange = rows.head(1).with_columns(did=pl.lit("did:plc:" + 24 * "z"), uri=pl.lit("at://strange"))
+    # Of a record that stands there already, of an account that nobody knows, and of none.
+    strange = rows.head(2).with_columns(
+        did=pl.Series(["did:plc:" + 24 * "z", None]), uri=pl.Series(["at://strange", "at://nobody"])
+    )
     pl.concat([rows, rows.head(1), strange]).write_parquet(path)
+    stored = collected.root / "accounts.parquet"
     try:
-        whole = accounting.build_accounts(collected)
-        monkeypatch.setattr(accounting, "_ACCOUNTS_AT_ONCE", 7)
-        monkeypatch.setattr(accounting, "_LOTS", 1000)
+        whole, one = accounting.build_accounts(collected), stored.read_bytes()
+        monkeypatch.setattr("backfill_dagster.repos.ledger_lots.ACCOUNTS_AT_ONCE", 7)
+        monkeypatch.setattr(accounting, "_PACKS_AT_ONCE", 1)
+        monkeypatch.setattr(kept, "_COUNTS_AT_ONCE", 1)
         monkeypatch.setattr(accounting, "SMALL_BYTES", 0)
         lots = accounting.build_accounts(collected)
+        many, groups = pl.read_parquet(stored), pq.read_metadata(stored).num_row_groups
+        accounting.build_accounts(collected)
+        again = pl.read_parquet(stored)
     finally:
         path.write_bytes(sound)
+        monkeypatch.undo()
         accounting.build_accounts(collected)
-    assert lots.accounts.height > 7 * 3
-    assert lots.accounts.equals(whole.accounts)
-    assert lots.misplaced.equals(whole.misplaced)
-    assert set(lots.misplaced["did"]) == {rows["did"][0], strange["did"][0]}
-    assert lots.repeated_uris == whole.repeated_uris == 2
+    assert groups > 3
+    assert many.equals(pl.read_parquet(BytesIO(one)))
+    assert again.equals(many)
+    for field in ("kinds", "reasons", "seen"):
+        assert getattr(lots.sums, field).equals(getattr(whole.sums, field))
+    assert replace(lots, sums=whole.sums) == whole
+    assert (whole.unreconciled, whole.misplaced, whole.repeated_uris) == (1, {"likes": 3}, 2)
+    assert whole.sums.accounts == many.height == many["did"].n_unique()
 
 
 def test_what_became_of_the_records_is_told_by_host(
@@ -331,7 +345,7 @@ def test_the_directory_is_not_waited_for_longer_than_the_run_may_take(
     pipeline.collect_source(sandbox_study(tmp_path))
     study = sandbox_study(tmp_path, processing={"max_run_minutes": 0.01, "workers": 2})
     with another_run_asks(network.plc_url.partition("://")[2], study):
-        directory = pipeline.resolve_accounts(study)
+        directory = resolved_directory(study)
     unasked = directory.filter(pl.col("state") == "not_asked")
     assert unasked.filter(pl.col("did").str.starts_with("did:plc:")).height > 50
     assert unasked["reason"].str.contains("max_run_minutes is over").all()
@@ -382,7 +396,7 @@ def test_what_an_interrupted_lookup_has_come_to_is_not_asked_for_again(
     assert len(storage.keys(study_files.UNFINISHED_DIRECTORY_FOLDER)) == 3
 
     network.requests.clear()
-    directory = pipeline.resolve_accounts(study)
+    directory = resolved_directory(study)
     asked = {request.path.strip("/") for request in network.requests.all()}
     assert len(set(network.dids) - asked) >= 25  # but for those whose host failed
     assert directory.height == len(network.dids)

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from backfill_dagster.workers import as_they_end
 from backfill_dagster_tests.conftest import ROOT
 
 PROGRAM = """
@@ -29,6 +32,15 @@ ASK = "(__import__('polars').thread_pool_size(), __import__('pyarrow').default_m
 
 with worker_pool(1) as pool:
     print(pool.submit(eval, ASK).result())
+"""
+
+PARENT = """
+import os
+import backfill_dagster.pipeline
+import pyarrow
+
+# Polars puts its own choice before what it is told.
+print(pyarrow.default_memory_pool().backend_name, os.environ["_RJEM_MALLOC_CONF"].split(",")[2:])
 """
 
 ORDER = """
@@ -90,3 +102,30 @@ def test_pools_share_what_has_loaded_the_libraries_and_not_its_environment(tmp_p
 def test_a_worker_loads_what_its_work_needs_and_not_the_program_that_started_it(tmp_path: Path) -> None:
     """The program has no guard around its beginning either: a worker that ran it again would start workers itself."""
     assert output_of(tmp_path, PROGRAM) == "['polars'] True\n"
+
+
+def test_the_process_that_runs_a_study_gives_memory_back_unless_told_otherwise(tmp_path: Path) -> None:
+    assert output_of(tmp_path, PARENT) == "system ['dirty_decay_ms:200', 'muzzy_decay_ms:0']\n"
+    told = 'import os\nos.environ["_RJEM_MALLOC_CONF"] = "narenas:2"\n' + PARENT
+    assert output_of(tmp_path, told) == "system ['narenas:2']\n"
+
+
+def test_work_is_submitted_as_work_ends() -> None:
+    submitted: list[Future[int]] = []
+
+    def submit() -> Iterator[Future[int]]:
+        for number in range(20):
+            submitted.append(Future())
+            # All but the first one are done before anybody waits for them.
+            if number:
+                submitted[-1].set_result(number)
+            yield submitted[-1]
+
+    found = []
+    for future in as_they_end(submit(), 1):
+        found.append(future.result())
+        assert len(submitted) <= len(found) + 8
+        if len(found) == 19:
+            submitted[0].set_result(0)
+    assert sorted(found) == list(range(20))
+    assert found[-1] == 0

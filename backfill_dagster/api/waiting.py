@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from backfill_dagster import pipeline, study_files
+from backfill_dagster import crawling, pipeline, study_files
 from backfill_dagster.api.errors import InvalidRequestError
 from backfill_dagster.config.derived import INTERACTIONS
 from backfill_dagster.derived.engaged import find_engaged
@@ -18,7 +18,7 @@ from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.storage import StudyStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from backfill_dagster.config.study import Study
@@ -44,7 +44,7 @@ def waiting_accounts(study: Study, dids: Sequence[str] = ()) -> Waiting:
         for did in sorted(set(dids) - set(source)):
             raise InvalidRequestError(f"dids = {did!r}: is no account of the source of {study.name}")
         asked = source.filter(source.is_in(list(dids)))
-    return Waiting(sorted(set(asked) - _settled(study)), asked.len())
+    return Waiting([did for some in _unsettled(study, asked) for did in some], asked.len())
 
 
 def engaged_accounts(study: Study, start: datetime | None, end: datetime | None) -> list[str]:
@@ -59,12 +59,14 @@ def engaged_accounts(study: Study, start: datetime | None, end: datetime | None)
     return [did for lot in find_engaged(tables, own, kinds, start, end) for did in lot.accounts["did"]]
 
 
-def _settled(study: Study) -> set[str]:
-    """Return the accounts of which a fetch would want nothing more."""
-    storage = StudyStorage(study.location)
-    if not storage.exists(study_files.DIRECTORY_KEY):
-        return set()
-    directory = storage.read(study_files.DIRECTORY_KEY)
-    settled = [state.value for state in DirectoryState if state.settled]
-    known = directory.filter(pl.col("state").is_in(settled))["did"]
-    return set(known) - set(pipeline.waiting_accounts(study, FetchMode.UNSETTLED)["did"])
+def _unsettled(study: Study, asked: pl.Series) -> Iterator[pl.Series]:
+    """Yield those of these accounts of which a fetch would want something more, sorted, some at a time."""
+    dids = asked.to_frame("did").sort("did")
+    if not StudyStorage(study.location).exists(study_files.DIRECTORY_KEY):
+        yield dids["did"]
+        return
+    answered = pl.col("state").is_in([state.value for state in DirectoryState if state.settled])
+    for waiting, lot in crawling.waiting_lots(study, FetchMode.UNSETTLED):
+        settled = lot.directory.filter(answered).join(waiting, on="did", how="anti")
+        own = dids.filter(lot.dids.holds("did"))
+        yield own.join(settled, on="did", how="anti", maintain_order="left")["did"]

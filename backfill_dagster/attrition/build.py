@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from backfill_dagster.attrition.losses import losses
+from backfill_dagster.attrition.losses import LOSS_COLUMNS, KnownLot, is_seen, losses, tenths
 from backfill_dagster.attrition.methods import methods_text
 from backfill_dagster.attrition.period import read_decay
 from backfill_dagster.attrition.steps import (
@@ -19,14 +19,12 @@ from backfill_dagster.attrition.steps import (
     totals,
 )
 from backfill_dagster.records.windows import UNDATED
-from backfill_dagster.repos.packs import read_ledger
-from backfill_dagster.repos.snapshots import snapshots
-from backfill_dagster.storage import StudyStorage
+from backfill_dagster.storage import StudyStorage, without_source
+from backfill_dagster.stored_accounts import stored_accounts, stored_sums
 from backfill_dagster.study_files import (
-    ACCOUNTS_KEY,
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
-    asked_directory,
+    current_snapshots,
     study_tables,
 )
 from backfill_dagster.survivorship.ages import BIN_EDGES
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backfill_dagster.config.study import Study
+    from backfill_dagster.tables.account_sums import AccountSums
 
 METHODS_KEY = "methods.md"
 FIGURE_KEY = "attrition.svg"
@@ -60,8 +59,8 @@ def build_attrition(study: Study) -> Attrition:
     Raises StorageError.
     """
     storage = StudyStorage(study.location)
-    accounts = _accounts(storage)
-    made = read_attrition(study, accounts)
+    accounts = stored_sums(storage).of_source
+    made = read_attrition(study)
     text = methods_text(study, accounts, made, read_decay(study, accounts))
     is_news = not (
         storage.exists(ATTRITION_KEY)
@@ -74,7 +73,8 @@ def build_attrition(study: Study) -> Attrition:
     if not storage.exists(METHODS_KEY) or storage.read_bytes(METHODS_KEY) != text.encode():
         storage.write_bytes(METHODS_KEY, text.encode())
     stored = storage.read(ATTRITION_KEY)
-    return Attrition(stored, text, tuple(problems(stored, accounts, *_source(storage))))
+    listed, rejects = storage.rows(SOURCE_KEY), storage.rows(SOURCE_REJECTS_KEY)
+    return Attrition(stored, text, tuple(problems(stored, accounts, listed, rejects)))
 
 
 def _figure(table: pl.DataFrame) -> bytes:
@@ -86,20 +86,33 @@ def _figure(table: pl.DataFrame) -> bytes:
     return Drawing(draw_steps, (table,)).svg("attrition", "What each step left, and what it lost").encode()
 
 
-def read_attrition(study: Study, accounts: pl.DataFrame) -> pl.DataFrame:
-    """Return the table of attrition of these accounts of the source (ATTRITION_SCHEMA); stores nothing."""
+def read_attrition(study: Study) -> pl.DataFrame:
+    """Return the table of attrition of the study's accounts (ATTRITION_SCHEMA); stores nothing."""
     storage = StudyStorage(study.location)
+    # Of all accounts, and of each of them a few bytes.
+    activity = tenths(
+        pl.concat(
+            lot.rows.filter("in_source").select("records_fetched", seen=is_seen())
+            for lot in stored_accounts(storage, ["in_source", "records_fetched", "obtained"])
+        )
+    )
     rejects = storage.read(SOURCE_REJECTS_KEY)
-    undated = pl.concat([_UNDATED_SCHEMA.to_frame(), *_undated(study)])
-    return attrition_table(losses(rejects, accounts, undated, _ages(study)))
+    return attrition_table(losses(rejects, activity, _lots(study)))
 
 
-def problems(
-    table: pl.DataFrame, accounts: pl.DataFrame, source: pl.DataFrame, rejects: pl.DataFrame
-) -> Iterator[str]:
+def _lots(study: Study) -> Iterator[KnownLot]:
+    """Yield the accounts of the source by ranges of their DIDs."""
+    storage, ages = StudyStorage(study.location), _ages(study)
+    undated = pl.concat([_UNDATED_SCHEMA.to_frame(), *map(without_source, _undated(study))])
+    for dids, rows in stored_accounts(storage, ["in_source", *LOSS_COLUMNS]):
+        of_range = dids.holds("did")
+        yield KnownLot(rows.filter("in_source"), undated.filter(of_range), ages.filter(of_range))
+
+
+def problems(table: pl.DataFrame, accounts: AccountSums, source: int, rejects: int) -> Iterator[str]:
     """Say what in the table does not agree: within itself, and with the files that it was not made of step by step.
 
-    `accounts` are those of the source, by accounts.parquet; `source` and `rejects` are what the source gave.
+    `accounts` are those of the source, by accounts.parquet; `source` and `rejects` say how many the source gave.
     """
     if table.schema != ATTRITION_SCHEMA:
         yield "the table does not have the columns that it is described with"
@@ -120,32 +133,24 @@ def problems(
     if uneven := apart.filter(pl.max_horizontal("entered", "lost", "left") > 1).height:
         yield f"{uneven:,} steps have other sums by class than over all"
     of_accounts, of_records = totals(table, Unit.ACCOUNTS), totals(table, Unit.RECORDS)
-    shown = accounts.filter(pl.col("shown") & pl.col("obtained").is_not_null())
+    with_snapshot = accounts.kinds.filter(is_seen())
     expected = {
-        "entries of the source": (of_accounts[Step.VALID][0], source.height + rejects.height),
-        "accounts that the source lists": (of_accounts[Step.WANTED][2], source.height),
-        "accounts with a snapshot": (of_accounts[Step.COMPLETE][2], accounts["obtained"].count()),
-        "accounts that are shown": (of_accounts[Step.ACTIVE][2], shown.height),
-        "accounts in the tables": (
-            of_accounts[Step.IN_TABLES][2],
-            accounts.filter(pl.col("records_kept") > 0).height,
+        "entries of the source": (of_accounts[Step.VALID][0], source + rejects),
+        "accounts that the source lists": (of_accounts[Step.WANTED][2], source),
+        "accounts with a snapshot": (of_accounts[Step.COMPLETE][2], int(with_snapshot["accounts"].sum())),
+        "accounts that are shown": (
+            of_accounts[Step.ACTIVE][2],
+            int(with_snapshot.filter("shown")["accounts"].sum()),
         ),
-        "records in the snapshots": (of_records[Step.FOUND][2], accounts["records_fetched"].sum()),
-        "records rejected": (of_records[Step.USABLE][1], accounts["records_rejected"].sum()),
-        "records kept": (of_records[Step.SHOWN][2], accounts["records_kept"].sum()),
-        "records undated": (of_records[Step.DATED][1], accounts["undated"].sum()),
+        "accounts in the tables": (of_accounts[Step.IN_TABLES][2], accounts.total("in_tables")),
+        "records in the snapshots": (of_records[Step.FOUND][2], accounts.total("records_fetched")),
+        "records rejected": (of_records[Step.USABLE][1], accounts.total("records_rejected")),
+        "records kept": (of_records[Step.SHOWN][2], accounts.total("records_kept")),
+        "records undated": (of_records[Step.DATED][1], accounts.total("undated")),
     }
     for what, (found, stored) in expected.items():
         if found != stored:
             yield f"{what}: {found:,} here and {stored:,} in what is stored"
-
-
-def _accounts(storage: StudyStorage) -> pl.DataFrame:
-    return storage.read(ACCOUNTS_KEY).filter("in_source")
-
-
-def _source(storage: StudyStorage) -> tuple[pl.DataFrame, pl.DataFrame]:
-    return storage.read(SOURCE_KEY), storage.read(SOURCE_REJECTS_KEY)
 
 
 def _undated(study: Study) -> Iterator[pl.DataFrame]:
@@ -166,7 +171,7 @@ def _ages(study: Study) -> pl.DataFrame:
     storage = StudyStorage(study.location)
     if not storage.keys(f"{FOLDER}/{KIND}"):
         return _AGES_SCHEMA.to_frame()
-    current = snapshots(asked_directory(study), read_ledger(storage)).select("did", "pds_host", "pack")
+    current = current_snapshots(study)
     packs = current.select("pds_host", "pack").unique().sort("pds_host", "pack").rows()
     taken = [pack for pack in packs if storage.exists(inventory_key(*pack))]
     oldest = [_AGES_SCHEMA.to_frame()]
@@ -179,10 +184,8 @@ def _ages(study: Study) -> pl.DataFrame:
             .agg(pl.col("age").max())
         )
         [found] = storage.collect([rows], keys)
-        own = found.drop_nulls("age").join(current, on=["did", "pack"], how="semi")
-        oldest.append(
-            own.select("did", days=pl.col("age").replace_strict(days, return_dtype=pl.Float64)).cast(
-                _AGES_SCHEMA
-            )
-        )
+        stored = current.filter(pl.col("pack").is_in(list(keys.values())))
+        own = found.drop_nulls("age").join(stored, on=["did", "pack"], how="semi")
+        told = own.select("did", days=pl.col("age").replace_strict(days, return_dtype=pl.Float64))
+        oldest.append(without_source(told.cast(_AGES_SCHEMA)))
     return pl.concat(oldest)

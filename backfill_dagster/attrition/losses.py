@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
@@ -11,6 +11,7 @@ from backfill_dagster.attrition.steps import (
     NO_ACCOUNT,
     NO_HOST,
     UNKNOWN,
+    Breakdown,
     LossReason,
     Step,
     Unit,
@@ -19,6 +20,7 @@ from backfill_dagster.dids.syntax import DidRejection
 from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.repos.outcomes import FailureReason, LeftOut, Outcome
 from backfill_dagster.repos.snapshots import NOTHING_ASKED, PENDING, TOMBSTONED, UNRESOLVED
+from backfill_dagster.storage import without_source
 from backfill_dagster.tables.accounts import HiddenReason
 
 if TYPE_CHECKING:
@@ -59,38 +61,79 @@ def age_label(days: pl.Expr) -> pl.Expr:
     return pl.when(days.is_null()).then(pl.lit(UNKNOWN)).otherwise(told)
 
 
-def losses(
-    rejects: pl.DataFrame, accounts: pl.DataFrame, undated: pl.DataFrame, ages: pl.DataFrame
-) -> pl.DataFrame:
+class KnownLot(NamedTuple):
+    """Some of the accounts in the source (`accounts_schema`), by DID, and what else is known of them.
+
+    `undated` are the undated rows of the tables by account and judgement (`did, date_quality, records`); `ages` the age
+    in days of each account (`did, days`) as far as it is known.
+    """
+
+    accounts: pl.DataFrame
+    undated: pl.DataFrame
+    ages: pl.DataFrame
+
+
+# Columns of the accounts that their losses are told by.
+LOSS_COLUMNS = (
+    *("did", "pds_host", "state", "reason", "shown", "obtained", "filtered", "rejected", "undated"),
+    *("records_fetched", "records_absent", "records_kept"),
+)
+
+
+def is_seen() -> pl.Expr:
+    """Tell which accounts have a snapshot."""
+    return pl.col("obtained").is_not_null()
+
+
+def tenths(accounts: pl.DataFrame) -> pl.Series:
+    """Return the tenth (1 to 10) that each account with a snapshot is of, by number of records; null for the others.
+
+    `accounts` are all of the source (`records_fetched, seen`) by DID: of the same number the earlier comes first.
+    """
+    place = pl.when("seen").then("records_fetched").rank("ordinal") - 1
+    tenth = 1 + place.cast(pl.Int64) * TENTHS // pl.col("seen").sum().clip(1).cast(pl.Int64)
+    return accounts.select(tenth=tenth.cast(pl.UInt8))["tenth"]
+
+
+def losses(rejects: pl.DataFrame, activity: pl.Series, lots: Iterable[KnownLot]) -> pl.DataFrame:
     """Return what became of everything (LOSSES_SCHEMA).
 
-    `rejects` are those of the source (`reason`); `accounts` those in the source (`accounts_schema`); `undated` the
-    undated rows of the tables by account and judgement (`did, date_quality, records`); `ages` the age in days of each
-    account (`did, days`) as far as it is known.
+    `rejects` are those of the source (`reason`); `activity` the `tenths` of all accounts, in the order of the lots.
     """
-    known = _with_classes(accounts, ages)
-    parts = [_of_entries(rejects), _of_accounts(known), *_of_records(known, undated)]
-    return pl.concat([LOSSES_SCHEMA.to_frame(), *(_as_losses(part) for part in parts)])
+    total, first = _summed([LOSSES_SCHEMA.to_frame(), _by_each(_of_entries(rejects))]), 0
+    for lot in lots:
+        known = _with_classes(lot, activity.slice(first, lot.accounts.height))
+        first += lot.accounts.height
+        parts = [_of_accounts(known), *_of_records(known, lot.undated)]
+        total = without_source(_summed([total, *(_by_each(part) for part in parts)]))
+    return total
 
 
-def _as_losses(part: pl.DataFrame) -> pl.DataFrame:
-    return part.select(LOSSES_SCHEMA.names()).cast(LOSSES_SCHEMA)
+def _by_each(part: pl.DataFrame) -> pl.DataFrame:
+    """Sum losses up by each breakdown (LOSSES_SCHEMA)."""
+    parts = []
+    for breakdown in Breakdown:
+        of_class = pl.lit("all") if breakdown is Breakdown.ALL else pl.col(breakdown.value)
+        told = part.with_columns(of_class.alias("class"), by=pl.lit(breakdown.value))
+        parts.append(told.select(LOSSES_SCHEMA.names()).cast(LOSSES_SCHEMA))
+    return _summed(parts)
 
 
-def _with_classes(accounts: pl.DataFrame, ages: pl.DataFrame) -> pl.DataFrame:
+def _summed(losses: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    by = [name for name in LOSSES_SCHEMA if name != "number"]
+    return pl.concat(losses).group_by(by).agg(pl.col("number").sum())
+
+
+def _with_classes(lot: KnownLot, activity: pl.Series) -> pl.DataFrame:
     """Add to each account the class that it is of in each breakdown, by whether it has a snapshot."""
-    seen = pl.col("obtained").is_not_null()
-    place = pl.col("records_fetched").rank("ordinal").over(seen) - 1
-    tenth = 1 + place.cast(pl.Int64) * TENTHS // seen.sum().clip(1).cast(pl.Int64)
     return (
-        # By number of records, and those of the same number by DID: the same each time.
-        accounts.sort("did")
-        .join(ages, on="did", how="left", maintain_order="left")
+        lot.accounts.with_columns(tenth=activity)
+        .join(lot.ages, on="did", how="left", maintain_order="left")
         .with_columns(
             host=pl.col("pds_host").fill_null(NO_HOST),
-            activity=pl.when(seen).then(tenth.cast(pl.String)).otherwise(pl.lit(UNKNOWN)),
-            age=age_label(pl.when(seen).then("days")),
-            seen=seen,
+            activity=pl.col("tenth").cast(pl.String).fill_null(UNKNOWN),
+            age=age_label(pl.when(is_seen()).then("days")),
+            seen=is_seen(),
         )
     )
 

@@ -16,11 +16,11 @@ from backfill_dagster.survivorship.ages import CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
 
     from backfill_dagster.attrition.period import Decay
     from backfill_dagster.config.study import Study
     from backfill_dagster.survivorship.rates import Lost
+    from backfill_dagster.tables.account_sums import AccountSums
 
 _Totals = dict[Step, tuple[int, int, int, dict[str, int]]]
 _DAYS_OF_RATE = 30
@@ -38,7 +38,7 @@ _WHAT = {
 }
 
 
-def methods_text(study: Study, accounts: pl.DataFrame, table: pl.DataFrame, decay: Decay) -> str:
+def methods_text(study: Study, accounts: AccountSums, table: pl.DataFrame, decay: Decay) -> str:
     """Return the paragraph as Markdown: a title, and paragraphs without any markup.
 
     `accounts` are those of the source, `table` is of their attrition (ATTRITION_SCHEMA).
@@ -93,7 +93,7 @@ def _source(steps: _Totals) -> list[str]:
     return said
 
 
-def _accounts(study: Study, accounts: pl.DataFrame, steps: _Totals) -> list[str]:
+def _accounts(study: Study, accounts: AccountSums, steps: _Totals) -> list[str]:
     wanted = steps[Step.WANTED][2]
     if not wanted:
         return ["Nothing was collected."]
@@ -136,13 +136,14 @@ def _accounts(study: Study, accounts: pl.DataFrame, steps: _Totals) -> list[str]
     return said
 
 
-def _proof(accounts: pl.DataFrame) -> list[str]:
+def _proof(accounts: AccountSums) -> list[str]:
     """Say what is proven of what the tables hold, and what is not."""
-    shown = accounts.filter(pl.col("shown") & pl.col("obtained").is_not_null())
+    shown = accounts.kinds.filter(pl.col("shown") & pl.col("obtained").is_not_null())
     if shown.is_empty():
         return []
     said = []
-    obtained = dict(shown.group_by("obtained").len().iter_rows())
+    number = pl.col("accounts").sum()
+    obtained = dict(shown.group_by("obtained").agg(number).iter_rows())
     if whole := obtained.get(Obtained.REPO.value, 0):
         said.append(
             f"{_capital(number_of(whole, 'repository', 'repositories'))} {was(whole)} verified block by block: each "
@@ -163,10 +164,8 @@ def _proof(accounts: pl.DataFrame) -> list[str]:
             "listings: their bytes have the hashes that were listed, but neither that a listing is whole, nor that the "
             "records are the account's, is proven."
         )
-    signable = shown.filter(
-        pl.col("repo_rev").is_not_null(), pl.col("obtained") != Obtained.LIST_RECORDS.value
-    )
-    signed = dict(signable.group_by("signed_by").len().iter_rows())
+    signable = shown.filter("has_rev", pl.col("obtained") != Obtained.LIST_RECORDS.value)
+    signed = dict(signable.group_by("signed_by").agg(number).iter_rows())
     if signed:
         parts = [
             *(
@@ -330,21 +329,15 @@ def _share(share: float) -> str:
     return percent(share, 1)
 
 
-def _when(accounts: pl.DataFrame) -> str:
-    times = accounts["snapshot_fetched_at"].drop_nulls()
-    if times.is_empty():
+def _when(accounts: AccountSums) -> str:
+    first, last = accounts.first_fetch, accounts.last_fetch
+    if first is None or last is None:
         return ""
-    first, last = (_instant(value) for value in (times.min(), times.max()))
     return (
         f" ({instant(first)})"
         if instant(first) == instant(last)
         else f" ({instant(first)} to {instant(last)})"
     )
-
-
-def _instant(value: object) -> datetime:
-    # What Polars' aggregations return is typed as any value.
-    return value  # type: ignore[return-value]
 
 
 def _of(part: int, whole: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -16,10 +15,11 @@ from backfill_dagster.survivorship.stored import DELETION_RATES_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from backfill_dagster.config.study import Study
+    from backfill_dagster.tables.account_sums import AccountSums
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BY_DAY_SCHEMA = pl.Schema({"table": pl.String(), "day": pl.Date(), "records": pl.Int64()})
 
 
@@ -46,7 +46,7 @@ class Decay:
         return self.rates.filter(watched=Watching.ACCOUNTS.value)
 
 
-def read_decay(study: Study, accounts: pl.DataFrame, by_day: pl.DataFrame | None = None) -> Decay:
+def read_decay(study: Study, accounts: AccountSums, by_day: pl.DataFrame | None = None) -> Decay:
     """Read the rates of the study's own types, and estimate what had gone; raises StorageError.
 
     `accounts` are those of the source. `by_day` (`table, day, records`) counts the records of the period in the tables;
@@ -54,7 +54,7 @@ def read_decay(study: Study, accounts: pl.DataFrame, by_day: pl.DataFrame | None
     """
     storage = StudyStorage(study.location)
     collections = table_collections(study)
-    seen_at = _mean_fetch(accounts)
+    seen_at = accounts.mean_fetch
     if not storage.exists(DELETION_RATES_KEY):
         return Decay(RATES_SCHEMA.to_frame(), (), seen_at)
     own = [*collections.values(), *study.other_record_types]
@@ -74,17 +74,6 @@ def table_collections(study: Study) -> Mapping[str, str]:
         for table in study_tables(study)
         if table != OTHER_RECORDS and (collection := TABLE_BY_NAME[table].collection) is not None
     }
-
-
-def _mean_fetch(accounts: pl.DataFrame) -> datetime | None:
-    """Return when the records that are kept were fetched, on average."""
-    kept = accounts.filter(pl.col("records_kept") > 0, pl.col("snapshot_fetched_at").is_not_null())
-    if kept.is_empty():
-        return None
-    since = (kept["snapshot_fetched_at"] - _EPOCH).dt.total_seconds()
-    return _EPOCH + timedelta(
-        seconds=round(int((since * kept["records_kept"]).sum()) / kept["records_kept"].sum())
-    )
 
 
 def _by_day(storage: StudyStorage, tables: list[str]) -> pl.DataFrame:

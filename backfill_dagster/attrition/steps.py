@@ -125,13 +125,13 @@ ATTRITION_COLUMNS = (
 ATTRITION_SCHEMA = schema_of(ATTRITION_COLUMNS)
 ATTRITION_KEY_COLUMNS = ("unit", "by", "class", "step")
 
-# One row for so many of which the same became: `step` is the one that lost them, or null if they came through.
+# One row for so many of a class of which the same became: `step` is the one that lost them, or null if they came
+# through. They stand there once for each breakdown.
 LOSSES_SCHEMA = pl.Schema(
     {
         "unit": pl.String(),
-        "host": pl.String(),
-        "activity": pl.String(),
-        "age": pl.String(),
+        "by": pl.String(),
+        "class": pl.String(),
         "step": pl.String(),
         "reason": pl.String(),
         "number": pl.Int64(),
@@ -150,12 +150,9 @@ def attrition_table(losses: pl.DataFrame) -> pl.DataFrame:
         schema={"unit": pl.String, "place": pl.Int32, "step": pl.String},
         orient="row",
     )
-    parts = [ATTRITION_SCHEMA.to_frame()]
-    for breakdown in Breakdown:
-        of_class = pl.lit("all") if breakdown is Breakdown.ALL else pl.col(breakdown.value)
-        parts.append(_by_class(losses.with_columns(of_class.alias("class")), steps, breakdown))
+    parts = (_by_class(losses.filter(by=breakdown.value), steps, breakdown) for breakdown in Breakdown)
     order = pl.col("class").replace_strict(_PLACES, default=pl.col("class"))
-    return pl.concat(parts).sort("unit", "by", order, "class", "place")
+    return pl.concat([ATTRITION_SCHEMA.to_frame(), *parts]).sort("unit", "by", order, "class", "place")
 
 
 # Tenths and ages in their order, what is not known last.

@@ -123,10 +123,9 @@ class ExportCopy:
                 "the file before"
             ) from error
 
-    def latest(self, dids: pl.Series) -> pl.DataFrame:
-        """Return the latest operation (OPERATIONS_SCHEMA) of each of these DIDs that has any, in no order."""
+    def latest(self, dids: pl.Series) -> Iterator[pl.DataFrame]:
+        """Yield the latest operation (OPERATIONS_SCHEMA) of each of these DIDs that has any, in parts and no order."""
         missing = dids.unique().to_frame("did")
-        found = [OPERATIONS_SCHEMA.to_frame()]
         keys = self._keys()
         # The newest first: of a DID that was found, what is older is of no interest.
         while keys and not missing.is_empty():
@@ -135,9 +134,8 @@ class ExportCopy:
             theirs = rows.join(missing.lazy(), on="did", how="semi")
             [part] = self.storage.collect([theirs], some)
             part = part.sort("position").unique("did", keep="last").drop("position")
-            found.append(part)
             missing = missing.join(part, on="did", how="anti")
-        return pl.concat(found)
+            yield part
 
     def created(self, since: datetime | None, to: datetime | None) -> Iterator[pl.Series]:
         """Yield the DIDs that were created in a period, both ends inside, in the order of their creation."""

@@ -16,11 +16,11 @@ from backfill_dagster.directory.documents import (
 )
 from backfill_dagster.directory.export_reader import ExportReader, young_enough
 from backfill_dagster.directory.plc_operations import Effect
-from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA
 from backfill_dagster.errors import DirectoryUnreachableError
 from backfill_dagster.network.patience import RunOverError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from datetime import datetime
 
     from backfill_dagster.config.network import Network
@@ -41,34 +41,36 @@ _ENDPOINTS_SCHEMA = pl.Schema(
 )
 
 
-async def rows_from_export(dids: pl.Series, connections: Connections) -> pl.DataFrame:
-    """Return directory rows (DIRECTORY_SCHEMA) of those of these DIDs that the export tells of, in no order.
+async def rows_from_export(dids: pl.Series, connections: Connections) -> AsyncIterator[pl.DataFrame]:
+    """Yield directory rows (DIRECTORY_SCHEMA) of those of these DIDs that the export tells of, in parts and no order.
 
-    The export is brought up to date first. None are returned if the settings do not want it used for so many
-    accounts, or if it cannot be had as young as they want it.
+    The export is brought up to date first. There are none if the settings do not want it used for so many accounts, or
+    if it cannot be had as young as they want it.
     """
     network = connections.network
     at_plc = dids.filter(dids.str.starts_with("did:plc:"))
     if not _wants_export(network, len(at_plc)):
-        return DIRECTORY_SCHEMA.to_frame()
+        return
     needed = young_enough(min(network.plc_export.max_age_hours, network.directory_max_age_hours))
     reader = ExportReader(connections)
     try:
         reached = await reader.bring_up_to(needed)
     except (DirectoryUnreachableError, RunOverError) as error:
         logger.warning("accounts are looked up one by one: %s", error)
-        return DIRECTORY_SCHEMA.to_frame()
+        return
     if reached.until < needed:
         logger.warning(
             "accounts are looked up one by one: the PLC directory's export can only be had until %s",
             reached.until,
         )
-        return DIRECTORY_SCHEMA.to_frame()
+        return
+    parts, known = reader.copy.latest(at_plc), 0
     # Of a large copy this takes a minute, in which requests of others go on.
-    operations = await asyncio.to_thread(reader.copy.latest, at_plc)
-    rows = directory_rows(operations, reached.until)
-    logger.info("%s accounts are known from the PLC directory's export", f"{rows.height:,}")
-    return rows
+    while (operations := await asyncio.to_thread(next, parts, None)) is not None:
+        rows = directory_rows(operations, reached.until)
+        known += rows.height
+        yield rows
+    logger.info("%s accounts are known from the PLC directory's export", f"{known:,}")
 
 
 def _wants_export(network: Network, accounts: int) -> bool:

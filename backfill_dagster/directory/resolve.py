@@ -1,4 +1,8 @@
-"""Stage 2: the directory of a study, one row per DID, looked up at a bounded pace and kept for a while."""
+"""Stage 2: the directory of a study, one row per DID, looked up at a bounded pace and kept for a while.
+
+What is known of accounts, and what of it is due, is told of any set of them: so it can be of one range of DIDs after
+the other.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from backfill_dagster.errors import DirectoryUnreachableError
 from backfill_dagster.ticking import ticking
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator
     from datetime import datetime, timedelta
 
     from backfill_dagster.directory.resolver import Resolver
@@ -72,8 +76,9 @@ class DirectoryProgress:
     states: Counter[str] = field(default_factory=Counter)
 
 
-async def _nobody(dids: pl.Series) -> pl.DataFrame:  # noqa: ARG001  they are all looked up
-    return DIRECTORY_SCHEMA.to_frame()
+async def _nobody(dids: pl.Series) -> AsyncIterator[pl.DataFrame]:  # noqa: ARG001  they are all looked up
+    return
+    yield
 
 
 def as_directory(rows: pl.DataFrame) -> pl.DataFrame:
@@ -82,52 +87,74 @@ def as_directory(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([DIRECTORY_SCHEMA.to_frame(), rows.select(present)], how="diagonal")
 
 
-async def resolve_directory(
-    dids: pl.Series | Sequence[str],
+def latest_known(directory: pl.DataFrame | None, unfinished: pl.DataFrame) -> pl.DataFrame:
+    """Return the latest row known of each DID (DIRECTORY_SCHEMA): of a directory, and of one left unfinished.
+
+    Of the latter only what the directory answered: a failure must not take the place of an answer.
+    """
+    known = DIRECTORY_SCHEMA.to_frame() if directory is None else as_directory(directory)
+    if unfinished.is_empty():
+        return known
+    rows = pl.concat([known, unfinished.filter(pl.col("state").is_in(_SETTLED))])
+    return rows.sort("resolved_at", maintain_order=True).unique("did", keep="last", maintain_order=True)
+
+
+def due_lookups(dids: pl.Series, known: pl.DataFrame, *, max_age: timedelta, now: datetime) -> pl.Series:
+    """Return those of these DIDs, in their order, that are to be looked up.
+
+    Not those of which there is a row among `known`, the latest of each DID, that is younger than `max_age` and settled,
+    which a failure never is.
+    """
+    fresh = known.filter(pl.col("state").is_in(_SETTLED) & (pl.col("resolved_at") > now - max_age))
+    return dids.to_frame("did").join(fresh, on="did", how="anti", maintain_order="left")["did"]
+
+
+def brought_up_to_date(known: pl.DataFrame, looked_up: pl.DataFrame) -> pl.DataFrame:
+    """Return what is known (DIRECTORY_SCHEMA, each DID once) with what was looked up since, sorted by DID.
+
+    A DID whose lookup failed keeps the row with which it was resolved before, with its time, so that it is looked up
+    again next time: an outage says nothing about an account, and no good row gives way to one. What the directory does
+    answer, be it a tombstone or a document gone bad, replaces what was known.
+    """
+    others = known.join(looked_up, on="did", how="anti")
+    return pl.concat([others, _without_regress(looked_up, known)]).sort("did")
+
+
+async def look_up(
+    dids: pl.Series,
     *,
     resolver: Resolver,
-    known: pl.DataFrame | None = None,
-    max_age: timedelta,
-    now: datetime,
-    concurrency: int = CONCURRENCY,
-    in_bulk: Callable[[pl.Series], Awaitable[pl.DataFrame]] = _nobody,
+    checkpoint: Callable[[pl.DataFrame], None],
+    progress: DirectoryProgress,
     on_progress: Callable[[DirectoryProgress], None] = lambda _: None,
-    checkpoint: Callable[[pl.DataFrame], None] = lambda _: None,
-) -> pl.DataFrame:
-    """Return the directory (DIRECTORY_SCHEMA) of these DIDs: one row each, in the order of the first mention.
+    in_bulk: Callable[[pl.Series], AsyncIterator[pl.DataFrame]] = _nobody,
+    concurrency: int = CONCURRENCY,
+) -> None:
+    """Look up DIDs, each of them once, and hand their rows (DIRECTORY_SCHEMA) on as they come.
 
-    Rows of `known`, an earlier directory, are taken over if they are younger than `max_age` and settled,
-    which a failure never is. A DID whose lookup fails keeps the row with which it was resolved before, with
-    its time, so that it is looked up again next time: an outage says nothing about an account, and no good
-    row gives way to one. What the directory does answer, be it a tombstone or a document gone bad, replaces
-    what was known.
+    `checkpoint` gets a row of each DID, in parts of at most CHECKPOINT_ROWS. No more than these are held: there may be
+    far more accounts than fit into memory with all that is said of them.
 
-    `in_bulk` is given the DIDs that are to be looked up, and returns rows of as many of them as it has settled ones
-    of; the others are looked up one by one.
+    `in_bulk` is given the DIDs, and yields settled rows of as many of them as it knows; the others are looked up one by
+    one.
 
     `on_progress` is called after each lookup, and several times a second while none ends; it must be quick.
-    `checkpoint` gets the rows that were looked up, in parts of at most CHECKPOINT_ROWS, as they come: stored
-    and handed back as `known`, they spare an interrupted study the same lookups.
 
     What the run has no time to ask for, by the resolver's `run_time`, gets the state `not_asked`.
 
     Raises DirectoryUnreachableError if the PLC directory cannot be reached from the beginning. If it fails
     later, the DIDs that remain get that failure as their state, unasked.
     """
-    wanted = pl.Series("did", dids, dtype=pl.String).unique(maintain_order=True).to_frame()
-    known = as_directory(DIRECTORY_SCHEMA.to_frame() if known is None else known)
-    fresh_enough = pl.col("state").is_in(_SETTLED) & (pl.col("resolved_at") > now - max_age)
-    reused = known.filter(fresh_enough).join(wanted, on="did", how="semi")
-    missing = wanted.join(reused, on="did", how="anti", maintain_order="left")["did"]
-    progress = DirectoryProgress(wanted.height, done=reused.height)
     async with ticking(lambda: on_progress(progress)):
-        bulk = await in_bulk(missing)
-    progress.done += bulk.height
-    progress.states.update(bulk["state"])
-    lookups = _Lookups(resolver, progress, on_progress, checkpoint)
-    looked_up = await lookups.run(missing.filter(~missing.is_in(bulk["did"].implode())), concurrency)
-    rows = pl.concat([reused, bulk, _without_regress(looked_up, known)])
-    return wanted.join(rows, on="did", how="left", maintain_order="left").select(DIRECTORY_SCHEMA.names())
+        async for rows in in_bulk(dids):
+            for part in rows.iter_slices(CHECKPOINT_ROWS):
+                checkpoint(part)
+                progress.done += part.height
+                progress.states.update(part["state"])
+                # Of a large part this takes seconds, in which requests of others go on.
+                await asyncio.sleep(0)
+            dids = dids.filter(~dids.is_in(rows["did"].implode()))
+    await _Lookups(resolver, progress, on_progress, checkpoint).run(dids, concurrency)
 
 
 def _without_regress(looked_up: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
@@ -145,7 +172,7 @@ def _without_regress(looked_up: pl.DataFrame, known: pl.DataFrame) -> pl.DataFra
 
 
 class _Lookups:
-    """One run's lookups: their rows so far, and how the PLC directory is doing."""
+    """One run's lookups: the rows that are yet to be handed on, and how the PLC directory is doing."""
 
     def __init__(
         self,
@@ -159,13 +186,12 @@ class _Lookups:
         self._on_progress = on_progress
         self._checkpoint = checkpoint
         self._rows: list[DirectoryRow] = []
-        self._parts = [DIRECTORY_SCHEMA.to_frame()]
         self._plc_answered = False
         self._plc_failures_in_a_row = 0
         self._plc_lookups = 0
         self._lost: DirectoryRow | None = None
 
-    async def run(self, dids: pl.Series, concurrency: int) -> pl.DataFrame:
+    async def run(self, dids: pl.Series, concurrency: int) -> None:
         """Look all of them up, `concurrency` at once; hosts of did:web, which may be slow, delay no others."""
         at_plc = dids.str.starts_with("did:plc:")
         plc, web = dids.filter(at_plc), dids.filter(~at_plc)
@@ -185,7 +211,6 @@ class _Lookups:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
         self._seal()
-        return pl.concat(self._parts)
 
     async def _ask_web(self, dids: Iterator[str]) -> None:
         for did in dids:
@@ -227,10 +252,8 @@ class _Lookups:
     def _seal(self) -> None:
         if not self._rows:
             return
-        # Rows become a frame before they are many: a million objects weigh far more than a million rows.
         part = pl.DataFrame([astuple(row) for row in self._rows], schema=DIRECTORY_SCHEMA, orient="row")
         self._rows.clear()
-        self._parts.append(part)
         self._checkpoint(part)
 
 

@@ -26,6 +26,7 @@ from backfill_dagster.frozen.manifest import (
     frozen_builds,
     read_frozen,
     read_whole,
+    snapshot_lots,
     write_frozen,
 )
 from backfill_dagster.frozen.places import (
@@ -107,7 +108,7 @@ def sweep_unfinished(storage: StudyStorage) -> None:
 
 def _freeze(study: Study, storage: StudyStorage, label: str) -> FrozenBuild:
     try:
-        told, listed, snapshots = read_whole(storage)
+        told, listed = read_whole(storage)
     except StorageError as error:
         raise StorageError(
             f"nothing tells what is to be frozen: {error}; materialize `manifest`, then `frozen`"
@@ -121,6 +122,7 @@ def _freeze(study: Study, storage: StudyStorage, label: str) -> FrozenBuild:
     # Nobody may have built anything meanwhile.
     _ensure_unchanged(study, storage, wanted)
     made = {**told.made, "frozen_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    snapshots = snapshot_lots(storage, told.content["accounts"]["file"])
     build = write_frozen(storage, label, content_of(told, label), made, files, snapshots)
     storage.remove(unfinished_key(label))
     return build

@@ -21,8 +21,11 @@ from backfill_dagster.manifest.keys import (
     PROOF_FOLDER,
     SNAPSHOTS_KEY,
 )
+from backfill_dagster.repos.ledger_lots import account_ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import polars as pl
 
     from backfill_dagster.storage import StudyStorage
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 _VERSION = 1
 # What the build's manifest says of its own lists, and of files that are not frozen.
 _OF_THE_BUILD_ALONE = frozenset({"files", "accounts", "totals", "not_covered"})
-_LISTS = {"files": (FILES_KEY, FILES_SCHEMA), "accounts": (SNAPSHOTS_KEY, SNAPSHOTS_SCHEMA)}
+_LISTS = {"files": FILES_KEY, "accounts": SNAPSHOTS_KEY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,16 @@ class FrozenBuild:
     label: str
     told: Told
     files: pl.DataFrame
-    snapshots: pl.DataFrame
 
     @property
     def key(self) -> str:
         """Where the manifest lies."""
         return f"{frozen_folder(self.label)}/{MANIFEST_KEY}"
+
+    @property
+    def snapshots_key(self) -> str:
+        """Where the list of its snapshots lies."""
+        return f"{frozen_folder(self.label)}/{self.told.content['accounts']['file']}"
 
     @property
     def frozen_at(self) -> str:
@@ -88,9 +95,8 @@ def content_of(build: Told, label: str) -> dict[str, Any]:
 
 def read_frozen(storage: StudyStorage, label: str) -> FrozenBuild:
     """Read what a frozen build says of itself; raises StorageError if it is not there, or not what was written."""
-    folder = f"{frozen_folder(label)}/"
-    told, files, snapshots = read_whole(storage, folder)
-    build = FrozenBuild(label, told, files, snapshots)
+    told, files = read_whole(storage, f"{frozen_folder(label)}/")
+    build = FrozenBuild(label, told, files)
     try:
         # All that is asked of one later must be in it.
         _ = (build.frozen_at, build.made_of, build.purges)
@@ -99,23 +105,29 @@ def read_frozen(storage: StudyStorage, label: str) -> FrozenBuild:
     return build
 
 
-def read_whole(storage: StudyStorage, folder: str = "") -> tuple[Told, pl.DataFrame, pl.DataFrame]:
-    """Return the manifest in a folder, the study's if none is named, with its lists of files and of snapshots.
+def read_whole(storage: StudyStorage, folder: str = "") -> tuple[Told, pl.DataFrame]:
+    """Return the manifest in a folder, the study's if none is named, with its list of files.
 
-    Raises StorageError if any of them is not there, or not what was written.
+    Raises StorageError if it, or one of its lists, is not there, or not what was written.
     """
     told = read_told(storage, f"{folder}{MANIFEST_KEY}")
-    frames = []
     try:
-        for name, (_, schema) in _LISTS.items():
+        for name in _LISTS:
             key = f"{folder}{told.content[name]['file']}"
             if storage.sha256(key) != told.content[name]["sha256"]:
                 raise StorageError(f"{storage.where(key)} is not the list that the manifest was written with")
-            frames += storage.collect([storage.scan([key], schema)], [key])
+        key = f"{folder}{told.content['files']['file']}"
     except (KeyError, TypeError) as error:
         raise StorageError(f"{storage.where(folder + MANIFEST_KEY)} does not say {error!s:.100}") from error
-    files, snapshots = frames
-    return told, files, snapshots
+    [files] = storage.collect([storage.scan([key], FILES_SCHEMA)], [key])
+    return told, files
+
+
+def snapshot_lots(storage: StudyStorage, key: str) -> Iterator[pl.DataFrame]:
+    """Yield a manifest's list of snapshots (SNAPSHOTS_SCHEMA), sorted by DID, some of them at a time."""
+    listed = storage.scan([key], SNAPSHOTS_SCHEMA)
+    for dids in account_ranges(storage.rows(key)):
+        yield from storage.collect([listed.filter(dids.holds("did"))], [key])
 
 
 def frozen_builds(storage: StudyStorage, labels: list[str]) -> list[FrozenBuild]:
@@ -135,23 +147,30 @@ def write_frozen(
     content: dict[str, Any],
     made: dict[str, Any],
     files: pl.DataFrame,
-    snapshots: pl.DataFrame,
+    snapshots: Iterable[pl.DataFrame],
 ) -> FrozenBuild:
-    """Store the manifest of a frozen build, and last what commits it; what that does not name any more goes then."""
-    folder = frozen_folder(label)
-    described = {}
-    for name, rows in (("files", files), ("accounts", snapshots)):
-        key = _list_key(name, len(content["purges"]))
-        stored = storage.write(f"{folder}/{key}", rows)
-        described[name] = {
-            "file": key,
+    """Store the manifest of a frozen build, and last what commits it; what that does not name any more goes then.
+
+    `snapshots` come some after the others, sorted by DID.
+    """
+    folder = f"{frozen_folder(label)}/"
+    keys = {name: _list_key(name, len(content["purges"])) for name in _LISTS}
+    lists = {
+        "files": storage.write(folder + keys["files"], files),
+        "accounts": storage.write_parts(folder + keys["accounts"], snapshots, SNAPSHOTS_SCHEMA),
+    }
+    described = {
+        name: {
+            "file": keys[name],
             "rows": stored.rows,
             "bytes": stored.bytes,
             "sha256": stored.sha256,
         }
+        for name, stored in lists.items()
+    }
     totals = {"files": files.height, "bytes": int(files["bytes"].sum())}
     told = Told({**content, "totals": totals, **described}, made)
-    build = FrozenBuild(label, told, files, snapshots)
+    build = FrozenBuild(label, told, files)
     write_told(storage, build.key, told)
     remove_left_over(storage, build)
     return build
@@ -168,6 +187,6 @@ def remove_left_over(storage: StudyStorage, build: FrozenBuild) -> None:
 
 
 def _list_key(name: str, purges: int) -> str:
-    key, _ = _LISTS[name]
+    key = _LISTS[name]
     # Of another name each time: the one that the stored manifest tells of stands until the new one is stored.
     return key if not purges else key.replace(".parquet", f"-{purges}.parquet")

@@ -25,7 +25,13 @@ from backfill_dagster.derived.engaged import ENGAGED_ACCOUNTS_KEY, ENGAGED_POSTS
 from backfill_dagster.errors import StorageError
 from backfill_dagster.frozen.derived_again import MADE_AGAIN, derived_again, engaged_again
 from backfill_dagster.frozen.freeze import sweep_unfinished
-from backfill_dagster.frozen.manifest import FrozenBuild, read_frozen, remove_left_over, write_frozen
+from backfill_dagster.frozen.manifest import (
+    FrozenBuild,
+    read_frozen,
+    remove_left_over,
+    snapshot_lots,
+    write_frozen,
+)
 from backfill_dagster.frozen.places import frozen_folder, frozen_labels
 from backfill_dagster.frozen.rows import (
     recounted_accounts,
@@ -45,7 +51,7 @@ from backfill_dagster.tables.kept import add_kept, count_kept
 from backfill_dagster.workers import SMALL_BYTES, worker_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from backfill_dagster.config.study import Study
     from backfill_dagster.stores.location import Location
@@ -254,8 +260,7 @@ class _Purging:
         if self.build is None:
             return
         build, now = self.build, self.changes
-        snapshots = without_purged(build.snapshots, self.tombstones)
-        if not now and snapshots.equals(build.snapshots):
+        if not now and not self._are_purged_listed(build):
             return
         files = _listed(build.files, now)
         write_frozen(
@@ -264,8 +269,16 @@ class _Purging:
             {**build.told.content, "purges": [*build.purges, _purge_told(build, files, now)]},
             build.told.made,
             files,
-            snapshots,
+            (rows for _, rows in self._snapshots(build)),
         )
+
+    def _are_purged_listed(self, build: FrozenBuild) -> bool:
+        return any(not stay.equals(rows) for rows, stay in self._snapshots(build))
+
+    def _snapshots(self, build: FrozenBuild) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """Yield the snapshots that are listed, some of them at a time, and what stays of these."""
+        for rows in snapshot_lots(self._storage, build.snapshots_key):
+            yield rows, without_purged(rows, self.tombstones)
 
 
 def _listed(files: pl.DataFrame, changes: Mapping[str, _Change]) -> pl.DataFrame:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from backfill_dagster.columns import Column, schema_of
+from backfill_dagster.dealt_rows import DealtRows
+from backfill_dagster.dids.did_ranges import dealt_by_range
+from backfill_dagster.repos.ledger_lots import account_ranges
 from backfill_dagster.repos.outcomes import Obtained, Outcome
-from backfill_dagster.repos.packs import PACK_SCHEMA
-from backfill_dagster.storage import partition_folder
+from backfill_dagster.repos.packs import PACK_SCHEMA, pack_keys
+from backfill_dagster.storage import partition_folder, without_source
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from backfill_dagster.storage import StudyStorage
 
 SNAPSHOT_COLUMNS: tuple[Column, ...] = (
@@ -31,23 +37,80 @@ SNAPSHOT_COLUMNS: tuple[Column, ...] = (
     Column("masked", pl.Int64(), "Those in which the study has masked purged accounts.", required=True),
 )
 SNAPSHOTS_SCHEMA = schema_of(SNAPSHOT_COLUMNS)
+_PACKS_SCHEMA = pl.Schema({"pds_host": pl.String(), "pack": pl.String()})
+_NUMBER = "_number"
 _PACKS_AT_ONCE = 64
 
 
-def list_snapshots(storage: StudyStorage, current: pl.DataFrame) -> pl.DataFrame:
-    """Return the snapshots (SNAPSHOTS_SCHEMA) that are told by `did, pds_host, pack`, sorted by DID."""
-    # In the order of the packs, so that some of these have their accounts side by side: none is looked for among all.
-    ordered = current.select("did", "pds_host", "pack").sort("pds_host", "pack")
-    packs = ordered.group_by("pds_host", "pack", maintain_order=True).agg(accounts=pl.len())
-    found, begun = [SNAPSHOTS_SCHEMA.to_frame()], 0
-    for some in packs.iter_slices(_PACKS_AT_ONCE):
-        own = ordered.slice(begun, int(some["accounts"].sum()))
+@dataclass(slots=True)
+class SnapshotTotals:
+    """How many snapshots there are, and how many records they have, purged ones and masked ones among them."""
+
+    snapshots: int = 0
+    records: int = 0
+    purged: int = 0
+    masked: int = 0
+
+    def counted(self, lists: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        """Yield lists of snapshots (SNAPSHOTS_SCHEMA) as they come, and add up what they tell of."""
+        for rows in lists:
+            self.snapshots += rows.height
+            self.records += int(rows["records"].sum())
+            self.purged += int(rows["purged"].sum())
+            self.masked += int(rows["masked"].sum())
+            yield rows
+
+
+def list_snapshots(storage: StudyStorage, current: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Yield the snapshots (SNAPSHOTS_SCHEMA) that frames with `did, pds_host, pack` name, sorted by DID.
+
+    In lists of a bounded number of accounts that follow each other, though packs have accounts from everywhere. Of all
+    of them no more is held than the DID and a number.
+    """
+    packs = pl.DataFrame([pack[:2] for pack in pack_keys(storage)], schema=_PACKS_SCHEMA, orient="row")
+    numbered = packs.with_row_index(_NUMBER)
+    ordered = pl.concat(
+        [
+            pl.DataFrame(schema={"did": pl.String(), _NUMBER: pl.UInt32()}),
+            *(
+                without_source(some.join(numbered, on=packs.columns).select("did", _NUMBER))
+                for some in current
+            ),
+        ]
+    ).sort(_NUMBER)
+    ranges = account_ranges(ordered.height)
+    told = _told_by_packs(storage, numbered, ordered)
+    del ordered
+    if len(ranges) == 1:
+        yield pl.concat([SNAPSHOTS_SCHEMA.to_frame(), *told]).sort("did")
+        return
+    with storage.scratch() as scratch, DealtRows(scratch / "snapshots.arrow", SNAPSHOTS_SCHEMA) as dealt:
+        for rows in told:
+            for dids, some in dealt_by_range(rows, ranges):
+                dealt.add(dids, some)
+        for dids in ranges:
+            yield dealt.of(dids).sort("did")
+
+
+def _told_by_packs(
+    storage: StudyStorage, packs: pl.DataFrame, ordered: pl.DataFrame
+) -> Iterator[pl.DataFrame]:
+    """Yield what some packs after the others tell of their snapshots (SNAPSHOTS_SCHEMA).
+
+    These stand in the order of their packs' numbers, so that some packs have theirs side by side: none is looked for
+    among all.
+    """
+    counted = ordered.group_by(_NUMBER, maintain_order=True).agg(accounts=pl.len()).join(packs, on=_NUMBER)
+    begun = 0
+    for some in counted.sort(_NUMBER).iter_slices(_PACKS_AT_ONCE):
+        own = ordered.slice(begun, int(some["accounts"].sum())).join(some, on=_NUMBER)
         begun += own.height
-        keys = {f"repos/{partition_folder(host)}/{pack}.parquet": pack for host, pack, _ in some.iter_rows()}
+        named = some.select(_PACKS_SCHEMA.names()).iter_rows()
+        keys = {f"repos/{partition_folder(host)}/{pack}.parquet": pack for host, pack in named}
         rows = (
             storage.scan_named(keys, PACK_SCHEMA, "pack")
             .filter(pl.col("outcome") == Outcome.COMPLETE.value)
-            .join(own.lazy(), on=["did", "pack"])
+            .join(own.lazy().select("did", "pds_host", "pack"), on=["did", "pack"])
             .select(
                 *("did", "pds_host", "pack"),
                 pl.col("obtained").fill_null(Obtained.REPO.value),
@@ -56,5 +119,4 @@ def list_snapshots(storage: StudyStorage, current: pl.DataFrame) -> pl.DataFrame
                 masked=pl.col("masked").list.len().fill_null(0).cast(pl.Int64),
             )
         )
-        found += storage.collect([rows], keys)
-    return pl.concat(found).sort("did")
+        yield from storage.collect([rows], keys)

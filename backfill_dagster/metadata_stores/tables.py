@@ -46,6 +46,8 @@ USER_COLUMNS = (
     _IN_STORE,
 )
 USER_SCHEMA = schema_of(USER_COLUMNS)
+# Columns of the table of accounts that its rows are made of, beside those of the tables.
+USER_ROW_COLUMNS = ("did", "handle", "pds", "obtained", "snapshot_fetched_at")
 
 RUN_COLUMNS = (
     Column("run_id", pl.String(), "Dagster's identifier of the run, as in the audit log.", required=True),

@@ -23,7 +23,6 @@ from backfill_dagster.monitoring.memory import current_memory, memory_limit, pea
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    import polars as pl
     from prometheus_client import Counter
 
     from backfill_dagster.config.study import Study
@@ -258,20 +257,24 @@ class StudyMetrics:
         for table, fate, _, number in report.counts:
             self._families.converted.labels(self._study, table or ALL_TYPES, fate).inc(number)
 
-    def accounted(self, accounts: pl.DataFrame, tables: Iterable[str]) -> None:
-        """Tell of the table of accounts: how many of the source are in which state, and what their records became."""
-        accounts = accounts.filter("in_source")
+    def accounted(
+        self, states: Mapping[str, int], kept: Mapping[str, int], *, filtered: int, rejected: int
+    ) -> None:
+        """Tell of the accounts of the source: how many are in which state, and what their records became.
+
+        `kept` are those in each table.
+        """
         # A state that there is no account in any more must not keep its number.
         self._families.accounts.remove_by_labels({"study": self._study})
-        for state, number in accounts["state"].value_counts().iter_rows():
+        for state, number in states.items():
             self._families.accounts.labels(self._study, state).set(number)
         told = [
-            *((table, "kept", table) for table in tables),
-            (ALL_TYPES, "filtered", "records_filtered"),
-            (ALL_TYPES, "rejected", "records_rejected"),
+            *((table, "kept", records) for table, records in kept.items()),
+            (ALL_TYPES, "filtered", filtered),
+            (ALL_TYPES, "rejected", rejected),
         ]
-        for kind, fate, column in told:
-            self._families.records.labels(self._study, kind, fate).set(int(accounts[column].sum()))
+        for kind, fate, records in told:
+            self._families.records.labels(self._study, kind, fate).set(records)
 
     def _of_label(self, label: str) -> HostRequests:
         if label not in self._by_label:

@@ -169,15 +169,13 @@ def _directory(study: Study, source: dg.AssetsDefinition) -> dg.AssetsDefinition
                 on_progress=report_progress,
                 metrics=metrics,
             )
-            states = Counter(resolved["state"])
-            count(context, "directory", **{str(state): number for state, number in sorted(states.items())})
-        hosts = resolved["pds_host"].drop_nulls().unique()
-        new = register_hosts(context.instance, study, hosts)
+            count(context, "directory", **dict(sorted(resolved.states.items())))
+        new = register_hosts(context.instance, study, resolved.hosts)
         return dg.MaterializeResult(
             metadata=directory_metadata(
                 resolved, study.location / study_files.DIRECTORY_KEY, new_hosts=len(new)
             ),
-            data_version=_version(resolved.select(pl.struct("did", "pds", "state").hash(seed=0))["did"]),
+            data_version=dg.DataVersion(resolved.version[:16]),
         )
 
     return directory
@@ -479,11 +477,17 @@ def _accounts(study: Study, tables: list[dg.AssetsDefinition]) -> dg.AssetsDefin
     def accounts(context: dg.AssetExecutionContext, study_lock: StudyLockResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it only bare
         with stage(context, study, study_lock) as metrics:
             built = accounting.build_accounts(study)
-            metrics.accounted(built.accounts, study_files.study_tables(study))
-            states = Counter(built.accounts.filter("in_source")["state"])
-            count(context, "accounts", **dict(sorted(states.items())))
+            listed = built.sums.of_source
+            states = dict(listed.by("state").sort("state").iter_rows())
+            metrics.accounted(
+                states,
+                {table: listed.total(table) for table in study_files.study_tables(study)},
+                filtered=listed.total("records_filtered"),
+                rejected=listed.total("records_rejected"),
+            )
+            count(context, "accounts", **states)
         return dg.MaterializeResult(
-            metadata=accounts_metadata(built.accounts, study.location / study_files.ACCOUNTS_KEY),
+            metadata=accounts_metadata(built.sums, study.location / study_files.ACCOUNTS_KEY),
             check_results=list(accounts_check_results(study, built)),
         )
 

@@ -13,7 +13,6 @@ import polars as pl
 
 from backfill_dagster.orchestration.metadata import counts_table
 from backfill_dagster.repos.snapshots import PENDING
-from backfill_dagster.tables.accounts import missigned, unaccounted, unreconciled, unsigned
 from backfill_dagster.tables.quality import Finding, findings
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from backfill_dagster.accounting import AccountsBuild
     from backfill_dagster.config.study import Study
     from backfill_dagster.derived.inspection import DerivedInspection
+    from backfill_dagster.tables.account_sums import AccountSums
     from backfill_dagster.tables.inspection import Inspection
 
 _SHOWN = 10
@@ -132,20 +132,17 @@ def accounts_checks(accounts: dg.AssetKey) -> list[dg.AssetCheckSpec]:
 
 def accounts_check_results(study: Study, built: AccountsBuild) -> Iterator[dg.AssetCheckResult]:
     """Evaluate the checks on the table of accounts, and on the tables that it counts."""
-    off = unreconciled(built.accounts)
     yield _blocking(
         "records_reconcile",
-        off.height,
+        built.unreconciled,
         # Which accounts, `accounts.parquet` says: an event cannot be rid of a name again.
-        hosts=off["pds_host"].drop_nulls().unique().sort().head(_SHOWN).to_list(),
+        hosts=list(built.unreconciled_hosts),
     )
-    yield _blocking(
-        "rows_stand_in_their_tables", built.misplaced.height, tables=sorted(set(built.misplaced["table"]))
-    )
+    yield _blocking("rows_stand_in_their_tables", built.misplaced.total(), tables=sorted(built.misplaced))
     yield _blocking("uris_are_unique", built.repeated_uris)
-    yield _blocking("every_account_has_a_state", unaccounted(built.accounts, built.source).height)
-    yield _signatures(study, built.accounts)
-    pending = built.accounts.filter(pl.col("in_source") & (pl.col("state") == PENDING)).height
+    yield _blocking("every_account_has_a_state", built.unaccounted)
+    yield _signatures(study, built.sums)
+    pending = int(built.sums.of_source.kinds.filter(state=PENDING)["accounts"].sum())
     yield dg.AssetCheckResult(
         check_name="every_account_attempted",
         passed=pending == 0,
@@ -155,15 +152,16 @@ def accounts_check_results(study: Study, built: AccountsBuild) -> Iterator[dg.As
             "what_to_do": "Run the study's job again, or materialize the missing partitions of repos.",
         },
     )
-    for finding in findings(built.accounts, study.quality):
+    for finding in findings(built.sums, study.quality):
         yield _warning(finding)
 
 
-def _signatures(study: Study, accounts: pl.DataFrame) -> dg.AssetCheckResult:
+def _signatures(study: Study, accounts: AccountSums) -> dg.AssetCheckResult:
     """Tell a signature that is nobody's, which cannot be, from one that was stored before signatures were checked."""
-    wrong = missigned(accounts).height
-    unchecked = unsigned(accounts).height if study.processing.verify == "full" else 0
-    signers = accounts.drop_nulls("repo_rev").group_by("signed_by").agg(accounts=pl.len()).sort("signed_by")
+    wrong = accounts.missigned
+    unchecked = accounts.unsigned if study.processing.verify == "full" else 0
+    signed = accounts.kinds.filter("has_rev")
+    signers = signed.group_by("signed_by").agg(pl.col("accounts").sum()).sort("signed_by")
     return dg.AssetCheckResult(
         check_name="signatures_accounted_for",
         passed=wrong + unchecked == 0,

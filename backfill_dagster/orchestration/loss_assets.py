@@ -92,21 +92,19 @@ def _account_history(study: Study, repos: dg.AssetDep, directory: dg.AssetsDefin
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it only bare
         with stage(context, study, study_lock):
             made = build_account_history(study)
-            over = made.rows.drop_nulls("valid_to")
-            ended = {aspect.value: over.filter(aspect=aspect.value).height for aspect in Aspect}
+            ended = {
+                aspect.value: int(made.ended.filter(aspect=aspect.value)["ended"].sum()) for aspect in Aspect
+            }
             count(
                 context,
                 "account_history",
-                rows=made.rows.height,
+                rows=made.rows,
                 **{f"{k}_changes": n for k, n in ended.items()},
             )
-        # Handles are names: of them only the number is told.
-        states = (
-            over.filter(aspect=Aspect.STATE.value).group_by(state="value").agg(ended=pl.len()).sort("state")
-        )
+        states = made.ended.filter(aspect=Aspect.STATE.value).drop("aspect")
         return dg.MaterializeResult(
             metadata={
-                "dagster/row_count": made.rows.height,
+                "dagster/row_count": made.rows,
                 "state_changes": ended[Aspect.STATE.value],
                 "migrations": ended[Aspect.HOST.value],
                 "handle_changes": ended[Aspect.HANDLE.value],

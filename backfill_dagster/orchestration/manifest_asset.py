@@ -6,8 +6,9 @@ from typing import Any
 import dagster as dg
 
 from backfill_dagster.config.study import Study
+from backfill_dagster.manifest.canonical import Told
 from backfill_dagster.manifest.keys import MANIFEST_KEY
-from backfill_dagster.manifest.written import Manifest, write_manifest
+from backfill_dagster.manifest.written import write_manifest
 from backfill_dagster.orchestration.metadata import file_path
 from backfill_dagster.orchestration.resources import StudyLockResource
 from backfill_dagster.orchestration.stage import asset_key, stage
@@ -39,18 +40,19 @@ def manifest_asset(study: Study, made: Iterable[dg.AssetsDefinition]) -> dg.Asse
             runs = {context.run.run_id, context.run.tags.get(PARENT_TAG, context.run.run_id)}
             written = write_manifest(study, sorted(runs))
         return dg.MaterializeResult(
-            metadata=_metadata(study, written), data_version=dg.DataVersion(written.told.digest[:16])
+            metadata=_metadata(study, written), data_version=dg.DataVersion(written.digest[:16])
         )
 
     return manifest
 
 
-def _metadata(study: Study, written: Manifest) -> dict[str, Any]:
+def _metadata(study: Study, written: Told) -> dict[str, Any]:
+    totals, snapshots = (written.content[name] for name in ("totals", "accounts"))
     return {
-        "dagster/row_count": written.files.height,
-        "files": written.files.height,
-        "megabytes": round(int(written.files["bytes"].sum()) / 1e6, 3),
-        "snapshots": written.snapshots.height,
-        "sha256": written.told.digest,
+        "dagster/row_count": totals["files"],
+        "files": totals["files"],
+        "megabytes": round(totals["bytes"] / 1e6, 3),
+        "snapshots": snapshots["rows"],
+        "sha256": written.digest,
         "path": file_path(study.location / MANIFEST_KEY),
     }

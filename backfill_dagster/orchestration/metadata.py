@@ -13,7 +13,6 @@ from backfill_dagster.dids.syntax import DidRejection
 from backfill_dagster.records.outcomes import Fate
 from backfill_dagster.repos.outcomes import Obtained, Outcome
 from backfill_dagster.repos.snapshots import latest_attempts
-from backfill_dagster.tables.accounts import reason_totals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
     from backfill_dagster.records.filter_lists import StoredList
     from backfill_dagster.report.page import Report
     from backfill_dagster.repos.crawl import HostReport
+    from backfill_dagster.resolving import DirectorySummary
     from backfill_dagster.stores.location import Location
+    from backfill_dagster.tables.account_sums import AccountSums
     from backfill_dagster.tables.build import PartitionReport
 
 Metadata = dict[str, Any]
@@ -93,19 +94,16 @@ def _counts(counts: Mapping[str, int], name: str, number: str) -> pl.DataFrame:
     return pl.DataFrame({name: list(counts), number: list(counts.values())})
 
 
-def directory_metadata(directory: pl.DataFrame, path: Location, *, new_hosts: int) -> Metadata:
+def directory_metadata(directory: DirectorySummary, path: Location, *, new_hosts: int) -> Metadata:
     """Say how many DIDs ended in which state, and how the accounts are spread over hosts."""
-    states = (
-        directory.group_by("state").agg(accounts=pl.len()).sort("accounts", "state", descending=[True, False])
+    states = _counts(directory.states, "state", "accounts").sort(
+        "accounts", "state", descending=[True, False]
     )
-    hosts = (
-        directory.filter(pl.col("pds_host").is_not_null())
-        .group_by("pds_host")
-        .agg(accounts=pl.len())
-        .sort("accounts", "pds_host", descending=[True, False])
+    hosts = _counts(directory.hosts, "pds_host", "accounts").sort(
+        "accounts", "pds_host", descending=[True, False]
     )
     return {
-        "dagster/row_count": directory.height,
+        "dagster/row_count": directory.accounts,
         "accounts_by_state": counts_table(states),
         "hosts": hosts.height,
         "new_hosts": new_hosts,
@@ -236,23 +234,21 @@ def engaged_metadata(rows: int, unusable: int, path: Location) -> Metadata:
     return {"dagster/row_count": rows, "interactions_without_account": unusable, "path": file_path(path)}
 
 
-def accounts_metadata(accounts: pl.DataFrame, path: Location) -> Metadata:
+def accounts_metadata(accounts: AccountSums, path: Location) -> Metadata:
     """Say how the accounts ended and what became of their records."""
-    states = (
-        accounts.group_by("state", "reason")
-        .agg(accounts=pl.len())
-        .sort("accounts", "state", "reason", descending=[True, False, False], nulls_last=True)
+    states = accounts.by("state", "reason").sort(
+        "accounts", "state", "reason", descending=[True, False, False], nulls_last=True
     )
-    totals = accounts.select(pl.col("^records_.*$").sum()).row(0, named=True)
+    fates = ("fetched", "absent", "kept", "filtered", "rejected")
     return {
-        "dagster/row_count": accounts.height,
+        "dagster/row_count": accounts.accounts,
         "accounts_by_state": counts_table(states),
         # The same for programs.
-        "accounts_per_state": dict(accounts.group_by("state").len().sort("state").iter_rows()),
-        **totals,
-        "undated": int(accounts["undated"].sum()),
-        "rejected_by_reason": counts_table(reason_totals(accounts, "rejected")),
-        "filtered_by_reason": counts_table(reason_totals(accounts, "filtered")),
+        "accounts_per_state": dict(accounts.by("state").sort("state").iter_rows()),
+        **{f"records_{fate}": accounts.total(f"records_{fate}") for fate in fates},
+        "undated": accounts.total("undated"),
+        "rejected_by_reason": counts_table(accounts.reason_totals("rejected")),
+        "filtered_by_reason": counts_table(accounts.reason_totals("filtered")),
         "path": file_path(path),
     }
 

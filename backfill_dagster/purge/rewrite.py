@@ -36,7 +36,7 @@ from backfill_dagster.repos.packs import (
 from backfill_dagster.storage import RowGroupWriter, StoredFile, StudyStorage, partition_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from backfill_dagster.repos.masked import Masked
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _PACK_NAME_LENGTH = 20
 # Files of which rows are counted at once.
 _FILES_AT_ONCE = 64
+# Rows of a file of accounts that are held at once.
+_ROWS_AT_ONCE = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +125,24 @@ def purge_rows(storage: StudyStorage, key: str, tombstones: Tombstones) -> int:
     """Remove the rows of purged accounts from one file with a column `did`, and mask the others; rows removed."""
     if not storage.exists(key):
         return 0
-    rows = storage.read(key)
-    stays = rows.filter(~pl.col("did").is_in(tombstones.held_among(rows["did"])))
-    masked = tombstones.mask_texts(stays)
-    if not masked.equals(rows):
-        storage.write(key, masked)
-    return rows.height - stays.height
+    removed, changes = 0, False
+    for rows in _some_rows(storage, key):
+        stays = _without_purged(rows, tombstones)
+        removed += rows.height - stays.height
+        changes = changes or not tombstones.mask_texts(stays).equals(rows)
+    if changes:
+        stay = (tombstones.mask_texts(_without_purged(rows, tombstones)) for rows in _some_rows(storage, key))
+        storage.write_parts(key, stay, storage.schema(key))
+    return removed
+
+
+def _some_rows(storage: StudyStorage, key: str) -> Iterator[pl.DataFrame]:
+    for first in range(0, storage.rows(key), _ROWS_AT_ONCE):
+        yield from storage.collect([storage.scan_as_it_is(key).slice(first, _ROWS_AT_ONCE)], [key])
+
+
+def _without_purged(rows: pl.DataFrame, tombstones: Tombstones) -> pl.DataFrame:
+    return rows.filter(~pl.col("did").is_in(tombstones.held_among(rows["did"])))
 
 
 def purge_source(

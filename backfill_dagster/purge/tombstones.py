@@ -52,6 +52,8 @@ _SCHEMA = schema_of(TOMBSTONE_COLUMNS)
 _DID, _RECORD = "did", "record"
 _SALT = "salt"
 _SALT_BYTES = 32
+# Accounts of which it is remembered whether they are purged: the same are named again and again.
+_MOST_KNOWN = 65_536
 # In the metadata of the file: all is done but for a frozen build.
 _LEFT_IN_FROZEN = "left_in_frozen"
 # As far as a record's key goes; quotes and commas of a JSON text around it are none of it.
@@ -100,9 +102,13 @@ class Tombstones:
 
     def holds_did(self, did: str) -> bool:
         """Tell whether an account is purged."""
+        if not self.dids:
+            return False
         known = self._known.get(did)
         if known is None:
             known = self._hash(canonical_did(did)) in self.dids
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
             self._known[did] = known
         return known
 

@@ -17,13 +17,13 @@ from backfill_dagster.attrition.period import read_decay
 from backfill_dagster.records.windows import granularity_of
 from backfill_dagster.report.activity import Activity, read_activity
 from backfill_dagster.report.days import DaySpan, observed_days
-from backfill_dagster.report.hosts import summarise_hosts
+from backfill_dagster.report.hosts import sum_downloads, summarise_hosts
 from backfill_dagster.repos.outcomes import Outcome
-from backfill_dagster.repos.packs import read_ledger
+from backfill_dagster.repos.packs import read_attempts
 from backfill_dagster.repos.snapshots import NOTHING_ASKED, PENDING, TOMBSTONED, UNRESOLVED
 from backfill_dagster.sharing.rehydration import Rehydration, stored_rehydration
-from backfill_dagster.storage import StudyStorage
-from backfill_dagster.tables.accounts import reason_totals
+from backfill_dagster.storage import StudyStorage, without_source
+from backfill_dagster.stored_accounts import stored_accounts, stored_sums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from backfill_dagster.attrition.period import Decay
     from backfill_dagster.config.study import Study
+    from backfill_dagster.tables.account_sums import AccountSums
 
 # What a state says of an account: a handful of kinds that a reader can keep apart.
 COMPLETE, FAILED, BY_SERVER, BY_DIRECTORY, NOT_TRIED, NOT_ASKED = (
@@ -119,18 +120,17 @@ class ReportNumbers:
 def read_numbers(study: Study) -> ReportNumbers:
     """Read the numbers from the study's files. Raises StorageError for one that is missing or damaged."""
     storage = StudyStorage(study.location)
-    accounts = storage.read(study_files.ACCOUNTS_KEY).filter("in_source")
-    fetched_at = accounts["snapshot_fetched_at"]
+    accounts = stored_sums(storage).of_source
     tables = study_files.study_tables(study)
-    in_tables = accounts.filter(pl.col("shown") & pl.col("repo_rev").is_not_null())
-    span = observed_days(
-        study.time_range, _instant(accounts["first_created_at"].min()), _instant(fetched_at.max())
-    )
-    attrition = read_attrition(study, accounts)
-    activity = read_activity(storage, tables, granularity_of(study.time_range), span, in_tables["did"])
+    in_tables = accounts.kinds.filter("shown", "has_rev")
+    span = observed_days(study.time_range, accounts.first_created_at, accounts.last_fetch)
+    attrition = read_attrition(study)
+    downloads = sum_downloads(read_attempts(storage), _dids(storage, pl.lit(value=True)))
+    shown = _dids(storage, pl.col("shown") & pl.col("repo_rev").is_not_null())
+    activity = read_activity(storage, tables, granularity_of(study.time_range), span, shown)
     decay = read_decay(study, accounts, activity.by_day)
     return ReportNumbers(
-        accounts=accounts.height,
+        accounts=accounts.accounts,
         states=_states(accounts),
         left_out=storage.read(study_files.SOURCE_REJECTS_KEY)
         .group_by("reason")
@@ -138,25 +138,27 @@ def read_numbers(study: Study) -> ReportNumbers:
         .sort("reason"),
         records={
             **{
-                fate: int(accounts[f"records_{fate}"].sum())
+                fate: accounts.total(f"records_{fate}")
                 for fate in ("fetched", "kept", "filtered", "rejected")
             },
-            "undated": int(accounts["undated"].sum()),
+            "undated": accounts.total("undated"),
         },
         tables=pl.DataFrame(
             {
                 "table": tables,
-                "records": [int(accounts[table].sum()) for table in tables],
+                "records": [accounts.total(table) for table in tables],
                 "in_period": [activity.records_of(table) for table in tables],
             }
         ),
-        filtered=reason_totals(accounts, "filtered"),
-        rejected=reason_totals(accounts, "rejected"),
-        hosts=summarise_hosts(accounts, read_ledger(storage)),
-        in_tables=in_tables.height,
-        signed=in_tables.group_by("signed_by").agg(accounts=pl.len()).sort("signed_by", nulls_last=True),
-        first_fetch=_instant(fetched_at.min()),
-        last_fetch=_instant(fetched_at.max()),
+        filtered=accounts.reason_totals("filtered"),
+        rejected=accounts.reason_totals("rejected"),
+        hosts=summarise_hosts(accounts, downloads),
+        in_tables=int(in_tables["accounts"].sum()),
+        signed=in_tables.group_by("signed_by")
+        .agg(pl.col("accounts").sum().cast(pl.UInt32))
+        .sort("signed_by", nulls_last=True),
+        first_fetch=accounts.first_fetch,
+        last_fetch=accounts.last_fetch,
         period_end=study.time_range.end_date,
         span=span,
         activity=activity,
@@ -167,21 +169,23 @@ def read_numbers(study: Study) -> ReportNumbers:
     )
 
 
+def _dids(storage: StudyStorage, chosen: pl.Expr) -> pl.Series:
+    """Return the accounts of the source that are chosen by `shown` and `repo_rev`, by DID."""
+    lots = stored_accounts(storage, ["did", "in_source", "shown", "repo_rev"])
+    return pl.concat(without_source(lot.rows.filter("in_source", chosen).select("did")) for lot in lots)[
+        "did"
+    ]
+
+
 def state_label(state: str, reason: str | None) -> str:
     """Name a state with its reason, if that says more."""
     return state if reason is None or reason == state else f"{state} ({reason})"
 
 
-def _instant(value: object) -> datetime | None:
-    # What Polars' aggregations return is typed as any value.
-    return value  # type: ignore[return-value]
-
-
-def _states(accounts: pl.DataFrame) -> pl.DataFrame:
+def _states(accounts: AccountSums) -> pl.DataFrame:
     kind = pl.col("state").replace_strict(_KIND_OF_STATE, default=BY_SERVER, return_dtype=pl.String)
     return (
-        accounts.group_by("state", "reason")
-        .agg(accounts=pl.len())
-        .select("state", "reason", kind.alias("kind"), pl.col("accounts").cast(pl.Int64))
+        accounts.by("state", "reason")
+        .select("state", "reason", kind.alias("kind"), "accounts")
         .sort("accounts", "state", "reason", descending=[True, False, False])
     )

@@ -9,14 +9,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from backfill_dagster.dealt_rows import DealtRows
 from backfill_dagster.dids.did_ranges import dealt_by_range, did_ranges
 from backfill_dagster.repos.packs import LEDGER_ORDER, LEDGER_SCHEMA, read_attempts, read_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import polars as pl
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from backfill_dagster.dids.did_ranges import DidRange
     from backfill_dagster.storage import StudyStorage
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 ACCOUNTS_AT_ONCE = 10_000
 # More ranges would only make each pack's share of one smaller.
 _MOST_RANGES = 256
+# Attempts that are dealt out at once.
+_DEALT_AT_ONCE = 25_000
 
 
 def account_ranges(accounts: int) -> list[DidRange]:
@@ -45,7 +47,19 @@ def ledger_by_range(
         yield lambda _: ledger
         return
     with storage.scratch() as scratch, DealtRows(scratch / "ledger.arrow", LEDGER_SCHEMA) as dealt:
-        for attempts in read_attempts(storage):
+        for attempts in _gathered(read_attempts(storage)):
             for dids, some in dealt_by_range(attempts, ranges):
                 dealt.add(dids, some)
         yield lambda dids: dealt.of(dids).sort(LEDGER_ORDER)
+
+
+def _gathered(parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Put parts together: what it costs to deal out some rows hardly depends on how many they are."""
+    held: list[pl.DataFrame] = []
+    for part in parts:
+        held.append(part)
+        if sum(some.height for some in held) >= _DEALT_AT_ONCE:
+            yield pl.concat(held)
+            held.clear()
+    if held:
+        yield pl.concat(held)

@@ -27,7 +27,7 @@ from backfill_dagster.records.tables import REJECTS_SCHEMA
 from backfill_dagster.repos.blocks_file import BLOCK_COLUMNS
 from backfill_dagster.repos.cid import CID_BYTES
 from backfill_dagster.repos.outcomes import NOT_THERE, FailureReason, LeftOut, Obtained, Outcome
-from backfill_dagster.repos.packs import PACK_SCHEMA, read_ledger
+from backfill_dagster.repos.packs import PACK_SCHEMA
 from backfill_dagster.repos.snapshots import (
     NOTHING_ASKED,
     PENDING,
@@ -36,8 +36,14 @@ from backfill_dagster.repos.snapshots import (
     snapshots,
 )
 from backfill_dagster.sharing.sample import is_gone
-from backfill_dagster.storage import RowGroupWriter, StudyStorage, arrow_table, partition_folder
-from backfill_dagster.study_files import ACCOUNTS_KEY, asked_directory, study_tables
+from backfill_dagster.storage import (
+    RowGroupWriter,
+    StudyStorage,
+    arrow_table,
+    partition_folder,
+    without_source,
+)
+from backfill_dagster.study_files import ACCOUNTS_KEY, account_lots, study_tables
 from backfill_dagster.tables.accounts import HiddenReason
 
 if TYPE_CHECKING:
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backfill_dagster.config.study import Study
+    from backfill_dagster.study_files import AccountLot
 
 REHYDRATION_KEY = "rehydration.parquet"
 _ACCOUNTS_AT_ONCE = 2_000
@@ -218,8 +225,9 @@ def _problems(
     rows = int(counted["records"].sum())
     if rows != listed:
         yield f"{rows:,} shared records have an outcome, and {listed:,} are on the lists"
-    accounts = storage.read(ACCOUNTS_KEY)
-    in_tables = sum(int(accounts[table].sum()) for table in study_tables(study))
+    sums = storage.scan_as_it_is(ACCOUNTS_KEY).select(pl.col(study_tables(study)).sum())
+    [counts] = storage.collect([sums], [ACCOUNTS_KEY])
+    in_tables = sum(map(int, counts.row(0)))
     # A record can have become another kind of post since; so tables are not told apart.
     if sum(kept.values()) != in_tables:
         yield f"{sum(kept.values()):,} shared records are said to be in the tables, which have {in_tables:,} rows"
@@ -231,11 +239,9 @@ def _outcomes(study: Study, storage: StudyStorage) -> Iterator[pl.DataFrame]:
     shared = storage.scan(keys, LIST_SCHEMA)
     if not keys:
         return
-    accounts = storage.read(ACCOUNTS_KEY).select("did", "state", "reason", "in_source", "shown")
-    ledger = read_ledger(storage)
-    current = snapshots(asked_directory(study), ledger).select(
-        "did", "pds_host", "pack", as_of="fetched_at", how=pl.col("obtained").fill_null(Obtained.REPO.value)
-    )
+    columns = ["did", "state", "reason", "in_source", "shown"]
+    [accounts] = storage.collect([storage.scan_as_it_is(ACCOUNTS_KEY).select(columns)], [ACCOUNTS_KEY])
+    current = pl.concat(without_source(_snapshots(lot)) for lot in account_lots(study))
     # Also of accounts that the study does not have.
     [named] = storage.collect([shared.select("did").unique()], keys, engine="streaming")
     everybody = (
@@ -247,6 +253,12 @@ def _outcomes(study: Study, storage: StudyStorage) -> Iterator[pl.DataFrame]:
     with storage.scratch() as scratch:
         by_lot = _by_lot(storage, keys, lots, scratch / "by_lot.parquet")
         yield from _of_lots(study, storage, lots, by_lot)
+
+
+def _snapshots(lot: AccountLot) -> pl.DataFrame:
+    how = pl.col("obtained").fill_null(Obtained.REPO.value)
+    found = snapshots(lot.directory, lot.ledger)
+    return found.select("did", "pds_host", "pack", as_of="fetched_at", how=how)
 
 
 def _of_lots(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from backfill_dagster import pending, pipeline
+from backfill_dagster.dealt_rows import DealtRows
 from backfill_dagster.derived.stored_tables import StoredTables
 from backfill_dagster.errors import ConfigError, StorageError
 from backfill_dagster.manifest.accounts import list_snapshots
@@ -17,6 +18,8 @@ from backfill_dagster.monitoring.code_version import code_version
 from backfill_dagster.purge.tombstones import Tombstones
 from backfill_dagster.records.tables import TABLES
 from backfill_dagster.records.windows import granularity_of
+from backfill_dagster.repos.ledger_lots import account_ranges
+from backfill_dagster.repos.snapshots import snapshots
 from backfill_dagster.sharing.pseudonyms import Pseudonyms, read_salt
 from backfill_dagster.sharing.rebuilt_yaml import rebuilt_yaml, told_rules
 from backfill_dagster.sharing.sample import accounts_to_share
@@ -32,8 +35,14 @@ from backfill_dagster.sharing.shared_folder import (
     table_file,
 )
 from backfill_dagster.sharing.treatments import Treatment, columns_of, treated, treatments_of
-from backfill_dagster.storage import RowGroupWriter, StoredFile, StudyStorage, arrow_table
-from backfill_dagster.study_files import ACCOUNTS_KEY, current_snapshots, study_tables
+from backfill_dagster.storage import (
+    RowGroupWriter,
+    StoredFile,
+    StudyStorage,
+    arrow_table,
+    without_source,
+)
+from backfill_dagster.study_files import ACCOUNTS_KEY, account_lots, rows_in, study_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,10 +51,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from backfill_dagster.config.study import Study
+    from backfill_dagster.dids.did_ranges import DidRange
 
 # Rows of a table that are held at once, but for those of one account.
 _AT_ONCE = 500_000
 _ORDER = "_order"
+_FETCHED_AT = "snapshot_fetched_at"
+# Of a pseudonym, by which those of all accounts are dealt out to lots.
+_PLACE_DIGITS = 4
+_PSEUDONYMS_AT_ONCE = 20_000
 # What the table of accounts says over all of the study's tables.
 _OVER_ALL_TABLES = {"undated", "first_created_at", "last_created_at"}
 
@@ -71,17 +85,25 @@ def share(study: Study) -> Shared:
     pseudonyms = None if sharing.what == IDS else Pseudonyms(read_salt(sharing))
     storage = StudyStorage(study.location)
     _must_be_built(study, storage)
-    chosen = accounts_to_share(storage.read(ACCOUNTS_KEY), sharing, pseudonyms)
+    tables = [table for table in study_tables(study) if sharing.tables is None or table in sharing.tables]
+    lots = (accounts_to_share(lot, sharing, pseudonyms) for _, lot in _accounts(storage))
+    # Of all of them this is held.
+    chosen = pl.concat(without_source(lot.select("did", _FETCHED_AT, *tables)) for lot in lots)
     if chosen.is_empty():
         raise ConfigError(
             "sharing: no account is left to share: none has rows in the tables"
             + (" and is in the sample; raise sharing.sample" if sharing.sample is not None else "")
         )
-    tables = [table for table in study_tables(study) if sharing.tables is None or table in sharing.tables]
     made = _Made(study, storage, chosen, tables, pseudonyms)
     with storage.scratch() as scratch:
         files = made.files(scratch)
         return made.put_in_place(files)
+
+
+def _accounts(storage: StudyStorage) -> Iterator[tuple[DidRange, pl.DataFrame]]:
+    """Yield the rows of the table of accounts, by ranges of their DIDs, in their order."""
+    for dids in account_ranges(storage.rows(ACCOUNTS_KEY)):
+        yield dids, rows_in(storage, ACCOUNTS_KEY, dids)
 
 
 def _must_be_built(study: Study, storage: StudyStorage) -> None:
@@ -119,18 +141,17 @@ class _Made:
         self._tables = tables
         self._pseudonyms = pseudonyms
         self._stored = StoredTables(storage, granularity_of(study.time_range), tables)
-        snapshots = list_snapshots(storage, current_snapshots(study))
-        self._snapshots = snapshots.join(chosen, on="did", how="semi")
 
     def files(self, scratch: Path) -> dict[str, tuple[Path, int]]:
         """Make all files in scratch; returns where each lies by its name, with its rows."""
         files = {}
-        for table, frames in self._frames():
+        for table, frames in self._frames(scratch):
             path, rows = scratch / table_file(table), 0
             with RowGroupWriter(path, self._arrow_schema(table), ()) as writer:
                 for frame in frames:
-                    writer.write(arrow_table(frame))
-                    rows += frame.height
+                    if frame.height:
+                        writer.write(arrow_table(frame))
+                        rows += frame.height
             files[path.name] = path, rows
         if self._pseudonyms is None:
             records = sum(rows for name, (_, rows) in files.items() if name != table_file(ACCOUNTS))
@@ -154,13 +175,44 @@ class _Made:
         rows = {table: stored[table_file(table)].rows for table in self._tables}
         return Shared(folder, self._study.sharing.what, self._chosen.height, rows, told.digest)
 
-    def _frames(self) -> Iterator[tuple[str, Iterator[pl.DataFrame]]]:
+    def _frames(self, scratch: Path) -> Iterator[tuple[str, Iterator[pl.DataFrame]]]:
         if self._pseudonyms is None:
-            yield ACCOUNTS, iter([self._snapshots.select(SHARED_ACCOUNTS_SCHEMA.names()).sort("did")])
+            yield ACCOUNTS, self._account_ids()
             yield from ((table, self._ids(table)) for table in self._tables)
         else:
-            yield ACCOUNTS, iter([self._treated(ACCOUNTS, self._told_accounts()).sort("did")])
+            yield ACCOUNTS, self._accounts_under_pseudonyms(scratch)
             yield from ((table, self._under_pseudonyms(table)) for table in self._tables)
+
+    def _account_ids(self) -> Iterator[pl.DataFrame]:
+        lots = (
+            snapshots(lot.directory, lot.ledger).join(self._chosen_of(lot.dids), on="did", how="semi")
+            for lot in account_lots(self._study)
+        )
+        for rows in list_snapshots(self._storage, lots):
+            yield rows.select(SHARED_ACCOUNTS_SCHEMA.names()).sort("did")
+
+    def _accounts_under_pseudonyms(self, scratch: Path) -> Iterator[pl.DataFrame]:
+        """Yield what is told of the accounts, in the order of their pseudonyms, some of them at a time."""
+        schema = self._treated(ACCOUNTS, self._told_accounts(self._no_accounts())).schema
+        with DealtRows(scratch / "accounts.arrow", schema) as dealt:
+            lots = len(account_ranges(self._chosen.height))
+            for dids, rows in _accounts(self._storage):
+                own = rows.join(self._chosen_of(dids), on="did", how="semi", maintain_order="left")
+                # They are hashes, and so spread evenly.
+                first = pl.col("did").str.slice(0, _PLACE_DIGITS).str.to_integer(base=16)
+                told = self._treated(ACCOUNTS, self._told_accounts(own)).with_columns(
+                    (first * lots // 16**_PLACE_DIGITS).alias(_ORDER)
+                )
+                for (lot,), some in told.partition_by(_ORDER, as_dict=True, include_key=False).items():
+                    dealt.add(lot, some)
+            for number in range(lots):
+                yield dealt.of(number).sort("did")
+
+    def _chosen_of(self, dids: DidRange) -> pl.DataFrame:
+        return self._chosen.select("did").filter(dids.holds("did"))
+
+    def _no_accounts(self) -> pl.DataFrame:
+        return self._storage.schema(ACCOUNTS_KEY).to_frame()
 
     def _ids(self, table: str) -> Iterator[pl.DataFrame]:
         for rows in self._lots(table, self._chosen["did"], ["did", "uri", "cid"]):
@@ -170,20 +222,22 @@ class _Made:
         """Yield a table's rows in an order that tells nothing of the one of the DIDs."""
         assert self._pseudonyms is not None  # noqa: S101  whoever shares under pseudonyms has them
         wanted = _shared_columns(table)
-        for rows in self._lots(table, self._pseudonyms.of_column(self._chosen["did"]), wanted):
+        # Some at a time: as long as they are Python's they take far more memory than as a column.
+        order = pl.concat(map(self._pseudonyms.of_column, _slices(self._chosen["did"])))
+        for rows in self._lots(table, order, wanted):
             yield self._treated(table, rows).sort("did", "uri")
 
     def _treated(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
         assert self._pseudonyms is not None  # noqa: S101  as above
         return treated(table, rows, self._pseudonyms, self._study.sharing.created_at)
 
-    def _told_accounts(self) -> pl.DataFrame:
-        """Return what is told of the accounts."""
+    def _told_accounts(self, accounts: pl.DataFrame) -> pl.DataFrame:
+        """Return what is told of accounts."""
         # A column that is not classified is an error here too, if it comes from an older file.
-        treatments_of(ACCOUNTS, self._chosen.columns)
+        treatments_of(ACCOUNTS, accounts.columns)
         told = self._treatments(ACCOUNTS)
         wanted = [name for name, treatment in told.items() if treatment is not Treatment.DROPPED]
-        return self._chosen.select(name for name in wanted if name in self._chosen.columns)
+        return accounts.select(name for name in wanted if name in accounts.columns)
 
     def _treatments(self, table: str) -> dict[str, Treatment]:
         """Return what becomes of a table's columns here.
@@ -225,14 +279,14 @@ class _Made:
             schema = SHARED_ACCOUNTS_SCHEMA if table == ACCOUNTS else SHARED_RECORDS_SCHEMA
             return arrow_table(schema.to_frame()).schema
         if table == ACCOUNTS:
-            return arrow_table(self._treated(table, self._told_accounts().clear())).schema
+            return arrow_table(self._treated(table, self._told_accounts(self._no_accounts()))).schema
         schema = pl.Schema({column.name: column.dtype for column in columns_of(table)})
         return arrow_table(self._treated(table, schema.to_frame().select(_shared_columns(table)))).schema
 
     def _said(self, stored: dict[str, StoredFile]) -> dict[str, Any]:
         study, sharing = self._study, self._study.sharing
         config = told_config(study)
-        days = self._snapshots["fetched_at"].dt.strftime("%Y-%m-%d")
+        days = self._chosen[_FETCHED_AT].dt.strftime("%Y-%m-%d")
         said: dict[str, Any] = {
             "format": FORMAT,
             "what": sharing.what,
@@ -259,3 +313,9 @@ def _shared_columns(table: str) -> list[str]:
     """Return the columns of a table of which anything is shared under pseudonyms."""
     treatments = treatments_of(table, [column.name for column in columns_of(table)])
     return [name for name, treatment in treatments.items() if treatment is not Treatment.DROPPED]
+
+
+def _slices(values: pl.Series) -> Iterator[pl.Series]:
+    """Yield a column in pieces, of which there is at least one."""
+    for first in range(0, max(1, len(values)), _PSEUDONYMS_AT_ONCE):
+        yield values.slice(first, _PSEUDONYMS_AT_ONCE)

@@ -67,21 +67,23 @@ class LocalStore:
 
     def everything(self, leaving_out: Container[str]) -> list[StoredObject]:
         """Return all that lies there, sorted by key: files, links wherever they lead, and what is neither."""
-        found: list[Path] = []
-        for path in self.root.iterdir() if self.root.is_dir() else ():
-            if path.name in leaving_out:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                found += [inner for inner in path.rglob("*") if inner.is_symlink() or not inner.is_dir()]
-            else:
-                found.append(path)
         told = []
-        for path in found:
+        for path in self._everything(leaving_out):
             with suppress(FileNotFoundError):  # gone meanwhile
                 status = path.stat() if path.exists() else path.lstat()
                 key = path.relative_to(self.root).as_posix()
                 told.append(_stored(key, status))
         return sorted(told, key=lambda file: file.key)
+
+    def _everything(self, leaving_out: Container[str]) -> Iterator[Path]:
+        # One at a time: paths take more memory than what is told of them.
+        for path in self.root.iterdir() if self.root.is_dir() else ():
+            if path.name in leaving_out:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                yield from (inner for inner in path.rglob("*") if inner.is_symlink() or not inner.is_dir())
+            else:
+                yield path
 
     def folders(self, prefix: str) -> list[str]:
         """Return the sorted names of the folders right below a prefix."""

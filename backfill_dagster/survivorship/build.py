@@ -1,50 +1,72 @@
-"""What was seen of a study's records and accounts over time, brought up to date with its packs and its directory."""
+"""What was seen of a study's records and accounts over time, brought up to date with its packs and its directory.
+
+All of it is made of one range of accounts, or of some packs, after the other: memory does not grow with their number.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import as_completed
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from backfill_dagster.dids.did_ranges import did_ranges
-from backfill_dagster.repos.packs import read_ledger
+from backfill_dagster.dealt_rows import DealtRows
+from backfill_dagster.dids.did_ranges import dealt_by_range, did_ranges
 from backfill_dagster.storage import StudyStorage
-from backfill_dagster.study_files import directory_answers
 from backfill_dagster.survivorship import account_history as history
 from backfill_dagster.survivorship import record_changes as changes
+from backfill_dagster.survivorship.chain_lots import ChainLots, Kept
 from backfill_dagster.survivorship.chains import snapshot_chains
-from backfill_dagster.survivorship.comparison import UNACCOUNTED, compare, comparisons, is_compared
+from backfill_dagster.survivorship.comparison import (
+    UNACCOUNTED,
+    Comparison,
+    compare,
+    comparison_key,
+    comparisons,
+    is_compared,
+)
 from backfill_dagster.survivorship.inventory import (
     INVENTORY_SCHEMA,
     has_inventory,
     inventory_key,
     take_inventory,
 )
+from backfill_dagster.survivorship.looks import look_ranges, looks_by_range
 from backfill_dagster.survivorship.person_time import watched
-from backfill_dagster.survivorship.rates import RATES_SCHEMA, account_rates, deletion_rates
+from backfill_dagster.survivorship.rates import (
+    RATES_SCHEMA,
+    AccountTime,
+    account_rates,
+    account_time,
+    deletion_rates,
+)
 from backfill_dagster.survivorship.stored import (
     ACCOUNT_HISTORY_KEY,
     DELETION_RATES_KEY,
     FOLDER,
     RECORD_CHANGES_FOLDER,
-    digest_of,
+    RowsDigest,
     discard,
     is_made_of,
     store,
+    store_news,
     told_of,
 )
+from backfill_dagster.survivorship.watched_by_account import WatchedByAccount
 from backfill_dagster.tables.accounts import INACTIVE_STATES
-from backfill_dagster.workers import worker_pool
+from backfill_dagster.verification.work import work_on
+from backfill_dagster.workers import SMALL_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from backfill_dagster.config.study import Study
-    from backfill_dagster.survivorship.comparison import Comparison
+    from backfill_dagster.dids.did_ranges import DidRange
+    from backfill_dagster.stores.location import Location
 
 # Raised whenever the same packs would make other tables.
 _VERSION = 2
@@ -52,9 +74,10 @@ _VERSION = 2
 _CHANGES_AT_ONCE = 1_000_000
 # Packs whose inventories are read at once.
 _PACKS_AT_ONCE = 64
-# Files that are looked through sooner than worker processes are started.
-_SMALL_BYTES = 64 * 2**20
+# Packs whose comparisons are read at once.
+_COMPARISONS_AT_ONCE = 256
 _SUMS = ("rows", "misfits", "repeated")
+_ENDED_SCHEMA = pl.Schema({"aspect": pl.String(), "state": pl.String(), "ended": pl.UInt32()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +99,27 @@ class RecordChanges:
 
 @dataclass(frozen=True, slots=True)
 class AccountHistory:
-    """The history of accounts as it was stored, and how many of its rows are out of order."""
+    """How many rows the history of accounts has as it was stored, and how many of them are out of order.
 
-    rows: pl.DataFrame
+    `ended` counts those that are over (`aspect, state, ended`), sorted: states by name, hosts and handles without.
+    """
+
+    rows: int
+    ended: pl.DataFrame
     misfits: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A comparison by its pack and its identity alone: without its accounts."""
+
+    pds_host: str
+    pack: str
+    identity: str
+
+    @property
+    def key(self) -> str:
+        return comparison_key(self.pds_host, self.pack)
 
 
 def build_record_changes(study: Study) -> RecordChanges:
@@ -88,49 +128,98 @@ def build_record_changes(study: Study) -> RecordChanges:
     What is up to date stays as it is. Raises StorageError.
     """
     storage = StudyStorage(study.location)
-    ledger = read_ledger(storage)
-    chains = snapshot_chains(ledger)
-    wanted = comparisons(chains)
-    _look_into_packs(study, chains, wanted)
-    identity = _identity([each.identity for each in wanted], [each.key for each in wanted])
-    if not _is_whole(storage, identity):
-        _write_changes(storage, wanted, chains, identity)
-    _bring_rates_up_to_date(storage, ledger, chains, wanted)
-    return _summed(storage, chains, wanted)
+    ranges = look_ranges(storage)
+    with storage.scratch() as scratch, ChainLots(scratch) as chains:
+        states, time = RowsDigest(), AccountTime()
+        for looks in looks_by_range(storage, ranges):
+            chains.add(snapshot_chains(looks.ledger))
+            seen = history.state_times(looks.ledger, looks.answers)
+            states.add(seen)
+            time = time.and_also(account_time(seen, sorted(INACTIVE_STATES)))
+        wanted = _look_into_packs(study, chains)
+        identities = [each.identity for each in wanted]
+        identity = _identity(identities, [each.key for each in wanted])
+        if not _is_whole(storage, identity):
+            _write_changes(storage, scratch, chains, identity)
+        made_of = _identity([chains.spans_digest, states.hexdigest()], identities)
+        if not is_made_of(storage, DELETION_RATES_KEY, made_of):
+            rates = RATES_SCHEMA.to_frame()
+            if chains.packs(Kept.WATCHED):
+                rates = pl.concat([_rates_of_records(storage, scratch, chains, ranges), account_rates(time)])
+            store(storage, DELETION_RATES_KEY, rates, made_of)
+        return _summed(storage, chains.compared, wanted)
 
 
 def build_account_history(study: Study) -> AccountHistory:
     """Bring the history of accounts up to date; raises StorageError."""
     storage = StudyStorage(study.location)
-    rows = history.account_history(read_ledger(storage), directory_answers(storage))
-    identity = digest_of(rows)
-    if not is_made_of(storage, ACCOUNT_HISTORY_KEY, identity):
-        store(storage, ACCOUNT_HISTORY_KEY, rows, identity)
-    return AccountHistory(rows, history.misfits(rows))
+    found: list[AccountHistory] = []
+
+    def parts() -> Iterator[pl.DataFrame]:
+        for looks in looks_by_range(storage, look_ranges(storage)):
+            rows = history.account_history(looks.ledger, looks.answers)
+            found.append(_told_of_history(rows))
+            yield rows
+
+    store_news(storage, ACCOUNT_HISTORY_KEY, parts(), history.ACCOUNT_HISTORY_SCHEMA)
+    return AccountHistory(
+        sum(part.rows for part in found),
+        _ended(pl.concat(part.ended for part in found)),
+        sum(part.misfits for part in found),
+    )
 
 
-def _look_into_packs(study: Study, chains: pl.DataFrame, wanted: Sequence[Comparison]) -> None:
-    """Take the inventories, and make the comparisons, that are not stored; and remove those of other packs."""
-    storage = StudyStorage(study.location)
-    packs = chains.select("pds_host", "pack").unique().sort("pds_host", "pack").rows()
-    own = {inventory_key(*pack) for pack in packs} | {each.key for each in wanted}
+def _told_of_history(rows: pl.DataFrame) -> AccountHistory:
+    # Handles and hosts are names: of them only the number is told.
+    state = pl.when(pl.col("aspect") == history.Aspect.STATE.value).then("value")
+    over = rows.drop_nulls("valid_to").select("aspect", state=state, ended=pl.lit(1))
+    return AccountHistory(rows.height, _ended(over), history.misfits(rows))
+
+
+def _ended(rows: pl.DataFrame) -> pl.DataFrame:
+    kinds = ["aspect", "state"]
+    return rows.cast(_ENDED_SCHEMA).group_by(kinds).agg(pl.col("ended").sum()).sort(kinds)
+
+
+def _look_into_packs(study: Study, chains: ChainLots) -> list[_Wanted]:
+    """Take the inventories, and make the comparisons, that are not stored; and remove those of other packs.
+
+    Returns all comparisons that are wanted, sorted by their packs.
+    """
+    storage, packs = StudyStorage(study.location), chains.packs()
+    own = {inventory_key(*pack) for pack in packs}
+    own |= {comparison_key(*pack) for pack in chains.packs(Kept.COMPARED)}
     discard(storage, [key for key in storage.keys(FOLDER) if key not in own])
-    uncompared = [each for each in wanted if not is_compared(storage, each)]
-    tasks: list[tuple[Callable[..., None], tuple[object, ...]]] = [
-        *((take_inventory, pack) for pack in packs if not has_inventory(storage, *pack)),
-        *((compare, (each,)) for each in uncompared),
-    ]
-    if not tasks:
-        return
-    if sum(storage.sizes("repos").values()) < _SMALL_BYTES:
-        for work, arguments in tasks:
-            work(study.location, *arguments)
-        return
-    with worker_pool(study.processing.worker_count) as workers:
-        for future in as_completed(
-            [workers.submit(work, study.location, *arguments) for work, arguments in tasks]
-        ):
-            future.result()
+    wanted, uncompared = [], set()
+    for each in _comparisons(chains):
+        wanted.append(_Wanted(each.pds_host, each.pack, each.identity))
+        if not is_compared(storage, each):
+            uncompared.add(each.key)
+    unknown = [pack for pack in packs if not has_inventory(storage, *pack)]
+    if not unknown and not uncompared:
+        return wanted
+    # Made again when their turn comes: each names its accounts.
+    missing = (each for each in _comparisons(chains) if each.key in uncompared)
+    tasks: Iterable[_Task] = chain(
+        ((take_inventory, pack) for pack in unknown), ((compare, (each,)) for each in missing)
+    )
+    is_small = sum(storage.sizes("repos").values()) < SMALL_BYTES
+    for _ in work_on(study.location, _do, tasks, 0 if is_small else study.processing.worker_count):
+        pass
+    return wanted
+
+
+_Task = tuple["Callable[..., None]", tuple[object, ...]]
+
+
+def _do(root: Location, task: _Task) -> None:
+    work, arguments = task
+    work(root, *arguments)
+
+
+def _comparisons(chains: ChainLots) -> Iterator[Comparison]:
+    for some in chains.by_packs(Kept.COMPARED, _COMPARISONS_AT_ONCE):
+        yield from comparisons(some)
 
 
 def _identity(*parts: object) -> str:
@@ -143,73 +232,44 @@ def _is_whole(storage: StudyStorage, identity: str) -> bool:
     return bool(keys) and all(is_made_of(storage, key, f"{identity} {len(keys)}") for key in keys)
 
 
-def _write_changes(
-    storage: StudyStorage, stored: Sequence[Comparison], chains: pl.DataFrame, identity: str
-) -> None:
-    events = sum(_rows_of(storage, each.key) for each in stored)
+def _write_changes(storage: StudyStorage, scratch: Path, chains: ChainLots, identity: str) -> None:
+    events = changes.count_events(storage, chains.packs(Kept.COMPARED))
     ranges = did_ranges(events, _CHANGES_AT_ONCE)
     discard(storage, storage.keys(RECORD_CHANGES_FOLDER)[len(ranges) :])
-    for number, some in enumerate(ranges):
-        found = list(changes.read_events(storage, stored, chains, some))
-        rows = changes.record_changes(pl.concat(found)) if found else changes.RECORD_CHANGES_SCHEMA.to_frame()
-        store(
-            storage,
-            f"{RECORD_CHANGES_FOLDER}/part-{number:05d}.parquet",
-            rows,
-            f"{identity} {len(ranges)}",
-        )
+    with DealtRows(scratch / "events.arrow", changes.DATED_EVENTS_SCHEMA) as dealt:
+        for rows in _events(storage, chains):
+            for dids, some in dealt_by_range(rows, ranges):
+                dealt.add(dids, some)
+        for number, dids in enumerate(ranges):
+            key = f"{RECORD_CHANGES_FOLDER}/part-{number:05d}.parquet"
+            store(storage, key, changes.record_changes(dealt.of(dids)), f"{identity} {len(ranges)}")
 
 
-def _rows_of(storage: StudyStorage, key: str) -> int:
-    [counted] = storage.collect([storage.scan([key], {"did": pl.String()}).select(pl.len())], [key])
-    return int(counted.item())
+def _events(storage: StudyStorage, chains: ChainLots) -> Iterator[pl.DataFrame]:
+    return changes.read_events(storage, chains.by_packs(Kept.COMPARED, _COMPARISONS_AT_ONCE))
 
 
-def _bring_rates_up_to_date(
-    storage: StudyStorage, ledger: pl.DataFrame, chains: pl.DataFrame, wanted: Sequence[Comparison]
-) -> None:
-    states = history.state_times(ledger, directory_answers(storage))
-    spans = chains.select("did", "fetched_at", "confirmed_at", "confirmations", "next_at")
-    told = [digest_of(spans), digest_of(states)]
-    identity = _identity(told, [each.identity for each in wanted])
-    if is_made_of(storage, DELETION_RATES_KEY, identity):
-        return
-    rates = RATES_SCHEMA.to_frame()
-    watched_at_all = spans.filter(pl.coalesce("next_at", "confirmed_at") > pl.col("fetched_at"))
-    if watched_at_all.height:
-        accounts = chains.select("did").unique(maintain_order=True).with_row_index("account")
-        records = watched(
-            _inventories(storage, chains), changes.read_events(storage, wanted, chains), accounts
-        )
-        rates = pl.concat([deletion_rates(records), account_rates(states, sorted(INACTIVE_STATES))])
-    store(storage, DELETION_RATES_KEY, rates, identity)
+def _rates_of_records(
+    storage: StudyStorage, scratch: Path, chains: ChainLots, ranges: Sequence[DidRange]
+) -> pl.DataFrame:
+    with WatchedByAccount(scratch, ranges) as by_account:
+        records = watched(_inventories(storage, chains), _events(storage, chains), by_account)
+        return deletion_rates(records)
 
 
-def _inventories(storage: StudyStorage, chains: pl.DataFrame) -> Iterator[pl.DataFrame]:
+def _inventories(storage: StudyStorage, chains: ChainLots) -> Iterator[pl.DataFrame]:
     """Yield what the snapshots that were watched hold, with how long; some packs at a time."""
-    spans = chains.filter(pl.coalesce("next_at", "confirmed_at") > pl.col("fetched_at")).sort(
-        "pds_host", "pack", maintain_order=True
-    )
-    packs = spans.group_by("pds_host", "pack", maintain_order=True).agg(snapshots=pl.len())
-    begun = 0
-    for some in packs.iter_slices(_PACKS_AT_ONCE):
-        own = spans.slice(begun, int(some["snapshots"].sum()))
-        begun += own.height
-        keys = {inventory_key(host, pack): f"{host}\n{pack}" for host, pack, _ in some.iter_rows()}
+    of = pl.concat_str("pds_host", pl.lit("\n"), "pack")
+    for own in chains.by_packs(Kept.WATCHED, _PACKS_AT_ONCE):
+        packs = own.select("pds_host", "pack").unique().rows()
+        keys = {inventory_key(*pack): "\n".join(pack) for pack in packs}
         rows = storage.scan_named(keys, INVENTORY_SCHEMA, "of")
         [found] = storage.collect([rows], keys)
-        times = own.select(
-            "did",
-            "fetched_at",
-            "confirmed_at",
-            "confirmations",
-            "next_at",
-            of=pl.concat_str("pds_host", pl.lit("\n"), "pack"),
-        )
+        times = own.select("did", "fetched_at", "confirmed_at", "confirmations", "next_at", of=of)
         yield found.join(times, on=["did", "of"]).drop("of")
 
 
-def _summed(storage: StudyStorage, chains: pl.DataFrame, wanted: Sequence[Comparison]) -> RecordChanges:
+def _summed(storage: StudyStorage, compared: int, wanted: Sequence[_Wanted]) -> RecordChanges:
     """Read the table's files again: what they hold, and what is wrong with them."""
     totals = dict.fromkeys(_SUMS, 0)
     kinds = ["collection", "ended"]
@@ -223,7 +283,7 @@ def _summed(storage: StudyStorage, chains: pl.DataFrame, wanted: Sequence[Compar
         endings.append(rows.group_by(kinds).agg(records=pl.len().cast(pl.UInt32)))
     return RecordChanges(
         files=len(keys),
-        compared=chains["before_pack"].count(),
+        compared=compared,
         by_ending=pl.concat(endings).group_by(kinds).agg(pl.col("records").sum()).sort(kinds),
         unaccounted=sum(int(told_of(storage, each.key).get(UNACCOUNTED, 0)) for each in wanted),
         **totals,

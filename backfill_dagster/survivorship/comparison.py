@@ -67,7 +67,7 @@ class Comparison:
     @property
     def key(self) -> str:
         """Where it is stored."""
-        return of_pack(KIND, self.pds_host, self.pack)
+        return comparison_key(self.pds_host, self.pack)
 
     @property
     def identity(self) -> str:
@@ -91,6 +91,11 @@ def comparisons(chains: pl.DataFrame) -> list[Comparison]:
         Comparison(host, pack, tuple((*of, tuple(dids)) for *of, dids in zip(*told, strict=True)))
         for host, pack, *told in grouped.iter_rows()
     ]
+
+
+def comparison_key(pds_host: str, pack: str) -> str:
+    """Return where the comparison of a pack is stored."""
+    return of_pack(KIND, pds_host, pack)
 
 
 def is_compared(storage: StudyStorage, wanted: Comparison) -> bool:

@@ -12,6 +12,7 @@ do not, by what does not depend on it (`ages.days_by_class`). What tells of no a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ from backfill_dagster.survivorship.ages import (
     days_by_class,
     typical_ages,
 )
+from backfill_dagster.survivorship.watched_by_account import WatchedByAccount, added_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,62 +38,39 @@ if TYPE_CHECKING:
 WATCHED_SCHEMA = pl.Schema(
     {"collection": pl.String(), "age": pl.String(), "days": pl.Float64(), "deleted": pl.Float64()}
 )
-# The same of an account, over all ages.
-BY_ACCOUNT_SCHEMA = pl.Schema(
-    {"account": pl.UInt32(), "collection": pl.String(), "days": pl.Float64(), "deleted": pl.Float64()}
-)
-_OF_ACCOUNT = ["account", "collection"]
-# Rows of accounts that are held, at least, before they are added up.
-_ROWS_AT_ONCE = 50_000
+_CHANGED_SCHEMA = pl.Schema({"collection": pl.String(), "changed": pl.Int64()})
+_OF_AGE = ["collection", "age"]
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Record-days and deletions by collection and age (WATCHED_SCHEMA), and by account (BY_ACCOUNT_SCHEMA).
+    """Record-days and deletions by collection and age (WATCHED_SCHEMA), and by account.
 
     `changed` counts the versions that gave way to others, by collection (`collection, changed`): they are no deletions.
     """
 
     by_age: pl.DataFrame
-    by_account: pl.DataFrame
+    by_account: WatchedByAccount
     changed: pl.DataFrame
 
 
 def watched(
-    inventories: Iterable[pl.DataFrame], events: Iterable[pl.DataFrame], accounts: pl.DataFrame
+    inventories: Iterable[pl.DataFrame], events: Iterable[pl.DataFrame], by_account: WatchedByAccount
 ) -> Watched:
-    """Sum up what was watched.
+    """Sum up what was watched, and add it to what is known of each account.
 
     `inventories` are those of snapshots (INVENTORY_SCHEMA) with the chain's `fetched_at, confirmed_at,
     confirmations, next_at`;
-    `events` what went or came, as of `record_changes.read_events`; `accounts` numbers the DIDs (`did, account`).
+    `events` what went or came, as of `record_changes.read_events`.
     """
-    by_age, by_account, changed = [WATCHED_SCHEMA.to_frame()], [BY_ACCOUNT_SCHEMA.to_frame()], []
-    for part in (*_of_inventories(inventories), *_of_events(events)):
-        numbered = part.join(accounts, on="did")
-        by_age.append(_sum(numbered, ["collection", "age"]).select(WATCHED_SCHEMA.names()))
-        by_account.append(_sum(numbered, _OF_ACCOUNT).select(BY_ACCOUNT_SCHEMA.names()))
+    by_age, changed = WATCHED_SCHEMA.to_frame(), [_CHANGED_SCHEMA.to_frame()]
+    # One after the other: there are as many parts as packs.
+    for part in chain(_of_inventories(inventories), _of_events(events)):
+        by_age = added_up([by_age, added_up([part], _OF_AGE)], _OF_AGE).cast(WATCHED_SCHEMA)
+        by_account.add(part)
         changed.append(part.group_by("collection").agg(pl.col("changed").sum()))
-        # Added up as they come: there are as many parts as packs.
-        by_age = [_sum(pl.concat(by_age), ["collection", "age"])]
-        by_account = _added_up(by_account, _OF_ACCOUNT)
-    total = pl.concat([pl.DataFrame(schema={"collection": pl.String, "changed": pl.Int64}), *changed])
-    return Watched(
-        by_age[0].cast(WATCHED_SCHEMA).sort("collection", "age"),
-        _sum(pl.concat(by_account), _OF_ACCOUNT).cast(BY_ACCOUNT_SCHEMA).sort(_OF_ACCOUNT),
-        total.group_by("collection").agg(pl.col("changed").sum()).sort("collection"),
-    )
-
-
-def _added_up(parts: list[pl.DataFrame], by: list[str]) -> list[pl.DataFrame]:
-    """Add parts up once they are as many rows as the first, the sum so far: so none is added again and again."""
-    rows = [part.height for part in parts]
-    return [_sum(pl.concat(parts), by)] if sum(rows[1:]) > max(_ROWS_AT_ONCE, rows[0]) else parts
-
-
-def _sum(rows: pl.DataFrame, by: list[str]) -> pl.DataFrame:
-    # In an order of its own the same numbers can have another sum.
-    return rows.sort(*by, "days").group_by(by, maintain_order=True).agg(pl.col("days", "deleted").sum())
+    total = pl.concat(changed).group_by("collection").agg(pl.col("changed").sum())
+    return Watched(by_age.sort("collection", "age"), by_account, total.sort("collection"))
 
 
 def _days(start: pl.Expr, end: pl.Expr) -> pl.Expr:

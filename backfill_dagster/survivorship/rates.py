@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
@@ -86,8 +86,8 @@ RATES_SCHEMA = schema_of(RATE_COLUMNS)
 def deletion_rates(watched: Watched) -> pl.DataFrame:
     """Return the rates of records (RATES_SCHEMA) by collection and age, and over all ages; of those watched at all."""
     dispersions = {
-        str(collection): dispersion(own["deleted"].to_numpy(), own["days"].to_numpy())
-        for (collection,), own in watched.by_account.partition_by("collection", as_dict=True).items()
+        collection: dispersion(own["deleted"].to_numpy(), own["days"].to_numpy())
+        for collection, own in watched.by_account.by_collection()
     }
     changed = dict(watched.changed.iter_rows())
     whole = watched.by_age.group_by("collection", maintain_order=True).agg(pl.col("days", "deleted").sum())
@@ -109,25 +109,46 @@ def deletion_rates(watched: Watched) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=RATES_SCHEMA, orient="row")
 
 
-def account_rates(states: pl.DataFrame, inactive: Sequence[str]) -> pl.DataFrame:
-    """Return the rate at which accounts that were complete go (RATES_SCHEMA, one row); none if none was watched.
+class AccountTime(NamedTuple):
+    """For how long accounts that were complete were watched, and how many of them went.
 
-    `states` are the times at which accounts were seen in a state (`did, value, seen_at`, sorted); `inactive` are those
-    that count as gone. One that goes counts up to the middle between the two looks.
+    One that goes counts up to the middle between the two looks. In half microseconds, so that the sum is exact, and
+    the same in any order.
+    """
+
+    gone: int = 0
+    half_microseconds: int = 0
+
+    def and_also(self, other: AccountTime) -> AccountTime:
+        """Return the sum of both."""
+        return AccountTime(self.gone + other.gone, self.half_microseconds + other.half_microseconds)
+
+
+def account_time(states: pl.DataFrame, inactive: Sequence[str]) -> AccountTime:
+    """Return for how long these accounts were watched.
+
+    `states` are the times at which they were seen in a state (`did, value, seen_at`, sorted); `inactive` are those that
+    count as gone.
     """
     is_followed = ~is_another("did")
     steps = states.with_columns(
         before=pl.when(is_followed).then(pl.col("value").shift(1)), since=pl.col("seen_at").shift(1)
     ).filter(pl.col("before") == "complete")
     gone = pl.col("value").is_in(list(inactive))
-    days = (pl.col("seen_at") - pl.col("since")).dt.total_microseconds() / DAY_MICROSECONDS
-    told = steps.select(
-        gone=gone.sum(), days=pl.when(gone).then(days / 2).otherwise(days).sum().round(_DIGITS)
-    ).row(0)
-    if not told[1] or told[1] <= 0:
+    # Of all accounts of a large study more than 64 bits hold.
+    span = (pl.col("seen_at") - pl.col("since")).dt.total_microseconds().cast(pl.Int128)
+    return AccountTime(
+        *steps.select(gone.sum(), half=pl.when(gone).then(span).otherwise(2 * span).sum()).row(0)
+    )
+
+
+def account_rates(time: AccountTime) -> pl.DataFrame:
+    """Return the rate at which accounts that were complete go (RATES_SCHEMA, one row); none if none was watched."""
+    days = round(time.half_microseconds / (2 * DAY_MICROSECONDS), _DIGITS)
+    if days <= 0:
         return RATES_SCHEMA.to_frame()
     return pl.DataFrame(
-        [_row(None, ALL_AGES, told[1], told[0], 1.0, None, Watching.ACCOUNTS)],
+        [_row(None, ALL_AGES, days, time.gone, 1.0, None, Watching.ACCOUNTS)],
         schema=RATES_SCHEMA,
         orient="row",
     )

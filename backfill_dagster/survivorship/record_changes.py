@@ -14,16 +14,14 @@ import polars as pl
 from backfill_dagster.closed_sets import ClosedSet
 from backfill_dagster.columns import Column, schema_of
 from backfill_dagster.repos.cid import cid_text, is_repo_cid
-from backfill_dagster.survivorship.chains import is_another
-from backfill_dagster.survivorship.comparison import EVENTS_SCHEMA
+from backfill_dagster.survivorship.chains import CHAIN_SCHEMA, is_another
+from backfill_dagster.survivorship.comparison import EVENTS_SCHEMA, comparison_key
 from backfill_dagster.survivorship.pack_contents import RECORD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from backfill_dagster.dids.did_ranges import DidRange
     from backfill_dagster.storage import StudyStorage
-    from backfill_dagster.survivorship.comparison import Comparison
 
 
 class Ending(ClosedSet):
@@ -62,37 +60,51 @@ RECORD_CHANGE_COLUMNS = (
 )
 RECORD_CHANGES_SCHEMA = schema_of(RECORD_CHANGE_COLUMNS)
 RECORD_CHANGES_KEY = ("did", "collection", "rkey", "first_seen")
-# Comparisons that are read at once.
-_FILES_AT_ONCE = 256
+# What a chain tells of when a version came or went.
+_TIMES = ("fetched_at", "first_at", "last_at", "before_at", "before_confirmed_at")
+DATED_EVENTS_SCHEMA = pl.Schema({**EVENTS_SCHEMA, **{name: CHAIN_SCHEMA[name] for name in _TIMES}})
+# Events that are read at once, if those of a pack are no more; some 200 bytes each.
+_EVENTS_AT_ONCE = 250_000
 _VERSION_OF_RECORD = (*RECORD, "cid")
 
 
-def read_events(
-    storage: StudyStorage, stored: Sequence[Comparison], chains: pl.DataFrame, some: DidRange | None = None
-) -> Iterator[pl.DataFrame]:
-    """Yield the events of these comparisons (EVENTS_SCHEMA), of all accounts or some, with the times of their chains.
+def read_events(storage: StudyStorage, chains: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Yield the events of the comparisons of these snapshots (DATED_EVENTS_SCHEMA), some packs' after the other's.
 
-    In no order. `chains` are all snapshots (CHAIN_SCHEMA). Raises StorageError.
+    In no order within. `chains` are snapshots (CHAIN_SCHEMA) that follow others, all those of some packs at a time.
+    Raises StorageError.
     """
-    times = chains.select(
-        *("did", "pds_host", "pack", "fetched_at", "first_at", "last_at", "before_at", "before_confirmed_at")
-    )
-    for first in range(0, len(stored), _FILES_AT_ONCE):
-        keys = {each.key: each.key for each in stored[first : first + _FILES_AT_ONCE]}
-        origin = pl.DataFrame(
-            [(each.key, each.pds_host, each.pack) for each in stored[first : first + _FILES_AT_ONCE]],
-            schema={"key": pl.String, "pds_host": pl.String, "pack": pl.String},
-            orient="row",
-        )
-        rows = storage.scan_named(keys, EVENTS_SCHEMA, "key")
-        if some is not None:
-            rows = rows.filter(some.holds("did"))
-        [found] = storage.collect([rows], keys)
-        yield found.join(origin, on="key").join(times, on=["did", "pds_host", "pack"]).drop("key")
+    for times in chains:
+        packs = times.select("pds_host", "pack").unique().sort("pds_host", "pack").rows()
+        for some in _few_events(storage, packs):
+            keys = {comparison_key(*pack): "\n".join(pack) for pack in some}
+            [found] = storage.collect([storage.scan_named(keys, EVENTS_SCHEMA, "of")], keys)
+            dated = times.select("did", *_TIMES, of=pl.concat_str("pds_host", pl.lit("\n"), "pack"))
+            yield found.join(dated, on=["did", "of"]).select(DATED_EVENTS_SCHEMA.names())
+
+
+def count_events(storage: StudyStorage, packs: Iterable[tuple[str, str]]) -> int:
+    """Count the events of the comparisons of these packs; raises StorageError."""
+    return sum(storage.rows(comparison_key(*pack)) for pack in packs)
+
+
+def _few_events(storage: StudyStorage, packs: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Cut packs into runs whose comparisons together have no more events than are read at once."""
+    run: list[tuple[str, str]] = []
+    events = 0
+    for pack in packs:
+        own = count_events(storage, [pack])
+        if run and events + own > _EVENTS_AT_ONCE:
+            yield run
+            run, events = [], 0
+        run.append(pack)
+        events += own
+    if run:
+        yield run
 
 
 def record_changes(events: pl.DataFrame) -> pl.DataFrame:
-    """Make the table (RECORD_CHANGES_SCHEMA) of all events of some accounts, as of `read_events`."""
+    """Make the table (RECORD_CHANGES_SCHEMA) of all events of some accounts (DATED_EVENTS_SCHEMA)."""
     # A version's events alternate: it comes, and goes, and comes again. One that goes first was there from the first.
     ordered = events.sort(*_VERSION_OF_RECORD, "fetched_at")
     is_first = is_another(*_VERSION_OF_RECORD)

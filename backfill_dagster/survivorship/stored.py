@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from backfill_dagster.storage import StudyStorage, partition_folder
+from backfill_dagster.storage import RowGroupWriter, StudyStorage, arrow_table, partition_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,17 +37,43 @@ def is_made_of(storage: StudyStorage, key: str, identity: str) -> bool:
     return told_of(storage, key).get(_MADE_OF) == identity
 
 
-def digest_of(rows: pl.DataFrame) -> str:
-    """Return a digest of the values of a frame, the same on every machine."""
-    digest = hashlib.sha256()
-    for some in rows.iter_slices(_ROWS_AT_ONCE):
-        digest.update(some.write_ndjson().encode())
-    return digest.hexdigest()
+class RowsDigest:
+    """A digest of the values of rows, the same on every machine and however many are added at once."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add rows behind those before."""
+        for some in rows.iter_slices(_ROWS_AT_ONCE):
+            self._digest.update(some.write_ndjson().encode())
+
+    def hexdigest(self) -> str:
+        """Return the digest of all rows so far."""
+        return self._digest.hexdigest()
 
 
 def store(storage: StudyStorage, key: str, rows: pl.DataFrame, identity: str, **said: str) -> None:
     """Store rows with what they were made of, and what else there is to say."""
     storage.write(key, rows, metadata={_MADE_OF: identity, **said})
+
+
+def store_news(storage: StudyStorage, key: str, parts: Iterable[pl.DataFrame], schema: pl.Schema) -> None:
+    """Store the rows of all parts (`schema`), each as a row group, unless what is stored was made of just these.
+
+    No more than one part is held: whether they are the same is known after the last one only.
+    """
+    with storage.scratch() as folder:
+        local, digest, rows = folder / "parts.parquet", RowsDigest(), 0
+        with RowGroupWriter(local, arrow_table(schema.to_frame()).schema, dictionary=True) as file:
+            for part in parts:
+                digest.add(part)
+                if part.height:
+                    file.write(arrow_table(part))
+                    rows += part.height
+            file.note(_MADE_OF, digest.hexdigest())
+        if not is_made_of(storage, key, digest.hexdigest()):
+            storage.publish(local, key, rows=rows)
 
 
 def discard(storage: StudyStorage, keys: Iterable[str]) -> None:

@@ -293,19 +293,6 @@ def unaccounted(accounts: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([frame.select("did") for frame in (stateless, repeated, absent)]).unique().sort("did")
 
 
-def missigned(accounts: pl.DataFrame) -> pl.DataFrame:
-    """Return the accounts whose snapshot is said to be signed by a key that is none of theirs."""
-    return accounts.filter(
-        pl.col("repo_rev").is_not_null() & ~pl.col("signed_by").is_in(["current", "previous"])
-    )
-
-
-def unsigned(accounts: pl.DataFrame) -> pl.DataFrame:
-    """Return the accounts of the source whose snapshot has a signature that was not checked."""
-    is_signed = pl.col("repo_rev").is_not_null() & (pl.col("obtained") != Obtained.LIST_RECORDS.value)
-    return accounts.filter("in_source", is_signed & pl.col("signed_by").is_null())
-
-
 def reason_totals(accounts: pl.DataFrame, fate: str) -> pl.DataFrame:
     """Sum the records of one fate (`filtered` or `rejected`) by reason, over all accounts."""
     return (

@@ -1,4 +1,4 @@
-"""What the tables are made of: the indexes of all packs with snapshots, read once for all tables."""
+"""What tables are made of: the indexes of all packs with snapshots, read once for all of them that are asked for."""
 
 from __future__ import annotations
 
@@ -39,12 +39,27 @@ class WindowPart:
 class TableContents:
     """The content of a study's tables by window and converted file.
 
-    `shown` says which accounts are in the tables and where their snapshots are: `did, pds_host, pack`.
+    `shown` says which accounts are in the tables and where their snapshots are: `did, pds_host, pack`. Of other tables
+    than those that are named nothing is read, and nothing can be asked.
     """
 
-    def __init__(self, storage: StudyStorage, shown: pl.DataFrame, part_bytes: int | None = None) -> None:
-        self.shown = shown.select("did", "pds_host", "pack").sort("pack")
+    def __init__(
+        self,
+        storage: StudyStorage,
+        shown: pl.DataFrame,
+        tables: Collection[str],
+        part_bytes: int | None = None,
+    ) -> None:
+        packs = shown.select("pack", "pds_host").unique("pack").sort("pack")
+        # The PDS host of each pack.
+        self.hosts: dict[str, str] = dict(packs.iter_rows())
+        # Of all accounts, the place of the pack among the sorted ones: a tenth of what its name would take.
+        self._accounts = shown.select(
+            "did",
+            place=pl.col("pack").replace_strict(packs["pack"], range(packs.height), return_dtype=pl.UInt32),
+        )
         self._storage = storage
+        self._tables = frozenset(tables)
         self._part_bytes = part_bytes or PART_BYTES
 
     def of(self, table: str) -> dict[str, list[WindowPart]]:
@@ -54,7 +69,7 @@ class TableContents:
         function of those files that have rows in it, and what has changed elsewhere moves no row from one part to
         another, until the window has doubled.
         """
-        entries = self._by_table.get((table,))
+        entries = self._of(table)
         windows: dict[str, list[WindowPart]] = {}
         if entries is None:
             return windows
@@ -69,23 +84,23 @@ class TableContents:
 
     def files_of(self, table: str, windows: Collection[str], part: WindowPart) -> list[tuple[str, int]]:
         """Return the converted files, as pack and number, with rows in this part of any of these windows, sorted."""
-        entries = self._by_table.get((table,))
+        entries = self._of(table)
         if entries is None:
             return []
         in_part = (pl.col("place") == part.number) & (pl.col("parts") == part.parts)
         files = entries.filter(in_part & pl.col("window").is_in(list(windows))).select("pack", "number")
         return [(self._packs[pack], number) for pack, number in files.unique().sort(pl.all()).iter_rows()]
 
-    @cached_property
-    def hosts(self) -> dict[str, str]:
-        """The PDS host of each pack."""
-        return dict(self.shown.select("pack", "pds_host").unique(maintain_order=True).iter_rows())
+    def _of(self, table: str) -> pl.DataFrame | None:
+        if table not in self._tables:
+            raise KeyError(table)
+        return self._by_table.get((table,))
 
     def shown_of(self, packs: Collection[str]) -> pl.DataFrame:
         """Return `did, pack` of the accounts whose snapshots these packs hold."""
-        if len(packs) == len(self.hosts):
-            return self.shown.select("did", "pack")
-        return self.shown.filter(pl.col("pack").is_in(list(packs))).select("did", "pack")
+        places = {pack: place for place, pack in enumerate(self._packs) if pack in packs}
+        own = self._accounts.filter(pl.col("place").is_in(list(places.values())))
+        return own.select("did", pack=pl.col("place").replace_strict(list(places.values()), list(places)))
 
     @cached_property
     def _packs(self) -> list[str]:
@@ -119,19 +134,23 @@ class TableContents:
 
     def _read(self) -> Iterator[pl.DataFrame]:
         """Yield `table, window, pack, number, digest, rows, bytes` of some packs after the other."""
-        shown = self.shown.select("did", "pack", place=pl.col("pack").rle_id())
         for first in range(0, max(1, len(self._packs)), _PACKS_AT_ONCE):
             packs = self._packs[first : first + _PACKS_AT_ONCE]
             keys = list(self._storage.sizes_of(index_key(self.hosts[pack], pack) for pack in packs))
-            own = shown.filter(pl.col("place").is_between(first, first + len(packs), closed="left"))
             rows = (
                 self._storage.scan(keys, INDEX_SCHEMA)
-                .join(own.lazy(), on=["did", "pack"])
-                .group_by("table", "window", pl.col("place").alias("pack"), "number")
+                .filter(pl.col("table").is_in(sorted(self._tables)))
+                .join(self.shown_of(packs).lazy(), on=["did", "pack"], how="semi")
+                .group_by("table", "window", "pack", "number")
                 .agg(
                     digest=pl.col("content").bitwise_xor(),
                     rows=pl.col("rows").sum(),
                     bytes=pl.col("bytes").first(),
+                )
+                .with_columns(
+                    pl.col("pack").replace_strict(
+                        packs, range(first, first + len(packs)), return_dtype=pl.UInt32
+                    )
                 )
             )
             yield from self._storage.collect([rows], keys)

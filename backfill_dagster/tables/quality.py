@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from backfill_dagster.config.operation import Quality
+    from backfill_dagster.tables.account_sums import AccountSums
 
 # A share of fewer accounts, or records, says nothing: one of them would be too many.
 MIN_ACCOUNTS = 20
@@ -50,9 +51,9 @@ class Finding:
         return self.share <= self.limit
 
 
-def findings(accounts: pl.DataFrame, limits: Quality) -> list[Finding]:
-    """Hold the accounts of the source (rows of ACCOUNTS_SCHEMA) against the thresholds, one finding each."""
-    accounts = accounts.filter("in_source")
+def findings(sums: AccountSums, limits: Quality) -> list[Finding]:
+    """Hold what the accounts of the source come to against the thresholds, one finding each."""
+    accounts = sums.of_source
     return [
         _failed_accounts(accounts, limits.max_failed_accounts),
         _record_share(
@@ -85,37 +86,41 @@ def findings(accounts: pl.DataFrame, limits: Quality) -> list[Finding]:
     ]
 
 
-def _failed_accounts(accounts: pl.DataFrame, limit: float) -> Finding:
-    failed = accounts.filter(_FAILED)
+def _failed_accounts(accounts: AccountSums, limit: float) -> Finding:
     reasons = (
-        failed.group_by("reason").agg(accounts=pl.len()).sort("accounts", "reason", descending=[True, False])
+        accounts.kinds.filter(_FAILED)
+        .group_by("reason")
+        .agg(pl.col("accounts").sum())
+        .sort("accounts", "reason", descending=[True, False])
     )
+    failed = int(reasons["accounts"].sum())
     return Finding(
         "failed_accounts",
-        _share(failed.height, accounts.height),
+        _share(failed, accounts.accounts),
         limit,
         "Run the study's retry_failed job; what still fails then is named, with its reason, in accounts.parquet.",
-        {"failed": failed.height, "accounts": accounts.height},
+        {"failed": failed, "accounts": accounts.accounts},
         reasons.head(_SHOWN),
     )
 
 
 def _record_share(
-    accounts: pl.DataFrame, name: str, *, part: str, whole: str, limit: float, what_to_do: str
+    accounts: AccountSums, name: str, *, part: str, whole: str, limit: float, what_to_do: str
 ) -> Finding:
-    some, of = int(accounts[part].sum()), int(accounts[whole].sum())
+    some, of = accounts.total(part), accounts.total(whole)
     return Finding(name, _share(some, of), limit, what_to_do, {part: some, whole: of})
 
 
-def _uneven_over_hosts(accounts: pl.DataFrame, limit: float) -> Finding:
+def _uneven_over_hosts(accounts: AccountSums, limit: float) -> Finding:
     """Tell how far the worst host is above the whole, by accounts that failed and by records that were rejected."""
-    by_host = _losses(accounts.filter(pl.col("pds_host").is_not_null()), "pds_host")
+    counted = accounts.kinds.with_columns(failed=pl.col("accounts") * _FAILED)
+    by_host = _losses(counted.filter(pl.col("pds_host").is_not_null()), "pds_host")
     compared = by_host.filter(
         pl.any_horizontal(pl.col("failed_share", "rejected_share").is_not_null())
     ).height
     return Finding(
         "loss_even_over_hosts",
-        _largest_excess(by_host, accounts),
+        _largest_excess(by_host, counted),
         limit,
         "The hosts in the table lost more than the others: retry them, or report their accounts apart.",
         {"hosts_compared": compared, "hosts_too_small_to_compare": by_host.height - compared},
@@ -123,19 +128,20 @@ def _uneven_over_hosts(accounts: pl.DataFrame, limit: float) -> Finding:
     )
 
 
-def _uneven_over_activity(accounts: pl.DataFrame, limit: float) -> Finding:
+def _uneven_over_activity(accounts: AccountSums, limit: float) -> Finding:
     """Do the same over tenths of the accounts by number of records, of those whose repository has been seen.
 
     Of an account that was never fetched nobody knows how active it is; failures that grow with a repository's size
     hint that it is.
     """
-    seen = accounts.filter(pl.col("repo_rev").is_not_null()).with_columns(
+    seen = accounts.seen.with_columns(
+        accounts=pl.lit(1, pl.Int64),
         tenth=1
         + (pl.col("records_fetched").rank("ordinal") - 1)
         * _DECILES
-        // pl.max_horizontal(1, pl.len()).cast(pl.Int64)
+        // pl.max_horizontal(1, pl.len()).cast(pl.Int64),
     )
-    unseen = accounts.filter(_FAILED & pl.col("repo_rev").is_null())
+    unseen = accounts.kinds.filter(_FAILED & ~pl.col("has_rev"))
     by_tenth = _losses(seen, "tenth")
     return Finding(
         "loss_even_over_activity",
@@ -144,20 +150,24 @@ def _uneven_over_activity(accounts: pl.DataFrame, limit: float) -> Finding:
         "Accounts of some activity lost more than others, which biases whatever is summed over accounts: retry them, "
         "or weight by activity.",
         {
-            "failed_and_never_seen": unseen.height,
-            "of_these_for_their_size": unseen.filter(pl.col("reason").is_in(_GROWING_WITH_SIZE)).height,
+            "failed_and_never_seen": int(unseen["accounts"].sum()),
+            "of_these_for_their_size": int(
+                unseen.filter(pl.col("reason").is_in(_GROWING_WITH_SIZE))["accounts"].sum()
+            ),
         },
         _worst(by_tenth),
     )
 
 
-def _losses(accounts: pl.DataFrame, by: str) -> pl.DataFrame:
-    """Return `by, accounts, failed, records, rejected, failed_share, rejected_share`; shares of too few are null."""
+def _losses(counted: pl.DataFrame, by: str) -> pl.DataFrame:
+    """Return `by, accounts, failed, records, rejected, failed_share, rejected_share`; shares of too few are null.
+
+    Of rows with `accounts`, those of them that `failed`, and their `records_fetched` and `records_rejected`.
+    """
     return (
-        accounts.group_by(by)
+        counted.group_by(by)
         .agg(
-            accounts=pl.len(),
-            failed=_FAILED.sum(),
+            pl.col("accounts", "failed").sum(),
             records=pl.col("records_fetched").sum(),
             rejected=pl.col("records_rejected").sum(),
         )
@@ -173,9 +183,10 @@ def _losses(accounts: pl.DataFrame, by: str) -> pl.DataFrame:
     )
 
 
-def _largest_excess(groups: pl.DataFrame, accounts: pl.DataFrame) -> float:
-    failed = _share(accounts.filter(_FAILED).height, accounts.height)
-    rejected = _share(int(accounts["records_rejected"].sum()), int(accounts["records_fetched"].sum()))
+def _largest_excess(groups: pl.DataFrame, counted: pl.DataFrame) -> float:
+    """Return by how much the worst group is above all that are counted."""
+    failed = _share(int(counted["failed"].sum()), int(counted["accounts"].sum()))
+    rejected = _share(int(counted["records_rejected"].sum()), int(counted["records_fetched"].sum()))
     excesses = groups.select(
         pl.col("failed_share").max() - failed, pl.col("rejected_share").max() - rejected
     ).row(0)

@@ -11,7 +11,7 @@ from backfill_dagster.repos.packs import LEDGER_SCHEMA, PACK_SCHEMA, pack_keys
 from backfill_dagster.verification.verdicts import FileProblem, Found
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from backfill_dagster.storage import StudyStorage
 
@@ -19,26 +19,24 @@ _PACKS_AT_ONCE = 64
 _TOLD = [name for name in LEDGER_SCHEMA if name not in ("pds_host", "pack")]
 
 
-def all_attempts(storage: StudyStorage, damaged: Collection[str] = ()) -> tuple[pl.DataFrame, list[Found]]:
-    """Return all attempts (LEDGER_SCHEMA) of the packs that can be read, and those that cannot.
+def all_attempts(storage: StudyStorage, damaged: Collection[str] = ()) -> Iterator[pl.DataFrame | Found]:
+    """Yield all attempts (LEDGER_SCHEMA), some packs' after the others', and which packs cannot be read.
 
     Packs of which it is known that they are `damaged` are not read at all.
 
     Unlike the ledger that stages go by, it has also those whose blocks are lost: what there was is to be told.
     """
     packs = [pack for pack in pack_keys(storage) if pack[2] not in damaged]
-    parts, found = [LEDGER_SCHEMA.to_frame()], []
     for first in range(0, len(packs), _PACKS_AT_ONCE):
         some = packs[first : first + _PACKS_AT_ONCE]
         try:
-            parts.append(_read(storage, some))
+            yield _read(storage, some)
         except (StorageError, pl.exceptions.PanicException):
             for pack in some:
                 try:
-                    parts.append(_read(storage, [pack]))
+                    yield _read(storage, [pack])
                 except (StorageError, pl.exceptions.PanicException) as error:
-                    found.append(Found(FileProblem.UNREADABLE, pack[2], f"{error!s:.200}"))
-    return pl.concat(parts).sort("did", "fetched_at", "pack"), found
+                    yield Found(FileProblem.UNREADABLE, pack[2], f"{error!s:.200}")
 
 
 def _read(storage: StudyStorage, packs: Sequence[tuple[str, str, str]]) -> pl.DataFrame:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from backfill_dagster.errors import StorageError
-from backfill_dagster.frozen.manifest import FrozenBuild, read_frozen
+from backfill_dagster.frozen.manifest import FrozenBuild, read_frozen, snapshot_lots
 from backfill_dagster.frozen.places import FROZEN_FOLDER, frozen_folder, unfinished_key, unfinished_labels
 from backfill_dagster.manifest.keys import MANIFEST_KEY
 from backfill_dagster.purge.tombstones import Tombstones
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from backfill_dagster.storage import StudyStorage
+
+_LOOKS_AT_ONCE = 1_000
 
 
 def check_frozen(storage: StudyStorage, threads: int) -> tuple[dict[str, dict[str, Any]], list[Found]]:
@@ -47,7 +49,8 @@ def check_frozen(storage: StudyStorage, threads: int) -> tuple[dict[str, dict[st
         if build.told.content.get("label") != label:
             said = f"its manifest is of what was frozen as {build.told.content.get('label')!r:.80}"
             found.append(_wrong(f"{frozen_folder(label)}/{MANIFEST_KEY}", said))
-        if tombstones.held_among(build.snapshots["did"]):
+        lots = snapshot_lots(storage, build.snapshots_key)
+        if tombstones.dids and any(tombstones.held_among(rows["did"]) for rows in lots):
             found.append(_wrong(frozen_folder(label), "it holds accounts that the study has purged"))
         told[label] = {
             "manifest_sha256": build.told.digest,
@@ -82,8 +85,12 @@ def _digests(storage: StudyStorage, keys: Sequence[str], threads: int) -> list[s
         except StorageError:
             return None
 
+    found: list[str | None] = []
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(digest, keys))
+        # Some at a time: whatever waits for a thread takes more memory than its name.
+        for first in range(0, len(keys), _LOOKS_AT_ONCE):
+            found += pool.map(digest, keys[first : first + _LOOKS_AT_ONCE])
+    return found
 
 
 def _wrong(key: str, detail: str) -> Found:

@@ -12,22 +12,23 @@ from backfill_dagster.errors import StorageError
 from backfill_dagster.verification.verdicts import FileProblem, Found
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from backfill_dagster.storage import StudyStorage
 
 KEYS_SCHEMA = pl.Schema(dict.fromkeys(("did", "key_type", "key_multibase", "source"), pl.String()))
 
 
-def stored_keys(storage: StudyStorage) -> tuple[pl.DataFrame, list[Found]]:
-    """Return all keys (KEYS_SCHEMA, each once) that documents tell of, and which documents are not what they were.
+def stored_keys(storage: StudyStorage) -> Iterator[pl.DataFrame | Found]:
+    """Yield the keys (KEYS_SCHEMA) that documents tell of, each as often, and which documents are not what they were.
 
     One file of documents is in memory at a time.
     """
-    parts, found = [KEYS_SCHEMA.to_frame()], []
     for key in storage.keys(DOCUMENTS_FOLDER):
         try:
             [rows] = storage.collect([storage.scan([key], EVIDENCE_SCHEMA)], [key])
         except (StorageError, pl.exceptions.PanicException) as error:
-            found.append(Found(FileProblem.UNREADABLE, key, f"{error!s:.200}"))
+            yield Found(FileProblem.UNREADABLE, key, f"{error!s:.200}")
             continue
         told: list[tuple[str, str, str, str]] = []
         changed = 0
@@ -39,6 +40,5 @@ def stored_keys(storage: StudyStorage) -> tuple[pl.DataFrame, list[Found]]:
                 (did, one.key_type, one.key_multibase, one.kind.value) for one in keys_told(did, kind, body)
             ]
         if changed:
-            found.append(Found(FileProblem.EVIDENCE, key, f"{changed:,} documents"))
-        parts.append(pl.DataFrame(told, schema=KEYS_SCHEMA, orient="row"))
-    return pl.concat(parts).unique(maintain_order=True), found
+            yield Found(FileProblem.EVIDENCE, key, f"{changed:,} documents")
+        yield pl.DataFrame(told, schema=KEYS_SCHEMA, orient="row")

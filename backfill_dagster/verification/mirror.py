@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+# Of two tables that are compared: one of all accounts is too large to be held twice.
+_ROWS_AT_ONCE = 50_000
+
 
 def mirror(
     storage: StudyStorage, folder: Path, keys: Iterable[str], unread: Mapping[str, int] | None = None
@@ -55,15 +58,30 @@ def _difference(storage: StudyStorage, again: StudyStorage, key: str) -> str | N
     if not key.endswith(".parquet"):
         return "it has another content"
     try:
-        stored, made = storage.read(key), again.read(key)
+        return _difference_of_tables(storage, again, key)
     except (StorageError, pl.exceptions.PanicException):
         return "it cannot be read"
-    if stored.equals(made):
-        return None
-    if stored.schema != made.schema:
+
+
+def _difference_of_tables(storage: StudyStorage, again: StudyStorage, key: str) -> str | None:
+    schema, rows, made_rows = storage.schema(key), storage.rows(key), again.rows(key)
+    if schema != again.schema(key):
         return "it has other columns"
-    if "uri" not in stored.columns:
-        return f"{stored.height:,} rows for {made.height:,}, or others"
+    if rows == made_rows and all(
+        _some_rows(storage, key, first).equals(_some_rows(again, key, first))
+        for first in range(0, rows, _ROWS_AT_ONCE)
+    ):
+        return None
+    if "uri" not in schema:
+        return f"{rows:,} rows for {made_rows:,}, or others"
+    stored, made = (
+        place.collect([place.scan_as_it_is(key).select("uri")], [key])[0] for place in (storage, again)
+    )
     dropped = made.join(stored, on="uri", how="anti").height
     added = stored.join(made, on="uri", how="anti").height
-    return f"{dropped:,} rows are dropped, {added:,} added, and {stored.height:,} there for {made.height:,}"
+    return f"{dropped:,} rows are dropped, {added:,} added, and {rows:,} there for {made_rows:,}"
+
+
+def _some_rows(storage: StudyStorage, key: str, first: int) -> pl.DataFrame:
+    [rows] = storage.collect([storage.scan_as_it_is(key).slice(first, _ROWS_AT_ONCE)], [key])
+    return rows

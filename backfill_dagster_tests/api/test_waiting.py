@@ -11,7 +11,7 @@ from backfill_dagster.config.study import Study
 from backfill_dagster.errors import StorageError
 from backfill_dagster.repos.packs import read_ledger
 from backfill_dagster.storage import StudyStorage
-from backfill_dagster_tests.studies import sandbox, sandbox_study
+from backfill_dagster_tests.studies import resolved_directory, sandbox, sandbox_study
 
 SETTINGS = SandboxSettings(seed=4, accounts=30, hosts=2, records=20)
 
@@ -31,7 +31,7 @@ def test_who_is_still_to_be_backfilled_and_whom_they_engaged_with(study: Study) 
         engaged_accounts(study, None, None)
 
     pipeline.collect_source(study)
-    directory = pipeline.resolve_accounts(study)
+    directory = resolved_directory(study)
     resolved = set(directory.filter(pl.col("state") == "resolved")["did"])
     # Of whom the directory knows nothing to fetch, there is nothing to wait for.
     assert set(waiting_accounts(study).dids) == resolved < set(own)

@@ -1,6 +1,7 @@
 """The table of attrition: whatever became of accounts and records, it adds up, and what does not is found."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backfill_dagster.attrition.build import problems
-from backfill_dagster.attrition.losses import AGES, losses
+from backfill_dagster.attrition.losses import AGES, KnownLot, losses, tenths
 from backfill_dagster.attrition.steps import (
     ATTRITION_SCHEMA,
     NO_ACCOUNT,
@@ -22,6 +23,7 @@ from backfill_dagster.attrition.steps import (
     totals,
 )
 from backfill_dagster.repos.outcomes import FailureReason, Outcome
+from backfill_dagster.tables.account_sums import sum_up
 from backfill_dagster.tables.accounts import ACCOUNT_STATES, ACCOUNTS_SCHEMA
 from backfill_dagster_tests.report.stored import account, did_of
 
@@ -52,14 +54,35 @@ def table_of(
     undated: pl.DataFrame = NO_UNDATED,
     ages: pl.DataFrame = NO_AGES,
 ) -> pl.DataFrame:
-    return attrition_table(
-        losses(pl.DataFrame({"reason": rejects}, schema={"reason": pl.String}), frame(rows), undated, ages)
+    told, accounts = pl.DataFrame({"reason": rejects}, schema={"reason": pl.String}), frame(rows)
+    whole = attrition_table(losses_of(told, [accounts], undated, ages))
+    # In however many lots.
+    assert attrition_table(losses_of(told, accounts.iter_slices(3), undated, ages)).equals(whole)
+    return whole
+
+
+def losses_of(
+    rejects: pl.DataFrame,
+    lots: Iterable[pl.DataFrame],
+    undated: pl.DataFrame = NO_UNDATED,
+    ages: pl.DataFrame = NO_AGES,
+) -> pl.DataFrame:
+    accounts = list(lots)
+    known = (
+        KnownLot(
+            lot,
+            *(told.join(lot, on="did", how="semi", maintain_order="left") for told in (undated, ages)),
+        )
+        for lot in accounts
     )
+    seen = pl.col("obtained").is_not_null()
+    listed = [lot.select("records_fetched", seen=seen) for lot in accounts]
+    nobody = pl.DataFrame(schema={"records_fetched": pl.Int64, "seen": pl.Boolean})
+    return losses(rejects, tenths(pl.concat([nobody, *listed])), known)
 
 
 def found(rejects: list[str], rows: list[dict[str, Any]], table: pl.DataFrame) -> list[str]:
-    accounts = frame(rows)
-    return list(problems(table, accounts, accounts.select("did"), pl.DataFrame({"reason": rejects})))
+    return list(problems(table, sum_up(frame(rows).iter_slices(4)), len(rows), len(rejects)))
 
 
 @st.composite

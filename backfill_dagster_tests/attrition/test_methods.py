@@ -7,14 +7,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from backfill_dagster.attrition.losses import losses
 from backfill_dagster.attrition.methods import listed, methods_text, number_of
 from backfill_dagster.attrition.period import Decay
 from backfill_dagster.attrition.steps import attrition_table
 from backfill_dagster.config.study import Study
 from backfill_dagster.survivorship.rates import RATES_SCHEMA, Lost
+from backfill_dagster.tables.account_sums import sum_up
 from backfill_dagster.tables.accounts import ACCOUNTS_SCHEMA
-from backfill_dagster_tests.attrition.test_losses import NO_AGES, NO_UNDATED, with_snapshot, without
+from backfill_dagster_tests.attrition.test_losses import losses_of, with_snapshot, without
 from backfill_dagster_tests.report.stored import did_of
 
 NOTHING_SEEN = Decay(RATES_SCHEMA.to_frame(), (), None)
@@ -30,8 +30,8 @@ def paragraph(
 ) -> str:
     accounts = pl.DataFrame(rows, schema=ACCOUNTS_SCHEMA, orient="row")
     told = pl.DataFrame({"reason": rejects}, schema={"reason": pl.String})
-    table = attrition_table(losses(told, accounts, NO_UNDATED, NO_AGES))
-    return methods_text(study_of(**parts), accounts, table, decay)
+    table = attrition_table(losses_of(told, [accounts]))
+    return methods_text(study_of(**parts), sum_up([accounts]), table, decay)
 
 
 def test_of_nothing_nothing_is_claimed() -> None:

@@ -35,6 +35,7 @@ from backfill_dagster_tests.benchmarks.scale.trees import (
     written_sizes,
 )
 from backfill_dagster_tests.benchmarks.scale.watching import Look, Watched
+from backfill_dagster_tests.studies import resolved_directory
 
 SHRINK = 5_000.0
 
@@ -96,7 +97,7 @@ def test_the_product_collects_the_network(trees: list[WrittenTree], tmp_path: Pa
         rung.write_source(tmp_path, range(40))
         study = load_study(tmp_path / "configs" / f"{rung.STUDY}.yaml")
         pipeline.collect_source(study)
-        directory = pipeline.resolve_accounts(study)
+        directory = resolved_directory(study)
         hosts = pipeline.fetch_repos(study)
         asked = network.take_asked()
     fates = [fate_of(number) for number in range(40)]

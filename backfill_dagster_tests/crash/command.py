@@ -18,6 +18,7 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
     from backfill_dagster.config.loading import load_study
     from backfill_dagster.frozen.freeze import freeze
     from backfill_dagster.report.page import build_report
+    from backfill_dagster.repos import ledger_lots
     from backfill_dagster.sandbox.network import process_sandbox
     from backfill_dagster.verification.verify import verify
     from backfill_dagster_tests.crash.handed_over import take_over
@@ -25,6 +26,8 @@ def main(folder: Path, task: str, *, lock: bool) -> None:
     from backfill_dagster_tests.crash.shared import leave_rehydration, rebuilt, share_both
     from backfill_dagster_tests.crash.watched import watched
 
+    # As those of a large study are: in several ranges.
+    ledger_lots.ACCOUNTS_AT_ONCE = 12
     study = load_study(folder / f"{STUDY}.yaml")
     assert study.network.sandbox is not None
     network = process_sandbox(study.network.sandbox)

@@ -72,6 +72,19 @@ def test_much_is_written_before_it_is_much(storage: StudyStorage) -> None:
     assert stored(storage).height == 1026
 
 
+def test_of_many_documents_each_is_kept_once(storage: StudyStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "_RECENT", 5)
+    bodies = [str(number).encode() for number in range(40)]
+    log = EvidenceLog(storage)
+    # Each a second time: in the same lot, some lots later, and when it is stored since long.
+    for first in range(0, 40, 3):
+        for body in (*bodies[first : first + 3], bodies[first], *bodies[:first:7]):
+            log.add(FIRST, EvidenceKind.DID_DOCUMENT, body)
+        log.flush()
+    add(storage, *bodies)
+    assert sorted(stored(storage)["body"]) == sorted(bodies)
+
+
 def test_what_the_export_says_is_kept_with_the_key(storage: StudyStorage) -> None:
     row = {
         "did": FIRST,

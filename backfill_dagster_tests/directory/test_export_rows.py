@@ -24,7 +24,7 @@ from backfill_dagster.sandbox.population import PLC_HOST, Role
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster_tests.directory.exporting import entry
 from backfill_dagster_tests.purge.stored_bytes import files_with
-from backfill_dagster_tests.studies import sandbox, sandbox_study
+from backfill_dagster_tests.studies import resolved_directory, sandbox, sandbox_study
 
 # A population of its own: these tests edit accounts.
 SETTINGS = SandboxSettings(seed=43, accounts=120, hosts=3, records=5)
@@ -71,10 +71,10 @@ def change(network: SandboxNetwork) -> None:
 
 def test_it_is_row_by_row_what_lookups_come_to(network: SandboxNetwork, tmp_path: Path) -> None:
     change(network)
-    looked_up = pipeline.resolve_accounts(study(tmp_path, "never", "one_by_one"))
+    looked_up = resolved_directory(study(tmp_path, "never", "one_by_one"))
     network.requests.clear()
 
-    bulk = pipeline.resolve_accounts(study(tmp_path))
+    bulk = resolved_directory(study(tmp_path))
 
     assert set(looked_up["resolved_by"]) == {"lookup"}
     told = bulk.filter(pl.col("resolved_by") == "plc_export")
@@ -132,7 +132,7 @@ def test_an_account_created_since_is_looked_up(network: SandboxNetwork, tmp_path
     kept = rows.filter(pl.col("did") != normal(network, 3))
     kept.write_parquet(last, metadata=pl.read_parquet_metadata(last))
 
-    other = pipeline.resolve_accounts(study(tmp_path, name="other"))
+    other = resolved_directory(study(tmp_path, name="other"))
 
     [row] = other.filter(pl.col("did") == normal(network, 3)).iter_rows(named=True)
     assert (row["resolved_by"], row["state"]) == ("lookup", "resolved")
@@ -145,12 +145,12 @@ def test_studies_of_one_storage_share_the_copy_until_it_is_too_old(
     pages = network.requests.count(path=EXPORT)
     change(network)
 
-    second = pipeline.resolve_accounts(study(tmp_path, name="second"))
+    second = resolved_directory(study(tmp_path, name="second"))
     assert network.requests.count(path=EXPORT) == pages == 2
     assert "moved.test" not in second["handle"].to_list()
 
     age_copy(tmp_path, timedelta(hours=5))
-    third = pipeline.resolve_accounts(study(tmp_path, name="third", max_age_hours=4))
+    third = resolved_directory(study(tmp_path, name="third", max_age_hours=4))
     assert network.requests.count(path=EXPORT) > pages
     assert "moved.test" in third["handle"].to_list()
     assert third.filter(pl.col("state") == "tombstoned").height == 3
@@ -171,7 +171,7 @@ def age_copy(folder: Path, by: timedelta) -> None:
 def test_when_it_is_used(
     network: SandboxNetwork, tmp_path: Path, use: str, at_least: int, *, used: bool
 ) -> None:
-    directory = pipeline.resolve_accounts(study(tmp_path, use, at_least=at_least))
+    directory = resolved_directory(study(tmp_path, use, at_least=at_least))
 
     assert (network.requests.count(path=EXPORT) > 0) == used
     assert ("plc_export" in directory["resolved_by"].to_list()) == used
@@ -183,7 +183,7 @@ def test_without_the_export_accounts_are_looked_up_one_by_one(
     network.faults.set_host(PLC_HOST, ServerError(500), paths=[EXPORT])
 
     with caplog.at_level(logging.WARNING):
-        directory = pipeline.resolve_accounts(study(tmp_path))
+        directory = resolved_directory(study(tmp_path))
 
     assert set(directory["resolved_by"]) == {"lookup"}
     assert (directory["state"] == DirectoryState.RESOLVED.value).sum() > 80
@@ -200,7 +200,7 @@ def test_a_directory_of_an_older_version_is_gone_on_with(network: SandboxNetwork
     storage.write(key, older.head(5).drop("state_since"))
     network.requests.clear()
 
-    directory = pipeline.resolve_accounts(made)
+    directory = resolved_directory(made)
 
     assert network.requests.count(host=PLC_HOST) == 0
     assert directory.drop("resolved_by").equals(older)
@@ -211,7 +211,7 @@ def test_a_purge_leaves_nothing_of_an_account_in_the_study_and_the_public_copy_a
     network: SandboxNetwork, tmp_path: Path
 ) -> None:
     made = study(tmp_path)
-    directory = pipeline.resolve_accounts(made)
+    directory = resolved_directory(made)
     did, handle = directory.filter(pl.col("resolved_by") == "plc_export").row(3)[:2]
     copy = tmp_path / "data" / ".plc_export"
     before = files_with(copy, did)
@@ -223,5 +223,5 @@ def test_a_purge_leaves_nothing_of_an_account_in_the_study_and_the_public_copy_a
     assert files_with(made.root, did) == files_with(made.root, handle) == []
     assert files_with(copy, did) == before
     pipeline.collect_source(made)
-    assert did not in pipeline.resolve_accounts(made)["did"]
+    assert did not in resolved_directory(made)["did"]
     assert files_with(made.root, did) == files_with(made.root, handle) == []

@@ -24,7 +24,10 @@ from backfill_dagster.directory.resolve import (
     DIRECTORY_SCHEMA,
     LOST_AFTER,
     DirectoryProgress,
-    resolve_directory,
+    brought_up_to_date,
+    due_lookups,
+    latest_known,
+    look_up,
 )
 from backfill_dagster.directory.resolver import DirectoryRow, Resolver
 from backfill_dagster.errors import DirectoryUnreachableError
@@ -143,7 +146,7 @@ def with_resolver(
     return asyncio.run(run())
 
 
-def look_up(did: str, handler: Handler, **options: Any) -> tuple[DirectoryRow, int]:
+def look_up_one(did: str, handler: Handler, **options: Any) -> tuple[DirectoryRow, int]:
     """Return the row of one DID, and how often it was asked for."""
     directory = FakeDirectory({did: handler})
     row = with_resolver(directory, lambda resolver: resolver.resolve(did), **options)
@@ -155,7 +158,7 @@ def look_up(did: str, handler: Handler, **options: Any) -> tuple[DirectoryRow, i
 
 def test_a_did_is_resolved_with_all_that_its_document_says() -> None:
     before = datetime.now(UTC)
-    row, asked = look_up(plc(1), says(body=document(plc(1), "https://PDS.example.com:8443/")))
+    row, asked = look_up_one(plc(1), says(body=document(plc(1), "https://PDS.example.com:8443/")))
 
     assert asked == 1
     assert before <= row.resolved_at <= datetime.now(UTC)
@@ -170,7 +173,7 @@ def test_a_did_is_resolved_with_all_that_its_document_says() -> None:
 
 
 def test_a_document_without_a_key_is_resolved_and_says_so() -> None:
-    row, _ = look_up(plc(1), says(body={**document(plc(1)), "verificationMethod": []}))
+    row, _ = look_up_one(plc(1), says(body={**document(plc(1)), "verificationMethod": []}))
 
     assert (row.state, row.key_multibase) == (DirectoryState.RESOLVED, None)
     assert row.reason == "the document names no signing key"
@@ -191,7 +194,7 @@ SETTLED_ANSWERS = [
 
 @pytest.mark.parametrize(("handler", "state"), SETTLED_ANSWERS)
 def test_an_answer_that_settles_a_did_is_asked_for_once(handler: Handler, state: DirectoryState) -> None:
-    row, asked = look_up(plc(1), handler)
+    row, asked = look_up_one(plc(1), handler)
 
     assert (row.state, asked) == (state, 1)
     assert row.state.settled
@@ -202,7 +205,7 @@ def test_an_answer_that_settles_a_did_is_asked_for_once(handler: Handler, state:
 
 @pytest.mark.parametrize("status", [400, 403, 418])
 def test_a_refusal_of_the_directory_is_a_failure_that_is_not_tried_again(status: int) -> None:
-    row, asked = look_up(plc(1), says(status, b"go\n away"))
+    row, asked = look_up_one(plc(1), says(status, b"go\n away"))
 
     assert (row.state, row.reason, asked) == (DirectoryState.SERVER_ERROR, f"HTTP {status}: go away", 1)
     assert not row.state.settled
@@ -210,20 +213,20 @@ def test_a_refusal_of_the_directory_is_a_failure_that_is_not_tried_again(status:
 
 @pytest.mark.parametrize("status", [500, 502, 503])
 def test_a_server_error_is_tried_again_and_kept_at_last(status: int) -> None:
-    row, asked = look_up(plc(1), says(status))
+    row, asked = look_up_one(plc(1), says(status))
 
     assert (row.state, asked) == (DirectoryState.SERVER_ERROR, 3)
     assert str(status) in (row.reason or "")
 
 
 def test_a_redirect_loop_is_a_failure_of_the_server() -> None:
-    row, asked = look_up(plc(1), says(302, headers={"Location": f"/{plc(1)}"}))
+    row, asked = look_up_one(plc(1), says(302, headers={"Location": f"/{plc(1)}"}))
 
     assert (row.state, asked) == (DirectoryState.SERVER_ERROR, 6)
 
 
 def test_what_works_at_the_second_try_is_resolved() -> None:
-    row, asked = look_up(plc(1), in_turn(says(500), says(body=document(plc(1)))))
+    row, asked = look_up_one(plc(1), in_turn(says(500), says(body=document(plc(1)))))
 
     assert (row.state, asked) == (DirectoryState.RESOLVED, 2)
 
@@ -233,7 +236,7 @@ def test_silence_is_tried_again_and_unreachable_at_last() -> None:
         await asyncio.sleep(5)
         return web.Response()
 
-    row, asked = look_up(plc(1), silent, read_timeout=0.1)
+    row, asked = look_up_one(plc(1), silent, read_timeout=0.1)
 
     assert (row.state, asked) == (DirectoryState.UNREACHABLE, 3)
     assert "timed_out" in (row.reason or "")
@@ -262,13 +265,13 @@ def raw_look_up(talk: Talk) -> DirectoryRow:
 
 
 def test_a_private_address_is_refused_at_once() -> None:
-    row, asked = look_up(plc(1), says(), allow_private=False)
+    row, asked = look_up_one(plc(1), says(), allow_private=False)
 
     assert (row.state, asked) == (DirectoryState.REFUSED_ADDRESS, 0)
 
 
 def test_another_method_is_not_looked_up() -> None:
-    row, asked = look_up("did:key:zQ3sh", says())
+    row, asked = look_up_one("did:key:zQ3sh", says())
 
     assert (row.state, asked) == (DirectoryState.BAD_DOCUMENT, 0)
 
@@ -280,7 +283,7 @@ def test_a_rate_limit_costs_no_try(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backfill_dagster.network.limits.MIN_PARK", 0.01)
     monkeypatch.setattr("backfill_dagster.network.limits.FIRST_PARK", 0.01)
     slow = says(429, b"<html>slow down</html>")
-    row, asked = look_up(plc(1), in_turn(slow, slow, slow, slow, says(body=document(plc(1)))), retries=0)
+    row, asked = look_up_one(plc(1), in_turn(slow, slow, slow, slow, says(body=document(plc(1)))), retries=0)
 
     assert (row.state, asked) == (DirectoryState.RESOLVED, 5)
 
@@ -332,7 +335,7 @@ def test_the_plc_directory_is_left_to_whoever_has_its_lease(
 
 def test_a_rate_limit_without_end_is_given_up() -> None:
     begun = time.monotonic()
-    row, asked = look_up(plc(1), says(429, headers={"Retry-After": "600"}), max_park=5)
+    row, asked = look_up_one(plc(1), says(429, headers={"Retry-After": "600"}), max_park=5)
 
     assert (row.state, asked) == (DirectoryState.RATE_LIMITED, 1)
     assert time.monotonic() - begun < 60
@@ -360,9 +363,7 @@ def test_time_that_is_over_ends_the_wait_for_another_run_s_lease(tmp_path: Path)
         async with serve(directory) as address:
             assert await theirs.take(HostGate(address, rate=1, burst=1, in_flight=1)) is not None
             async with resolver_for(address, leases=mine, run_time=RunTime(0.3)) as resolver:
-                return await resolve_directory(
-                    [plc(n) for n in range(200)], resolver=resolver, max_age=DAY, now=datetime.now(UTC)
-                )
+                return await resolve_directory([plc(n) for n in range(200)], resolver=resolver)
 
     rows = asyncio.run(asyncio.wait_for(run(), 20))
 
@@ -387,8 +388,6 @@ def test_time_that_is_over_keeps_what_was_looked_up_and_asks_for_no_more() -> No
         return await resolve_directory(
             [plc(n) for n in range(1000)],
             resolver=resolver,
-            max_age=DAY,
-            now=datetime.now(UTC),
             concurrency=1,
             checkpoint=parts.append,
         )
@@ -488,7 +487,7 @@ def test_a_did_web_of_the_own_network_is_refused() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "a:b", "a%3A80", "..", "a/b", ""])
 def test_a_did_web_that_names_no_host_is_not_looked_up(host: str) -> None:
-    row, asked = look_up(f"did:web:{host}", says())
+    row, asked = look_up_one(f"did:web:{host}", says())
 
     assert (row.state, asked) == (DirectoryState.BAD_DOCUMENT, 0)
 
@@ -528,10 +527,33 @@ def test_an_audit_log_that_cannot_be_had_is_not_an_empty_one(handler: Handler, s
 # --- many DIDs ---
 
 
+async def resolve_directory(
+    dids: list[str],
+    *,
+    resolver: Resolver,
+    known: pl.DataFrame | None = None,
+    max_age: timedelta = DAY,
+    checkpoint: Callable[[pl.DataFrame], None] = lambda _: None,
+    **options: Any,
+) -> pl.DataFrame:
+    """Do what the stage does of one range of accounts, and return the directory."""
+    wanted = pl.Series("did", dids, dtype=pl.String)
+    rows = latest_known(known, DIRECTORY_SCHEMA.to_frame())
+    due = due_lookups(wanted, rows, max_age=max_age, now=datetime.now(UTC))
+    parts = [DIRECTORY_SCHEMA.to_frame()]
+
+    def keep(part: pl.DataFrame) -> None:
+        parts.append(part)
+        checkpoint(part)
+
+    progress = DirectoryProgress(wanted.len(), done=wanted.len() - due.len())
+    await look_up(due, resolver=resolver, checkpoint=keep, progress=progress, **options)
+    return brought_up_to_date(rows, pl.concat(parts))
+
+
 def resolve(
     handler: Handler, dids: list[str], *, options: Mapping[str, Any] | None = None, **arguments: Any
 ) -> pl.DataFrame:
-    arguments = {"max_age": DAY, "now": datetime.now(UTC), **arguments}
     return with_resolver(
         handler, lambda resolver: resolve_directory(dids, resolver=resolver, **arguments), **(options or {})
     )
@@ -542,15 +564,15 @@ def states(directory: pl.DataFrame) -> list[str]:
     return directory["state"].to_list()
 
 
-def test_each_did_has_one_row_in_its_place() -> None:
+def test_each_did_has_one_row_and_they_are_sorted() -> None:
     answers = {plc(number): handler for number, (handler, _) in enumerate(SETTLED_ANSWERS, start=100)}
-    dids = [plc(1), *answers, plc(2), plc(1), plc(3)]
+    expected = {did: state.value for did, (_, state) in zip(answers, SETTLED_ANSWERS, strict=True)}
+    expected |= dict.fromkeys([plc(1), plc(2), plc(3)], "resolved")
     directory = FakeDirectory(answers)
-    rows = resolve(directory, dids)
+    rows = resolve(directory, list(expected))
 
-    assert rows["did"].to_list() == [plc(1), *answers, plc(2), plc(3)]
-    expected = [state.value for _, state in SETTLED_ANSWERS]
-    assert states(rows) == ["resolved", *expected, "resolved", "resolved"]
+    assert rows["did"].to_list() == sorted(expected)
+    assert dict(zip(rows["did"], states(rows), strict=True)) == expected
     assert max(directory.asked.values()) == 1
 
 
@@ -676,10 +698,23 @@ def test_a_failure_without_anything_better_stands() -> None:
     assert states(rows) == ["server_error"]
 
 
-def test_known_rows_of_other_accounts_stay_out() -> None:
-    rows = resolve(FakeDirectory(), [plc(2)], known=known_rows("resolved", age=timedelta(0)))
+def test_known_rows_of_other_accounts_stay_as_they_are() -> None:
+    known = known_rows("resolved", age=DAY * 2)
+    rows = resolve(FakeDirectory(), [plc(2)], known=known)
 
-    assert rows["did"].to_list() == [plc(2)]
+    assert rows["did"].to_list() == [plc(1), plc(2)]
+    assert rows.head(1).equals(known)
+
+
+def test_of_what_is_left_unfinished_an_answer_counts_and_a_failure_does_not() -> None:
+    known = known_rows("resolved", age=DAY * 2)
+    moved = known_rows("resolved", age=DAY, pds="https://new.example.com")
+    failed = known_rows("unreachable", age=timedelta(0), pds=None)
+
+    assert latest_known(known, pl.concat([failed, moved])).equals(moved)
+    assert latest_known(known, failed).equals(known)
+    # An interrupted run of long ago knows less than the directory does since.
+    assert latest_known(moved, known).equals(moved)
 
 
 # --- outages ---
@@ -706,9 +741,7 @@ def test_a_directory_that_cannot_be_reached_ends_it_soon(count: int) -> None:
     dids = [plc(number) for number in range(count)]
     parts: list[pl.DataFrame] = []
     message, seconds = unreachable(
-        lambda resolver: resolve_directory(
-            dids, resolver=resolver, max_age=DAY, now=datetime.now(UTC), checkpoint=parts.append
-        )
+        lambda resolver: resolve_directory(dids, resolver=resolver, checkpoint=parts.append)
     )
 
     assert "cannot be reached" in message
@@ -719,7 +752,7 @@ def test_a_directory_that_cannot_be_reached_ends_it_soon(count: int) -> None:
 
 def test_a_directory_at_a_private_address_says_how_to_allow_it() -> None:
     message, _ = unreachable(
-        lambda resolver: resolve_directory([plc(1)], resolver=resolver, max_age=DAY, now=datetime.now(UTC)),
+        lambda resolver: resolve_directory([plc(1)], resolver=resolver),
         allow_private=False,
     )
 
@@ -733,9 +766,7 @@ def test_a_source_of_did_web_alone_needs_no_directory() -> None:
         async with serve(FakeDirectory()) as address:
             mapped = {"carol.sandbox.test:80": address}
             async with resolver_for("127.0.0.1:9", connect_to=mapped) as resolver:
-                return await resolve_directory(
-                    [did, "did:web:gone.invalid"], resolver=resolver, max_age=DAY, now=datetime.now(UTC)
-                )
+                return await resolve_directory([did, "did:web:gone.invalid"], resolver=resolver)
 
     assert states(asyncio.run(run())) == ["resolved", "unreachable"]
 
@@ -788,8 +819,6 @@ def test_a_slow_host_of_a_did_web_delays_no_did_plc() -> None:
                 return await resolve_directory(
                     [*web_dids, *(plc(number) for number in range(20))],
                     resolver=resolver,
-                    max_age=DAY,
-                    now=datetime.now(UTC),
                     concurrency=4,
                     on_progress=lambda progress: finished.append(dict(progress.states)),
                 )

@@ -10,6 +10,7 @@ import pytest
 from backfill_dagster import purging
 from backfill_dagster.config.study import Study
 from backfill_dagster.frozen.freeze import freeze, list_frozen
+from backfill_dagster.frozen.manifest import snapshot_lots
 from backfill_dagster.frozen.places import frozen_folder
 from backfill_dagster.frozen.purge import FrozenPurge, purge_frozen
 from backfill_dagster.manifest.canonical import Told, write_told
@@ -80,7 +81,8 @@ def test_an_account_goes_and_the_manifest_says_so(tmp_path: Path) -> None:
     assert went == {POSTS: 1, LIKES: 0, "accounts.parquet": 1}
     digests = dict(build.files.select("key", "sha256").iter_rows())
     assert {each["file"]: each["sha256"] for each in told["files"]} == {key: digests[key] for key in went}
-    assert build.snapshots["did"].to_list() == [BOB, CAROL]
+    [snapshots] = snapshot_lots(StudyStorage(study.root), build.snapshots_key)
+    assert snapshots["did"].to_list() == [BOB, CAROL]
     assert (build.frozen_at, build.made_of) == (before.frozen_at, before.made_of)
     after = frozen_bytes(study, "v1")
     assert after[UNDATED_POSTS] == bytes_before[UNDATED_POSTS]

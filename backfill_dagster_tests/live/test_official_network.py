@@ -22,6 +22,7 @@ from backfill_dagster import pipeline
 from backfill_dagster.config.loading import load_study
 from backfill_dagster.config.study import Study
 from backfill_dagster_tests.live.official import official_network
+from backfill_dagster_tests.studies import resolved_directory
 
 pytestmark = pytest.mark.live
 
@@ -174,7 +175,7 @@ def test_everyone_on_the_official_hosts(manifest: dict[str, Any], tmp_path: Path
     expected = {account["did"] for account in manifest["accounts"] if account["status"] != "deleted"}
     assert set(dids) == expected
     # The released directory lists nothing at `/export`, so that everyone is looked up one by one.
-    directory = pipeline.resolve_accounts(study)
+    directory = resolved_directory(study)
     assert set(directory["resolved_by"]) == {"lookup"}
     assert set(directory["state"]) == {"resolved"}
 

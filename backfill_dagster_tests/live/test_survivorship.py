@@ -169,7 +169,8 @@ def test_every_change_of_a_record_and_no_other_is_told(watched: Watched) -> None
 
 
 def test_states_hosts_and_handles_are_told_over_time(watched: Watched) -> None:
-    history = build_account_history(watched.study).rows
+    assert build_account_history(watched.study).misfits == 0
+    history = pl.read_parquet(watched.study.root / "account_history.parquet")
     for name, person in watched.people.items():
         own = history.filter(did=person.did)
 

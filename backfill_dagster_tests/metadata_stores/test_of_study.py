@@ -19,6 +19,7 @@ from backfill_dagster.metadata_stores.of_study import (
 )
 from backfill_dagster.monitoring.audit_log import AuditEntry, AuditLog, RunStatus
 from backfill_dagster.purge.tombstones import bury
+from backfill_dagster.repos import ledger_lots
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster.tables.accounts import ACCOUNTS_SCHEMA
 from backfill_dagster_tests.metadata_stores.dynamodb_server import REGION, TABLE, DynamoDb
@@ -63,7 +64,11 @@ def in_dynamodb(folder: Path, server: DynamoDb) -> Study:
     return study_of(folder, type="dynamodb", table_name=TABLE, region=REGION, endpoint_url=server.url)
 
 
-def test_collected_accounts_are_in_the_table_and_in_the_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 1000])
+def test_collected_accounts_are_in_the_table_and_in_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(ledger_lots, "ACCOUNTS_AT_ONCE", at_once)
     study = study_of(tmp_path)
     write_accounts(study, ALICE, BOB, CAROL)
     assert write_user_metadata(study) == Written(2, put=2)
@@ -81,7 +86,9 @@ def test_collected_accounts_are_in_the_table_and_in_the_store(tmp_path: Path) ->
     assert (users[1].did, users[1].bluesky_handle) == (BOB, "")
     assert [UserItem(*row) for row in table(study).drop("in_store").iter_rows()] == users
     assert table(study)["in_store"].all()
+    written = (study.root / "user_metadata.parquet").stat().st_ino
     assert write_user_metadata(study) == Written(2)
+    assert (study.root / "user_metadata.parquet").stat().st_ino == written
     write_accounts(study, ALICE, posts=0)
     assert write_user_metadata(study) == Written(1, put=1, removed=1)
     [changed] = store_of(study).users()

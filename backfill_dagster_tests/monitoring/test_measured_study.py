@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import polars as pl
 import pytest
 
 from backfill_dagster import accounting, pipeline, study_files
@@ -17,8 +18,6 @@ from backfill_dagster_tests.monitoring.scraped import Scraped
 from backfill_dagster_tests.studies import sandbox, sandbox_study
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from backfill_dagster.config.study import Study
     from backfill_dagster.repos.crawl import HostReport
 
@@ -52,8 +51,14 @@ class Measured:
         for table in study_files.study_tables(study):
             pipeline.build_table(study, table, metrics=of_study)
         pipeline.build_undated_rows(study, metrics=of_study)
-        self.accounts: pl.DataFrame = accounting.build_accounts(study).accounts
-        of_study.accounted(self.accounts, study_files.study_tables(study))
+        listed = accounting.build_accounts(study).sums.of_source
+        of_study.accounted(
+            dict(listed.by("state").iter_rows()),
+            {table: listed.total(table) for table in study_files.study_tables(study)},
+            filtered=listed.total("records_filtered"),
+            rejected=listed.total("records_rejected"),
+        )
+        self.accounts = pl.read_parquet(study.root / study_files.ACCOUNTS_KEY)
         self.study = study
         self.scraped = Scraped.of(metrics.registry)
         self.described = {family.name: family for family in metrics.descriptions}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import polars as pl
 import pytest
 
 from backfill_dagster.monitoring.host_labels import OTHER
@@ -119,18 +118,9 @@ def test_a_stage_tells_how_it_is_and_how_it_ended() -> None:
 def test_a_state_that_no_account_is_in_any_more_is_not_told() -> None:
     metrics = Metrics()
     study, other = metrics.named("study", 1), metrics.named("other", 1)
-    accounts = pl.DataFrame(
-        {
-            "state": ["complete", "complete", "failed", "failed"],
-            "in_source": [True, True, True, False],
-            "records_filtered": [1, 2, 0, 100],
-            "records_rejected": [0, 1, 0, 100],
-            "posts": [5, 6, 0, 100],
-        }
-    )
-    other.accounted(accounts, ["posts"])
-    study.accounted(accounts, ["posts"])
-    study.accounted(accounts.filter(state="complete"), ["posts"])
+    other.accounted({"complete": 2, "failed": 1}, {"posts": 11}, filtered=3, rejected=1)
+    study.accounted({"complete": 2, "failed": 1}, {"posts": 12}, filtered=4, rejected=2)
+    study.accounted({"complete": 2}, {"posts": 11}, filtered=3, rejected=1)
     scraped = Scraped.of(metrics.registry)
     assert scraped.sum("backfill_accounts", study="other", state="failed") == 1
     told = {

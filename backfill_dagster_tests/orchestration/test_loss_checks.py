@@ -14,7 +14,6 @@ from backfill_dagster.orchestration.loss_checks import (
     record_changes_check_results,
     record_changes_checks,
 )
-from backfill_dagster.survivorship.account_history import ACCOUNT_HISTORY_SCHEMA
 from backfill_dagster.survivorship.build import AccountHistory, RecordChanges
 
 
@@ -52,7 +51,7 @@ def test_what_does_not_add_up_fails_the_check_and_is_named() -> None:
 
 
 def test_a_history_out_of_order_fails_its_check() -> None:
-    rows = ACCOUNT_HISTORY_SCHEMA.to_frame()
-    assert passed(list(account_history_check_results(AccountHistory(rows, 0)))) == {"times_in_order": True}
-    assert passed(list(account_history_check_results(AccountHistory(rows, 2)))) == {"times_in_order": False}
+    good, bad = (AccountHistory(3, pl.DataFrame(), misfits) for misfits in (0, 2))
+    assert passed(list(account_history_check_results(good))) == {"times_in_order": True}
+    assert passed(list(account_history_check_results(bad))) == {"times_in_order": False}
     assert [spec.blocking for spec in account_history_checks(dg.AssetKey("x"))] == [True]

@@ -50,6 +50,16 @@ def test_accounts_and_records_are_known_again_and_named_nowhere(storage: StudySt
         assert files_with(storage.folder, text) == []
 
 
+def test_who_is_purged_is_told_of_any_number_of_accounts_and_few_are_remembered(
+    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backfill_dagster.purge.tombstones._MOST_KNOWN", 3)
+    tombstones = bury(storage, [PLC, WEB], [], NOW)
+    asked = [f"did:web:n{number}.test" for number in range(9)]
+    assert sorted(tombstones.held_among(pl.Series([*asked, PLC, *asked, WEB, *asked]))) == [PLC, WEB]
+    assert len(tombstones._known) <= 3
+
+
 def test_two_studies_have_unlike_tombstones_of_one_account(tmp_path: Path) -> None:
     first, second = StudyStorage(tmp_path / "first"), StudyStorage(tmp_path / "second")
     hashes = [bury(storage, [PLC], [], NOW).dids for storage in (first, second)]

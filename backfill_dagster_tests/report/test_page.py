@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 
 from backfill_dagster import pipeline, study_files
+from backfill_dagster.attrition.build import METHODS_KEY, build_attrition
+from backfill_dagster.attrition.steps import ATTRITION_KEY
 from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.errors import StorageError
@@ -18,6 +20,7 @@ from backfill_dagster.orchestration.summary import study_summary
 from backfill_dagster.records.tables import USUAL_TABLES
 from backfill_dagster.report.hosts import MIN_ACCOUNTS_TO_NAME
 from backfill_dagster.report.page import REPORT_KEY, Report, build_report
+from backfill_dagster.repos import ledger_lots
 from backfill_dagster.repos.packs import read_ledger
 from backfill_dagster.storage import StudyStorage
 from backfill_dagster_tests.conftest import ROOT
@@ -71,6 +74,23 @@ def page(html: str) -> Page:
 @pytest.fixture(scope="module")
 def accounts(study: Study) -> pl.DataFrame:
     return pl.read_parquet(study.root / "accounts.parquet")
+
+
+def test_it_is_the_same_of_however_many_ranges_of_accounts(
+    study: Study, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, summary = StudyStorage(study.root), study_summary(study)
+    lost = [storage.read_bytes(key) for key in (ATTRITION_KEY, METHODS_KEY)]
+    drawn = storage.path(report.key).stat().st_ino
+    monkeypatch.setattr(ledger_lots, "ACCOUNTS_AT_ONCE", 7)
+    for key in (ATTRITION_KEY, METHODS_KEY):
+        storage.remove(key)
+    assert build_attrition(study).problems == ()
+    assert [storage.read_bytes(key) for key in (ATTRITION_KEY, METHODS_KEY)] == lost
+    # It would be drawn again of other numbers.
+    assert build_report(study) == report
+    assert storage.path(report.key).stat().st_ino == drawn
+    assert study_summary(study) == summary
 
 
 def test_all_figures_are_there_and_explained(page: Page, report: Report) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
+from polars.testing import assert_frame_equal
 
 from backfill_dagster.config.loading import load_study
 from backfill_dagster.config.study import Study
@@ -213,6 +215,24 @@ def pseudonymised(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
     shown = sharing_as(study, what="pseudonyms")
     share(shown)
     return shown
+
+
+def test_accounts_in_many_ranges_are_shared_as_in_one(
+    pseudonymised: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backfill_dagster.repos.ledger_lots.ACCOUNTS_AT_ONCE", 2)
+    for what, folder in (("ids", IDS), ("pseudonyms", PSEUDONYMS)):
+        path = pseudonymised.root / folder
+        names = [f"{table}.parquet" for table in ("accounts", *TABLES)]
+        before = [pl.read_parquet(path / name) for name in names]
+        told = read_told(StudyStorage(pseudonymised.root), f"{folder}/manifest.json").content
+        assert pq.read_metadata(path / "accounts.parquet").num_row_groups == 1
+        share(sharing_as(pseudonymised, what=what))
+        assert pq.read_metadata(path / "accounts.parquet").num_row_groups > 3
+        for name, rows in zip(names, before, strict=True):
+            assert_frame_equal(pl.read_parquet(path / name), rows)
+        again = read_told(StudyStorage(pseudonymised.root), f"{folder}/manifest.json").content
+        assert {**again, "files": None} == {**told, "files": None}
 
 
 def test_pseudonyms_hold_no_name_key_or_text(pseudonymised: Study, servers: SandboxNetwork) -> None:

@@ -160,7 +160,7 @@ def test_versions_that_come_and_go_over_many_snapshots_have_a_row_for_each_time(
     wanted = comparisons(chains)
     for each in wanted:
         compare(storage.folder, each)
-    rows = record_changes(pl.concat(read_events(storage, wanted, chains)))
+    rows = record_changes(pl.concat(read_events(storage, [chains.drop_nulls("before_pack")])))
     hours = [
         None if value is None else round((value - NOON).total_seconds() / 3600)
         for row in rows.sort("first_seen").iter_rows(named=True)

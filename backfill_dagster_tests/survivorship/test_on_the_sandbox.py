@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -275,6 +275,35 @@ def test_states_hosts_and_handles_over_time_equal_the_truth(
 def test_another_refresh_without_changes_leaves_the_same_bytes(followed: Followed) -> None:
     assert len(followed.bytes_before) == 2
     assert followed.bytes_after == followed.bytes_before
+
+
+def test_however_few_accounts_are_held_at_once_all_is_the_same(
+    followed: Followed, changes: pl.DataFrame, history: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, root = followed.study, followed.study.root
+    rates = pl.read_parquet(root / "deletion_rates.parquet")
+    told, told_of_history = build_record_changes(study), build_account_history(study)
+    own = {path: path.read_bytes() for path in root.glob("survivorship/**/*.parquet")}
+    monkeypatch.setattr("backfill_dagster.repos.ledger_lots.ACCOUNTS_AT_ONCE", 2)
+    for name, number in (("build._PACKS", 1), ("build._COMPARISONS", 2), ("record_changes._EVENTS", 3)):
+        monkeypatch.setattr(f"backfill_dagster.survivorship.{name}_AT_ONCE", number)
+    for again in (False, True):
+        if again:
+            for path in (*own, *map(Path, made(study)), root / "deletion_rates.parquet"):
+                path.unlink()
+        result, result_of_history = build_record_changes(study), build_account_history(study)
+        assert {path: path.read_bytes() for path in root.glob("survivorship/**/*.parquet")} == own
+        assert result.by_ending.equals(told.by_ending)
+        assert replace(result, by_ending=told.by_ending) == told
+        assert result_of_history.ended.equals(told_of_history.ended)
+        assert replace(result_of_history, ended=told_of_history.ended) == told_of_history
+        # What has been made is up to date all the same.
+        assert again or made(study) == followed.bytes_after
+    assert pl.read_parquet(root / "record_changes/*.parquet").equals(changes)
+    assert pl.read_parquet(root / "account_history.parquet").equals(history)
+    assert pl.read_parquet(root / "deletion_rates.parquet").equals(rates)
+    assert told_of_history.rows == history.height
+    assert told_of_history.ended["ended"].sum() == history["valid_to"].count()
 
 
 def test_rates_count_what_was_watched(followed: Followed, changes: pl.DataFrame) -> None:

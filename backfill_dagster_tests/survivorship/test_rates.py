@@ -2,6 +2,8 @@
 
 import math
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
@@ -10,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from backfill_dagster.dids.did_ranges import did_ranges
 from backfill_dagster.sandbox.tid import tid
-from backfill_dagster.survivorship import person_time
 from backfill_dagster.survivorship.ages import (
     BIN_EDGES,
     CLASS_EDGES,
@@ -25,11 +27,13 @@ from backfill_dagster.survivorship.rates import (
     ALL_AGES,
     RATES_SCHEMA,
     account_rates,
+    account_time,
     deletion_rates,
     dispersion,
     hazards,
     lost_before,
 )
+from backfill_dagster.survivorship.watched_by_account import WatchedByAccount
 
 POST = "app.bsky.feed.post"
 START = datetime(2024, 6, 1, tzinfo=UTC)
@@ -49,8 +53,18 @@ def hazard_sum(ages: np.ndarray) -> np.ndarray:
     return total
 
 
+def did(number: int) -> str:
+    """Name an account: like hashes, these are in all ranges."""
+    return f"did:plc:{'2a7kqz'[number % 6]}{number}"
+
+
 def simulate(
-    seed: int, accounts: int, records: int, collections: list[float], burst: float = 0.0
+    seed: int,
+    accounts: int,
+    records: int,
+    collections: list[float],
+    burst: float = 0.0,
+    at_once: int = 1000,
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, int, pl.DataFrame]:
     """Simulate accounts that write all the time and delete by HAZARDS; they are collected on these days.
 
@@ -73,7 +87,7 @@ def simulate(
         ages = pl.Series(day - made[there])
         seen_at = START + day * DAY
         inventories.append(
-            pl.DataFrame({"did": [f"did:{o}" for o in owner[there]], "age": bin_of(ages).cast(pl.Int32)})
+            pl.DataFrame({"did": [did(o) for o in owner[there]], "age": bin_of(ages).cast(pl.Int32)})
             .group_by("did", "age")
             .agg(records=pl.len())
             .with_columns(
@@ -91,7 +105,7 @@ def simulate(
         went = there & (gone <= following)
         written = [tid(round((START + float(when) * DAY).timestamp() * 1e6), 7) for when in made[went]]
         events.append(
-            pl.DataFrame({"did": [f"did:{o}" for o in owner[went]], "rkey": written}).with_columns(
+            pl.DataFrame({"did": [did(o) for o in owner[went]], "rkey": written}).with_columns(
                 collection=pl.lit(POST),
                 stood_before=pl.lit(value=True),
                 changed=pl.lit(value=False),
@@ -105,9 +119,13 @@ def simulate(
         {"day": [START.date() + timedelta(days=int(w)) for w in made[(made <= first) & (gone > first)]]}
     )
     by_day = left.group_by("day").agg(records=pl.len()).with_columns(table=pl.lit("posts"))
-    numbered = pl.DataFrame({"did": [f"did:{o}" for o in range(accounts)]}).with_row_index("account")
-    found = watched(inventories, events, numbered)
-    return found.by_age, found.by_account, deletion_rates(found), int((made <= first).sum()), by_day
+    with (
+        TemporaryDirectory() as scratch,
+        WatchedByAccount(Path(scratch), did_ranges(accounts, at_once)) as sums,
+    ):
+        found = watched(inventories, events, sums)
+        by_account = pl.concat(own for _, own in sums.by_collection())
+        return found.by_age, by_account, deletion_rates(found), int((made <= first).sum()), by_day
 
 
 def test_rates_and_the_share_that_had_gone_are_found_again() -> None:
@@ -217,7 +235,7 @@ def test_what_is_known_of_an_age_is_true_however_rarely_one_looks(between: int) 
     assert whole["days"] >= known["days"].sum()
 
 
-def test_looks_that_find_nothing_changed_are_intervals_of_their_own() -> None:
+def test_looks_that_find_nothing_changed_are_intervals_of_their_own(tmp_path: Path) -> None:
     chain = {"did": "did:a", "collection": POST}
     made = START - timedelta(hours=3)
     for between, told in (
@@ -246,42 +264,20 @@ def test_looks_that_find_nothing_changed_are_intervals_of_their_own() -> None:
                 }
             ]
         )
-        accounts = pl.DataFrame({"did": ["did:a"]}).with_row_index("account")
-        found = watched([inventory], [event], accounts)
+        with WatchedByAccount(tmp_path, did_ranges(1, 1)) as sums:
+            found = watched([inventory], [event], sums)
         rows = {age: (days, gone) for _, age, days, gone in found.by_age.iter_rows() if days or gone}
         assert rows == told
 
 
-def test_what_accounts_add_up_to_is_the_same_however_many_are_added_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_accounts_add_up_to_is_the_same_however_many_are_added_at_once() -> None:
     days = [400.0, 430.0, 460.0, 490.0, 520.0]
-    by_age, by_account, *_ = simulate(seed=5, accounts=20, records=50, collections=days)
-    monkeypatch.setattr(person_time, "_ROWS_AT_ONCE", 1)
-    alike_by_age, alike_by_account, *_ = simulate(seed=5, accounts=20, records=50, collections=days)
-    assert_frame_equal(alike_by_age, by_age)
-    assert_frame_equal(alike_by_account, by_account)
-
-
-def test_no_account_is_added_up_again_with_every_pack(monkeypatch: pytest.MonkeyPatch) -> None:
-    packs, accounts = 256, 10
-    added: list[int] = []
-
-    def add(rows: pl.DataFrame, by: list[str]) -> pl.DataFrame:
-        added.append(rows.height)
-        return rows.unique(by, keep="any")
-
-    monkeypatch.setattr(person_time, "_ROWS_AT_ONCE", accounts)
-    monkeypatch.setattr(person_time, "_sum", add)
-    parts = [person_time.BY_ACCOUNT_SCHEMA.to_frame()]
-    for pack in range(packs):
-        part = pl.DataFrame({"account": range(pack * accounts, (pack + 1) * accounts)}).with_columns(
-            collection=pl.lit(POST), days=1.0, deleted=0.0
-        )
-        parts = person_time._added_up([*parts, part.cast(person_time.BY_ACCOUNT_SCHEMA)], ["account"])
-    assert sum(part.height for part in parts) == packs * accounts
-    # With each pack it would be half of the square of the packs.
-    assert sum(added) < 5 * packs * accounts
+    whole, by_ranges = (
+        simulate(seed=5, accounts=20, records=50, collections=days, at_once=at_once) for at_once in (20, 1)
+    )
+    assert by_ranges[1].height == 20
+    for found, expected in zip(by_ranges[:3], whole[:3], strict=True):
+        assert_frame_equal(found, expected, check_exact=True)
 
 
 @given(st.floats(0, 4000))
@@ -364,9 +360,13 @@ def test_a_rate_of_accounts_counts_the_days_between_looks() -> None:
         schema={"did": pl.String, "value": pl.String, "seen_at": pl.Datetime("us", "UTC")},
         orient="row",
     )
-    [row] = account_rates(states, ["deactivated", "tombstoned"]).iter_rows(named=True)
+    gone = ["deactivated", "tombstoned"]
+    time = account_time(states, gone)
+    [row] = account_rates(time).iter_rows(named=True)
     assert (row["watched"], row["deleted"], row["days"]) == ("accounts", 1, 25.0)
-    assert account_rates(states.filter(did="c"), ["tombstoned"]).is_empty()
+    apart = [account_time(own, gone) for own in states.partition_by("did")]
+    assert apart[0].and_also(apart[1]).and_also(apart[2]) == time
+    assert account_rates(apart[2]).is_empty()
 
 
 def test_independent_deletions_are_not_dispersed() -> None:

@@ -55,7 +55,9 @@ def storage(tmp_path: Path) -> StudyStorage:
 
 
 def table(storage: StudyStorage, shown: pl.DataFrame = SHOWN, part_bytes: int | None = None) -> WindowedTable:
-    return WindowedTable(storage, "blocks", MONTHLY, MONTHS, TableContents(storage, shown, part_bytes))
+    return WindowedTable(
+        storage, "blocks", MONTHLY, MONTHS, TableContents(storage, shown, ["blocks"], part_bytes)
+    )
 
 
 def uris(storage: StudyStorage, folder: str) -> list[str]:
@@ -181,7 +183,7 @@ def test_a_single_window_leaves_the_others_alone(storage: StudyStorage) -> None:
 
 def test_windows_and_tables_that_the_study_no_longer_has_go(storage: StudyStorage) -> None:
     table(storage).build([*MONTHS, UNDATED])
-    later = WindowedTable(storage, "blocks", MONTHLY, ["2024-11"], TableContents(storage, SHOWN))
+    later = WindowedTable(storage, "blocks", MONTHLY, ["2024-11"], TableContents(storage, SHOWN, ["blocks"]))
     assert [report.rebuilt for report in later.build(["2024-11"])] == [False]
     remove_other_tables(storage, ["blocks"])
     assert storage.folders("tables/blocks") == ["month=2024-11"]
@@ -223,7 +225,7 @@ def test_weeks_and_days_are_folders_that_duckdb_and_polars_read(
     write_pack(storage, "one.test", "p1", FIRST, granularity=granularity)
     write_pack(storage, "two.test", "p2", SECOND, granularity=granularity)
     windows = [folder.partition("=")[2] for folder in folders]
-    contents = TableContents(storage, SHOWN)
+    contents = TableContents(storage, SHOWN, ["blocks"])
     WindowedTable(storage, "blocks", granularity, windows, contents).build(windows)
     assert storage.folders("tables/blocks") == folders
     pattern, word = f"{tmp_path}/tables/blocks/*/*.parquet", granularity.word
@@ -234,6 +236,13 @@ def test_weeks_and_days_are_folders_that_duckdb_and_polars_read(
     counted = duckdb.connect().execute(query).fetchall()
     assert [str(key) for key, _ in counted] == windows
     assert sum(number for _, number in counted) == 4
+
+
+def test_contents_tell_of_no_table_that_they_were_not_read_for(storage: StudyStorage) -> None:
+    contents = TableContents(storage, SHOWN, ["blocks"])
+    assert contents.of("blocks")
+    with pytest.raises(KeyError, match="posts"):
+        contents.of("posts")
 
 
 def test_records_that_were_converted_and_are_gone_are_missed(storage: StudyStorage) -> None:

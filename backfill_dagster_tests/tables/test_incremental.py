@@ -241,7 +241,7 @@ class Study(RuleBasedStateMachine):
             TABLE,
             GRANULARITIES[self.partitions],
             WINDOWS[self.partitions],
-            TableContents(storage or self.storage, frame, PART_BYTES),
+            TableContents(storage or self.storage, frame, [TABLE], PART_BYTES),
         )
 
 

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from backfill_dagster.config.operation import Quality
+from backfill_dagster.tables.account_sums import sum_up
 from backfill_dagster.tables.accounts import ACCOUNTS_SCHEMA
 from backfill_dagster.tables.quality import Finding, findings
 
@@ -48,7 +49,8 @@ def found(rows: list[dict[str, Any]], **limits: float) -> dict[str, Finding]:
         for name, dtype in ACCOUNTS_SCHEMA.items()
         if name not in frame.columns
     ]
-    told = findings(frame.with_columns(missing).select(ACCOUNTS_SCHEMA.names()), Quality(**limits))
+    accounts = frame.with_columns(missing).select(ACCOUNTS_SCHEMA.names())
+    told = findings(sum_up(accounts.iter_slices(7)), Quality(**limits))
     assert [finding.name for finding in told] == NAMES
     return {finding.name: finding for finding in told}
 

@@ -22,8 +22,9 @@ from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.packs import Attempt, pack_keys
 from backfill_dagster.repos.proof import Delivery, ProofSettings, prove_and_pack
 from backfill_dagster.storage import RowGroupWriter, StudyStorage
-from backfill_dagster.verification.keys import stored_keys
+from backfill_dagster.verification.keys import KEYS_SCHEMA, stored_keys
 from backfill_dagster.verification.packs import PackProof, PackToProve, ToldKey, prove_pack
+from backfill_dagster.verification.verdicts import Found
 from backfill_dagster_tests.repos import forge
 
 HOST = "pds.test"
@@ -104,8 +105,10 @@ def two_accounts(root: Path, *, with_documents: bool = True) -> StudyStorage:
 def prove(storage: StudyStorage, *, checks_signatures: bool = True) -> PackProof:
     """Prove the one pack again, with the keys of the stored documents."""
     [(host, pack, key)] = pack_keys(storage)
-    keys, found = stored_keys(storage)
-    told = tuple(map(ToldKey._make, keys.iter_rows()))
+    stored = list(stored_keys(storage))
+    found = [one for one in stored if isinstance(one, Found)]
+    rows = [one for one in stored if isinstance(one, pl.DataFrame)]
+    told = tuple(map(ToldKey._make, pl.concat([KEYS_SCHEMA.to_frame(), *rows]).iter_rows()))
     must_be_signed = frozenset(DIDS if checks_signatures else ())
     proof = prove_pack(storage.folder, PackToProve(host, pack, key, told, must_be_signed))
     return PackProof(proof.verdicts, [*found, *proof.found], proof.records)

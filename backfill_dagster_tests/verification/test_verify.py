@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
+from polars.testing import assert_frame_equal
 
 from backfill_dagster import accounting, pipeline, purging, study_files
 from backfill_dagster.config.study import Study
@@ -109,6 +111,34 @@ def test_worker_processes_come_to_the_same(study: Study, monkeypatch: pytest.Mon
     first = verify(study)
     monkeypatch.setattr(sys.modules["backfill_dagster.verification.verify"], "SMALL_BYTES", 0)
     assert verify(study).certificate.content == first.certificate.content
+
+
+def test_accounts_in_many_ranges_come_to_the_same_manifest_and_certificate(
+    study: Study, copy: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = verify(study)
+    monkeypatch.setattr("backfill_dagster.repos.ledger_lots.ACCOUNTS_AT_ONCE", 2)
+    told = write_manifest(copy)
+    assert pq.read_metadata(copy.root / SNAPSHOTS_KEY).num_row_groups > 5
+    for key in (FILES_KEY, SNAPSHOTS_KEY):
+        assert_frame_equal(rows_of(copy, key), rows_of(study, key))
+    before = Told.from_bytes((study.root / MANIFEST_KEY).read_bytes()).content
+    # The copy lies elsewhere.
+    of_place = {"accounts", "config", "config_sha256"}
+    assert {name: told.content[name] for name in told.content.keys() - of_place} == {
+        name: before[name] for name in before.keys() - of_place
+    }
+    again = verify(copy)
+    assert_frame_equal(again.verdicts, first.verdicts)
+    expected = first.certificate.content
+    assert again.certificate.content == {
+        **expected,
+        "manifest_sha256": told.digest,
+        "verdicts": {
+            **expected["verdicts"],
+            "sha256": again.certificate.content["verdicts"]["sha256"],
+        },
+    }
 
 
 def test_two_builds_give_the_same_manifest_but_for_its_time(copy: Study) -> None:

@@ -11,8 +11,9 @@ from backfill_dagster.config.study import Study
 from backfill_dagster.repos.outcomes import Obtained
 from backfill_dagster.repos.snapshots import FetchMode
 from backfill_dagster.sandbox.population import Role
+from backfill_dagster.verification.account_verdicts import _as_asked
 from backfill_dagster.verification.verdicts import VERDICTS_SCHEMA, SnapshotVerdict
-from backfill_dagster.verification.verify import _as_asked, verify
+from backfill_dagster.verification.verify import verify
 from backfill_dagster_tests.studies import sandbox
 from backfill_dagster_tests.verification.studies import SETTINGS, collected_study
 

@@ -9,6 +9,7 @@ import pytest
 
 from backfill_dagster import pipeline
 from backfill_dagster_tests.dids.sources.asking_servers import study_of_sandbox
+from backfill_dagster_tests.studies import resolved_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,7 @@ def test_a_study_of_those_whom_servers_list(network: SandboxNetwork, tmp_path: P
     )
 
     collected = pipeline.collect_source(study)
-    directory = pipeline.resolve_accounts(study)
+    directory = resolved_directory(study)
 
     assert owner not in collected.dids["did"]
     assert complete & set(collected.dids["did"]) == expected - {owner}
