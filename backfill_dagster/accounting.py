@@ -22,7 +22,6 @@ from backfill_dagster.directory.documents import DirectoryState
 from backfill_dagster.fingerprints import records_fingerprint
 from backfill_dagster.records.conversion import read_counts
 from backfill_dagster.records.tables import COUNTS_SCHEMA
-from backfill_dagster.repos.ledger_lots import account_ranges
 from backfill_dagster.repos.packs import pack_keys
 from backfill_dagster.repos.snapshots import PENDING, UNRESOLVED, snapshots
 from backfill_dagster.storage import StudyStorage
@@ -31,6 +30,7 @@ from backfill_dagster.study_files import (
     DIRECTORY_KEY,
     SOURCE_KEY,
     account_lots,
+    lot_ranges,
     study_tables,
 )
 from backfill_dagster.tables.account_sums import AccountSums, RunningSums
@@ -131,7 +131,7 @@ def build_accounts(study: Study) -> AccountsBuild:
     """Stage 5: write the table of accounts, counting the records kept by reading the final files again."""
     storage = StudyStorage(study.location)
     made_of = accounts_inputs(study)
-    ranges, told = account_ranges(storage.rows(DIRECTORY_KEY)), Told()
+    ranges, told = lot_ranges(storage), Told()
     with storage.scratch() as scratch, _dealt_counts(storage, ranges, scratch / "counts.arrow") as counts:
         files, repeated = _recount(study, ranges, scratch)
         with stored_kept(files) as kept:

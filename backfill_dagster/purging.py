@@ -39,7 +39,7 @@ from backfill_dagster.purge.rewrite import (
     remove_leftovers,
 )
 from backfill_dagster.purge.tombstones import Tombstones, bury, settle
-from backfill_dagster.repos.ledger_lots import account_ranges, ledger_by_range
+from backfill_dagster.repos.ledger_lots import ledger_by_range
 from backfill_dagster.repos.packs import pack_keys
 from backfill_dagster.sharing.purge import purge_shared
 from backfill_dagster.storage import StudyStorage
@@ -50,6 +50,7 @@ from backfill_dagster.study_files import (
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
     UNFINISHED_DIRECTORY_FOLDER,
+    lot_ranges,
     rows_in,
 )
 from backfill_dagster.survivorship.purge import purge_observations
@@ -92,7 +93,7 @@ def purge_expired(
         return None
     states = INACTIVE_STATES if inactive_too else GONE_STATES
     until = (now or datetime.now(UTC)) - timedelta(days=days or 0)
-    ranges = account_ranges(storage.rows(DIRECTORY_KEY))
+    ranges = lot_ranges(storage)
     with ledger_by_range(storage, ranges) as ledger:
         lots = ((rows_in(storage, DIRECTORY_KEY, dids), ledger(dids)) for dids in ranges)
         expired = [did for lot in lots for did in expired_accounts(*lot, states, until)]

@@ -16,7 +16,7 @@ from backfill_dagster.storage import StudyStorage, without_source
 from backfill_dagster.tables.accounts import rows_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from backfill_dagster.config.study import Study
     from backfill_dagster.dids.did_ranges import DidRange
@@ -42,16 +42,6 @@ def study_tables(study: Study) -> list[str]:
 def source_dids(study: Study) -> pl.Series:
     """Return the DIDs of the study's accounts, as its source was last read."""
     return StudyStorage(study.location).read(SOURCE_KEY)["did"]
-
-
-def asked_directory(study: Study, dids: pl.Series | None = None) -> pl.DataFrame:
-    """Return the directory with what the study asks of each account, as `asked`.
-
-    If some accounts are given, with a row for each of them: those that it has none of are `not_asked`.
-    """
-    directory = StudyStorage(study.location).read(DIRECTORY_KEY)
-    told = directory if dids is None else with_unasked(directory, dids)
-    return with_asked(told, fetch_modes.stored_asks(study))
 
 
 def directory_answers(storage: StudyStorage, dids: DidRange) -> pl.DataFrame:
@@ -83,13 +73,18 @@ def account_lots(study: Study, *, with_unknown: bool = False) -> Iterator[Accoun
     StorageError.
     """
     storage, asks = StudyStorage(study.location), fetch_modes.stored_asks(study)
-    ranges = account_ranges(storage.rows(DIRECTORY_KEY))
+    ranges = lot_ranges(storage)
     with ledger_by_range(storage, ranges) as ledger:
         for dids in ranges:
             directory, source = (rows_in(storage, key, dids) for key in (DIRECTORY_KEY, SOURCE_KEY))
             if with_unknown:
                 directory = with_unasked(directory, source["did"])
             yield AccountLot(dids, with_asked(directory, asks), ledger(dids), source)
+
+
+def lot_ranges(storage: StudyStorage) -> Sequence[DidRange]:
+    """Return the ranges of DIDs of `account_lots`. Raises StorageError."""
+    return account_ranges(storage.rows(DIRECTORY_KEY))
 
 
 def rows_in(storage: StudyStorage, key: str, dids: DidRange) -> pl.DataFrame:

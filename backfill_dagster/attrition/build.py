@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -18,21 +19,25 @@ from backfill_dagster.attrition.steps import (
     attrition_table,
     totals,
 )
+from backfill_dagster.dealt_rows import DealtRows
+from backfill_dagster.dids.did_ranges import dealt_by_range
 from backfill_dagster.records.windows import UNDATED
+from backfill_dagster.repos.snapshots import snapshots
 from backfill_dagster.storage import StudyStorage, without_source
 from backfill_dagster.stored_accounts import stored_accounts, stored_sums
 from backfill_dagster.study_files import (
     SOURCE_KEY,
     SOURCE_REJECTS_KEY,
-    current_snapshots,
+    account_lots,
+    lot_ranges,
     study_tables,
 )
 from backfill_dagster.survivorship.ages import BIN_EDGES
-from backfill_dagster.survivorship.inventory import INVENTORY_SCHEMA, KIND, inventory_key
+from backfill_dagster.survivorship.inventory import INVENTORY_SCHEMA, KIND
 from backfill_dagster.survivorship.stored import FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from backfill_dagster.config.study import Study
     from backfill_dagster.tables.account_sums import AccountSums
@@ -41,6 +46,7 @@ METHODS_KEY = "methods.md"
 FIGURE_KEY = "attrition.svg"
 _PACKS_AT_ONCE = 64
 _AGES_SCHEMA = pl.Schema({"did": pl.String(), "days": pl.Float64()})
+_TAKEN_SCHEMA = pl.Schema({**_AGES_SCHEMA, "pack": pl.String()})
 _UNDATED_SCHEMA = pl.Schema({"did": pl.String(), "date_quality": pl.String(), "records": pl.Int64()})
 
 
@@ -102,11 +108,27 @@ def read_attrition(study: Study) -> pl.DataFrame:
 
 def _lots(study: Study) -> Iterator[KnownLot]:
     """Yield the accounts of the source by ranges of their DIDs."""
-    storage, ages = StudyStorage(study.location), _ages(study)
+    storage = StudyStorage(study.location)
     undated = pl.concat([_UNDATED_SCHEMA.to_frame(), *map(without_source, _undated(study))])
-    for dids, rows in stored_accounts(storage, ["in_source", *LOSS_COLUMNS]):
-        of_range = dids.holds("did")
-        yield KnownLot(rows.filter("in_source"), undated.filter(of_range), ages.filter(of_range))
+    columns = ["in_source", *LOSS_COLUMNS]
+    inventories = storage.keys(f"{FOLDER}/{KIND}")
+    if not inventories:
+        for dids, rows in stored_accounts(storage, columns):
+            of_range = undated.filter(dids.holds("did"))
+            yield KnownLot(rows.filter("in_source"), of_range, _AGES_SCHEMA.to_frame())
+        return
+    with storage.scratch() as scratch, DealtRows(scratch / "ages.arrow", _TAKEN_SCHEMA) as taken:
+        ranges = lot_ranges(storage)
+        for some in _ages(storage, inventories):
+            for dids, rows in dealt_by_range(some, ranges):
+                taken.add(dids, rows)
+        for lot in account_lots(study):
+            [(_, rows)] = stored_accounts(storage, columns, [lot.dids])
+            current = snapshots(lot.directory, lot.ledger)
+            ages = (
+                taken.of(lot.dids).join(current, on=["did", "pack"], how="semi").select(_AGES_SCHEMA.names())
+            )
+            yield KnownLot(rows.filter("in_source"), undated.filter(lot.dids.holds("did")), ages)
 
 
 def problems(table: pl.DataFrame, accounts: AccountSums, source: int, rejects: int) -> Iterator[str]:
@@ -163,29 +185,20 @@ def _undated(study: Study) -> Iterator[pl.DataFrame]:
             yield counted.cast(_UNDATED_SCHEMA)
 
 
-def _ages(study: Study) -> pl.DataFrame:
-    """Return the age in days of the accounts (`did, days`), as far as inventories of their snapshots tell it.
+def _ages(storage: StudyStorage, inventories: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Yield the ages in days of accounts (_TAKEN_SCHEMA) by these inventories, some packs' after the other's.
 
     To the edge of a bin: classes of ages are made of whole bins.
     """
-    storage = StudyStorage(study.location)
-    if not storage.keys(f"{FOLDER}/{KIND}"):
-        return _AGES_SCHEMA.to_frame()
-    current = current_snapshots(study)
-    packs = current.select("pds_host", "pack").unique().sort("pds_host", "pack").rows()
-    taken = [pack for pack in packs if storage.exists(inventory_key(*pack))]
-    oldest = [_AGES_SCHEMA.to_frame()]
     days = dict(enumerate(BIN_EDGES))
-    for first in range(0, len(taken), _PACKS_AT_ONCE):
-        keys = {inventory_key(*pack): pack[1] for pack in taken[first : first + _PACKS_AT_ONCE]}
+    for first in range(0, len(inventories), _PACKS_AT_ONCE):
+        some = inventories[first : first + _PACKS_AT_ONCE]
         rows = (
-            storage.scan_named(keys, INVENTORY_SCHEMA, "pack")
+            storage.scan_named({key: Path(key).stem for key in some}, INVENTORY_SCHEMA, "pack")
             .group_by("did", "pack")
             .agg(pl.col("age").max())
+            .drop_nulls("age")
+            .select("did", "pack", days=pl.col("age").replace_strict(days, return_dtype=pl.Float64))
+            .select(_TAKEN_SCHEMA.names())
         )
-        [found] = storage.collect([rows], keys)
-        stored = current.filter(pl.col("pack").is_in(list(keys.values())))
-        own = found.drop_nulls("age").join(stored, on=["did", "pack"], how="semi")
-        told = own.select("did", days=pl.col("age").replace_strict(days, return_dtype=pl.Float64))
-        oldest.append(without_source(told.cast(_AGES_SCHEMA)))
-    return pl.concat(oldest)
+        yield from storage.collect([rows], some)

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from backfill_dagster.repos.ledger_lots import account_ranges, ledger_by_range
+from backfill_dagster.repos.ledger_lots import ledger_by_range
 from backfill_dagster.repos.outcomes import Outcome
 from backfill_dagster.repos.snapshots import latest_attempts
 from backfill_dagster.storage import StudyStorage
-from backfill_dagster.study_files import ACCOUNTS_KEY, DIRECTORY_KEY, SOURCE_KEY, SOURCE_REJECTS_KEY
+from backfill_dagster.study_files import (
+    ACCOUNTS_KEY,
+    DIRECTORY_KEY,
+    SOURCE_KEY,
+    SOURCE_REJECTS_KEY,
+    lot_ranges,
+)
 from backfill_dagster.tables.accounts import reason_totals
 
 if TYPE_CHECKING:
@@ -40,7 +46,7 @@ class AttemptTotals:
 
 def count_attempts(storage: StudyStorage) -> AttemptTotals:
     """Count the latest attempts on all accounts. Raises StorageError."""
-    totals, ranges = AttemptTotals(), account_ranges(storage.rows(DIRECTORY_KEY))
+    totals, ranges = AttemptTotals(), lot_ranges(storage)
     with ledger_by_range(storage, ranges) as ledger:
         for dids in ranges:
             totals.add(ledger(dids))

@@ -16,6 +16,7 @@ import polars as pl
 from backfill_dagster.dealt_rows import DealtRows
 from backfill_dagster.dids.did_ranges import dealt_by_range, did_ranges
 from backfill_dagster.storage import StudyStorage
+from backfill_dagster.study_files import lot_ranges
 from backfill_dagster.survivorship import account_history as history
 from backfill_dagster.survivorship import record_changes as changes
 from backfill_dagster.survivorship.chain_lots import ChainLots, Kept
@@ -34,7 +35,7 @@ from backfill_dagster.survivorship.inventory import (
     inventory_key,
     take_inventory,
 )
-from backfill_dagster.survivorship.looks import look_ranges, looks_by_range
+from backfill_dagster.survivorship.looks import looks_by_range
 from backfill_dagster.survivorship.person_time import watched
 from backfill_dagster.survivorship.rates import (
     RATES_SCHEMA,
@@ -128,7 +129,7 @@ def build_record_changes(study: Study) -> RecordChanges:
     What is up to date stays as it is. Raises StorageError.
     """
     storage = StudyStorage(study.location)
-    ranges = look_ranges(storage)
+    ranges = lot_ranges(storage)
     with storage.scratch() as scratch, ChainLots(scratch) as chains:
         states, time = RowsDigest(), AccountTime()
         for looks in looks_by_range(storage, ranges):
@@ -156,7 +157,7 @@ def build_account_history(study: Study) -> AccountHistory:
     found: list[AccountHistory] = []
 
     def parts() -> Iterator[pl.DataFrame]:
-        for looks in looks_by_range(storage, look_ranges(storage)):
+        for looks in looks_by_range(storage, lot_ranges(storage)):
             rows = history.account_history(looks.ledger, looks.answers)
             found.append(_told_of_history(rows))
             yield rows

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from backfill_dagster.dids.did_ranges import DidRange, dealt_by_range
 from backfill_dagster.directory.history import ANSWERS_SCHEMA
-from backfill_dagster.repos.ledger_lots import account_ranges, ledger_by_range
-from backfill_dagster.study_files import DIRECTORY_KEY, directory_answers
+from backfill_dagster.repos.ledger_lots import ledger_by_range
+from backfill_dagster.study_files import directory_answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,11 +28,6 @@ class Looks(NamedTuple):
 
     ledger: pl.DataFrame
     answers: pl.DataFrame
-
-
-def look_ranges(storage: StudyStorage) -> Sequence[DidRange]:
-    """Return the ranges by which the study's accounts are looked at; raises StorageError."""
-    return account_ranges(storage.rows(DIRECTORY_KEY))
 
 
 def looks_by_range(storage: StudyStorage, ranges: Sequence[DidRange]) -> Iterator[Looks]:
