@@ -83,7 +83,7 @@ def list_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
     ).with_columns(is_known=(pl.col("is_text") & is_same).fill_null(value=False))
     states = _with_states(storage, there, told, threads)
     storage.write(_KNOWN_KEY, states)
-    return states.select(FILES_SCHEMA.names())
+    return without_source(states.select(FILES_SCHEMA.names()))
 
 
 def read_files(storage: StudyStorage, threads: int) -> pl.DataFrame:
