@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -29,13 +30,16 @@ from backfill_dagster.errors import WorkerLostError
 from backfill_dagster.library_environment import set_worker_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
+
+    from backfill_dagster.stores.location import Location
 
 # Files that are looked through, or made again, sooner than worker processes are started.
 SMALL_BYTES = 64 * 2**20
 # Pieces of work that wait for each worker.
 _AHEAD = 4
+_Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
 _LOST = (
     "a worker process was ended from outside, most likely for want of memory; run the same again to go on, "
@@ -77,6 +81,21 @@ def as_they_end(futures: Iterator[Future[_Result]], workers: int) -> Iterator[Fu
         ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
         yield from ended
         waiting.update(islice(futures, len(ended)))
+
+
+def work_on(
+    root: Location, work: Callable[[Location, _Piece], _Result], pieces: Iterable[_Piece], workers: int
+) -> Iterator[_Result]:
+    """Yield what the work on each piece of the study at `root` comes to, in order; in this process if no `workers`."""
+    if not workers:
+        yield from (work(root, piece) for piece in pieces)
+        return
+    with worker_pool(workers) as pool:
+        submitted = (pool.submit(work, root, piece) for piece in pieces)
+        waiting = deque(islice(submitted, _AHEAD * workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(islice(submitted, 1))
 
 
 @contextmanager

@@ -58,8 +58,7 @@ from backfill_dagster.survivorship.stored import (
 )
 from backfill_dagster.survivorship.watched_by_account import WatchedByAccount
 from backfill_dagster.tables.accounts import INACTIVE_STATES
-from backfill_dagster.verification.work import work_on
-from backfill_dagster.workers import SMALL_BYTES
+from backfill_dagster.workers import SMALL_BYTES, work_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

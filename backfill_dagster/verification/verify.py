@@ -45,8 +45,7 @@ from backfill_dagster.verification.verdicts import (
     FileProblem,
     Found,
 )
-from backfill_dagster.verification.work import work_on
-from backfill_dagster.workers import SMALL_BYTES
+from backfill_dagster.workers import SMALL_BYTES, work_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 CHANGING = frozenset(
     {
         *("duplicate", "hardlink_to"),
-        *("write", "publish", "remove", "remove_empty_folders", "scratch", "sweep_scratch", "shared"),
+        *(
+            "write",
+            "write_parts",
+            "publish",
+            "remove",
+            "remove_empty_folders",
+            "scratch",
+            "sweep_scratch",
+            "shared",
+        ),
         *("write_parquet", "write_table", "ParquetWriter", "RowGroupWriter", "write_bytes", "write_text"),
         *("replace", "rename", "unlink", "rmtree", "rmdir", "mkdir", "mkdtemp"),
         *("fsync", "ftruncate", "truncate", "pwrite", "sink_parquet", "write_csv", "dump", "touch"),
