@@ -27,6 +27,24 @@ OPT_IN = {
 }
 
 
+# The files that take longest: begun last, one of them would keep a single core busy while the others wait.
+LONGEST = (
+    "crash/test_crash.py",
+    "orchestration/test_study_job.py",
+    "orchestration/test_command_line.py",
+    "test_incremental_tables.py",
+    "crash/test_job.py",
+    "test_fault_matrix.py",
+    "orchestration/test_two_steps.py",
+    "test_refresh.py",
+    "orchestration/test_sensors.py",
+    "orchestration/test_fetch_modes.py",
+    "benchmarks/test_benchmarks.py",
+    "tables/test_incremental.py",
+    "test_pipeline.py",
+)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Leave the garbage collector off while the tests are imported, and then leave alone what they have imported.
@@ -65,6 +83,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             # By the marker itself: a folder of its name is a keyword, too.
             if item.get_closest_marker(marker):
                 item.add_marker(skip)
+    places = {ROOT / "backfill_dagster_tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
