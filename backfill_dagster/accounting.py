@@ -137,7 +137,7 @@ def build_accounts(study: Study) -> AccountsBuild:
         with stored_kept(files) as kept:
             storage.write_parts(
                 ACCOUNTS_KEY,
-                told.through(_lots(study, counts, kept)),
+                told.through(_lots(study, ranges, counts, kept)),
                 accounts_schema(study_tables(study)),
                 {_MADE_OF: made_of},
             )
@@ -146,10 +146,13 @@ def build_accounts(study: Study) -> AccountsBuild:
 
 
 def _lots(
-    study: Study, counts: Callable[[DidRange], pl.DataFrame], kept: Callable[[int], pl.DataFrame]
+    study: Study,
+    ranges: Sequence[DidRange],
+    counts: Callable[[DidRange], pl.DataFrame],
+    kept: Callable[[int], pl.DataFrame],
 ) -> Iterator[BuiltLot]:
     """Yield the accounts of each range: what was counted when they were converted, and what the final files hold."""
-    for place, lot in enumerate(account_lots(study, with_unknown=True)):
+    for place, lot in enumerate(account_lots(study, with_unknown=True, ranges=ranges)):
         current = snapshots(lot.directory, lot.ledger).select("did", "pack")
         counted = counts(lot.dids)
         kept_here = kept(place)

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Self
 import polars as pl
 import pyarrow as pa
 
+from backfill_dagster.errors import StorageError
 from backfill_dagster.storage import arrow_table
 from backfill_dagster.stores.local import writing
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable, Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
+
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 class DealtRows:
@@ -34,7 +37,7 @@ class DealtRows:
         self._reader: pa.ipc.RecordBatchFileReader | None = None
         with writing(path):
             self._file = pa.OSFile(str(path), "wb")
-            self._writer = pa.ipc.new_file(self._file, self._arrow_schema)
+            self._writer = pa.ipc.new_file(self._file, self._arrow_schema, options=_OPTIONS)
 
     def __enter__(self) -> Self:
         return self
@@ -52,6 +55,10 @@ class DealtRows:
         """How many rows each lot has, of those that have any."""
         return dict(self._rows)
 
+    def rows_in(self, lot: Hashable) -> int:
+        """Return how many rows a lot has."""
+        return self._rows.get(lot, 0)
+
     def add(self, lot: Hashable, rows: pl.DataFrame) -> None:
         """Add rows to a lot, behind those that it has."""
         if rows.is_empty():
@@ -66,13 +73,17 @@ class DealtRows:
     def parts_of(self, lot: Hashable) -> Iterator[pl.DataFrame]:
         """Yield a lot's rows in the parts, and the order, in which they were added. Nothing can be added any more."""
         for number in self._batches.get(lot, ()):
-            yield self._frame([self._opened().get_batch(number)])
+            yield self._frame([number])
 
     def of(self, lot: Hashable) -> pl.DataFrame:
         """Return all rows of a lot."""
-        return self._frame([self._opened().get_batch(number) for number in self._batches.get(lot, ())])
+        return self._frame(self._batches.get(lot, ()))
 
-    def _frame(self, batches: list[pa.RecordBatch]) -> pl.DataFrame:
+    def _frame(self, numbers: Iterable[int]) -> pl.DataFrame:
+        try:
+            batches = [self._opened().get_batch(number) for number in numbers]
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(f"{self._path} cannot be read: {error}") from error
         table = pa.Table.from_batches(batches, self._arrow_schema)
         return pl.DataFrame(pl.from_arrow(table), schema=self._schema)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from backfill_dagster.network.limits import HostGates
 
 _STORED_SCHEMA = schema_of((*DIRECTORY_COLUMNS, STATE_SINCE))
-# Parts of an unfinished directory that are read at once.
+# Parts of an unfinished directory, or of what is looked up, that are dealt out at once.
 _PARTS_AT_ONCE = 16
 
 
@@ -122,25 +123,28 @@ def resolve_accounts(
     ranges = account_ranges(max(dids.len(), stored))
     parts = storage.keys(UNFINISHED_DIRECTORY_FOLDER)
     put_together(storage)
-    with _parts_by_range(storage, parts, ranges) as unfinished:
+    with _by_range(storage, _unfinished(storage, parts), ranges) as unfinished:
         known = _Known(storage, unfinished)
         due = _due(dids, known, ranges, timedelta(hours=network.directory_max_age_hours))
         progress = DirectoryProgress(dids.len(), done=dids.len() - due.len())
         # Lookups can take hours.
         del dids
-        new_parts = _look_up(
-            study.model_copy(update={"network": network}),
-            gates,
-            due,
-            tombstones=tombstones,
-            first_part=len(parts),
-            progress=progress,
-            on_progress=metrics.following("directory", on_progress),
-            metrics=metrics,
-        )
-        del due
-        with _parts_by_range(storage, new_parts, ranges) as looked_up:
-            summary = _store(known, looked_up, ranges, tombstones)
+        # Of its own: another run of this stage can overwrite or remove parts that are stored.
+        with storage.scratch() as scratch, DealtRows(scratch / "new.arrow", DIRECTORY_SCHEMA) as new:
+            _look_up(
+                study.model_copy(update={"network": network}),
+                gates,
+                due,
+                tombstones=tombstones,
+                first_part=len(parts),
+                keep=partial(new.add, None),
+                progress=progress,
+                on_progress=metrics.following("directory", on_progress),
+                metrics=metrics,
+            )
+            del due
+            with _by_range(storage, new.parts_of(None), ranges) as looked_up:
+                summary = _store(known, looked_up, ranges, tombstones)
     # The last one first, so that those that are left have the first numbers.
     for key in reversed(storage.keys(UNFINISHED_DIRECTORY_FOLDER)):
         storage.remove(key)
@@ -163,24 +167,25 @@ def _look_up(
     *,
     tombstones: Tombstones,
     first_part: int,
+    keep: Callable[[pl.DataFrame], None],
     progress: DirectoryProgress,
     on_progress: Callable[[DirectoryProgress], None],
     metrics: StudyMetrics,
-) -> list[str]:
-    """Look DIDs up, and store their rows in parts from this number on; returns the keys of these.
+) -> None:
+    """Look DIDs up, hand their rows on to `keep`, and store them in parts from this number on.
 
     What an interrupted run has looked up stays looked up, also if this one is interrupted in its turn.
     """
     storage = StudyStorage(study.location)
     evidence = EvidenceLog(storage)
-    numbers, keys = itertools.count(first_part), list[str]()
+    numbers = itertools.count(first_part)
 
-    def keep(part: pl.DataFrame) -> None:
+    def checkpoint(part: pl.DataFrame) -> None:
         evidence.flush()
-        key = f"{UNFINISHED_DIRECTORY_FOLDER}/part-{next(numbers):05d}.parquet"
         # A document can name somebody else.
-        storage.write(key, tombstones.mask_texts(part))
-        keys.append(key)
+        masked = tombstones.mask_texts(part)
+        storage.write(f"{UNFINISHED_DIRECTORY_FOLDER}/part-{next(numbers):05d}.parquet", masked)
+        keep(masked)
 
     async def ask(connections: Connections) -> None:
         async def in_bulk(missing: pl.Series) -> AsyncIterator[pl.DataFrame]:
@@ -192,7 +197,7 @@ def _look_up(
         await look_up(
             dids,
             resolver=connections.resolver,
-            checkpoint=keep,
+            checkpoint=checkpoint,
             progress=progress,
             on_progress=on_progress,
             in_bulk=in_bulk,
@@ -200,19 +205,22 @@ def _look_up(
 
     with_connections(study, gates, ask, metrics=metrics)
     evidence.flush()
-    return keys
+
+
+def _unfinished(storage: StudyStorage, keys: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Yield the rows (DIRECTORY_SCHEMA) of each part of an unfinished directory."""
+    for key in keys:
+        yield from storage.collect([storage.scan([key], DIRECTORY_SCHEMA)], [key])
 
 
 @contextmanager
-def _parts_by_range(
-    storage: StudyStorage, keys: Sequence[str], ranges: Sequence[DidRange]
+def _by_range(
+    storage: StudyStorage, parts: Iterator[pl.DataFrame], ranges: Sequence[DidRange]
 ) -> Iterator[Callable[[DidRange], pl.DataFrame]]:
-    """Lend the rows (DIRECTORY_SCHEMA) of parts of an unfinished directory by ranges; each part is read once."""
+    """Lend the rows (DIRECTORY_SCHEMA) of parts by ranges; some parts are dealt out at once, since each is small."""
     with storage.scratch() as scratch, DealtRows(scratch / "parts.arrow", DIRECTORY_SCHEMA) as dealt:
-        for first in range(0, len(keys), _PARTS_AT_ONCE):
-            some = keys[first : first + _PARTS_AT_ONCE]
-            [rows] = storage.collect([storage.scan(some, DIRECTORY_SCHEMA)], some)
-            for dids, its_rows in dealt_by_range(rows, ranges):
+        while some := list(itertools.islice(parts, _PARTS_AT_ONCE)):
+            for dids, its_rows in dealt_by_range(pl.concat(some), ranges):
                 dealt.add(dids, its_rows)
         yield dealt.of
 

@@ -8,6 +8,7 @@ from backfill_dagster.records.tables import TABLES
 from backfill_dagster.repos.ledger_lots import account_ranges
 from backfill_dagster.study_files import ACCOUNTS_KEY
 from backfill_dagster.tables.account_sums import ACCOUNT_COLUMNS, AccountSums, sum_up
+from backfill_dagster.tables.accounts import accounts_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +34,9 @@ def stored_accounts(
     They are ranges of a bounded number of accounts, unless others are given.
     """
     for dids in ranges or account_ranges(storage.rows(ACCOUNTS_KEY)):
-        rows = storage.scan_as_it_is(ACCOUNTS_KEY).filter(dids.holds("did")).select(columns)
+        # What an older version has written may lack columns, and need not be in order.
+        every = storage.scan([ACCOUNTS_KEY], accounts_schema(TABLES))
+        rows = every.filter(dids.holds("did")).sort("did").select(columns)
         [found] = storage.collect([rows], [ACCOUNTS_KEY])
         yield AccountRows(dids, found)
 

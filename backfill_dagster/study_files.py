@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
 from backfill_dagster import fetch_modes
+from backfill_dagster.dealt_rows import DealtRows
+from backfill_dagster.dids.collect import DIDS_SCHEMA
+from backfill_dagster.dids.did_ranges import dealt_by_range
 from backfill_dagster.directory.history import dated_answers, with_unasked
 from backfill_dagster.records.tables import OTHER_RECORDS, TABLES_OF_COLLECTION
 from backfill_dagster.repos.asked import with_asked
@@ -16,7 +20,7 @@ from backfill_dagster.storage import StudyStorage, without_source
 from backfill_dagster.tables.accounts import rows_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from backfill_dagster.config.study import Study
     from backfill_dagster.dids.did_ranges import DidRange
@@ -29,6 +33,8 @@ UNFINISHED_DIRECTORY_FOLDER = "directory_unfinished"
 DIRECTORY_HISTORY_KEY = "directory_history.parquet"
 ACCOUNTS_KEY = "accounts.parquet"
 _SNAPSHOT_PLACE = ("did", "pds_host", "pack")
+# Accounts of the source that are dealt out at once.
+_DEALT_AT_ONCE = 100_000
 # Of the directory's many columns, those that an answer is made of.
 _LATEST_ANSWER = ("did", "state", "handle", "pds_host", "resolved_at")
 
@@ -65,21 +71,41 @@ class AccountLot(NamedTuple):
     source: pl.DataFrame
 
 
-def account_lots(study: Study, *, with_unknown: bool = False) -> Iterator[AccountLot]:
+def account_lots(
+    study: Study, *, with_unknown: bool = False, ranges: Sequence[DidRange] | None = None
+) -> Iterator[AccountLot]:
     """Yield all accounts of the directory, and those attempted, in ranges of their DIDs that follow each other.
 
     There is at least one. With those that the source lists and the directory has no row of, if they are wanted: they
-    are `not_asked`. A range has a bounded number of accounts, and nothing else of the others is held. Raises
-    StorageError.
+    are `not_asked`. A range has a bounded number of accounts, and nothing else of the others is held. They are those of
+    `lot_ranges` as of now, unless others are given: another run may have replaced the directory since they were asked
+    for. Raises StorageError.
     """
     storage, asks = StudyStorage(study.location), fetch_modes.stored_asks(study)
-    ranges = lot_ranges(storage)
-    with ledger_by_range(storage, ranges) as ledger:
+    ranges = ranges or lot_ranges(storage)
+    with ledger_by_range(storage, ranges) as ledger, _source_by_range(storage, ranges) as listed:
         for dids in ranges:
-            directory, source = (rows_in(storage, key, dids) for key in (DIRECTORY_KEY, SOURCE_KEY))
+            directory, source = rows_in(storage, DIRECTORY_KEY, dids), listed(dids)
             if with_unknown:
                 directory = with_unasked(directory, source["did"])
             yield AccountLot(dids, with_asked(directory, asks), ledger(dids), source)
+
+
+@contextmanager
+def _source_by_range(
+    storage: StudyStorage, ranges: Sequence[DidRange]
+) -> Iterator[Callable[[DidRange], pl.DataFrame]]:
+    """Lend the source by ranges: it is in its list's order, so that each range would have it read whole."""
+    if len(ranges) == 1 or not storage.exists(SOURCE_KEY):
+        source = storage.read(SOURCE_KEY) if storage.exists(SOURCE_KEY) else DIDS_SCHEMA.to_frame()
+        yield lambda _: source
+        return
+    schema = storage.schema(SOURCE_KEY)
+    with storage.scratch() as scratch, DealtRows(scratch / "source.arrow", schema) as dealt:
+        for some in storage.read(SOURCE_KEY).iter_slices(_DEALT_AT_ONCE):
+            for dids, its_rows in dealt_by_range(some, ranges):
+                dealt.add(dids, its_rows)
+        yield dealt.of
 
 
 def lot_ranges(storage: StudyStorage) -> Sequence[DidRange]:

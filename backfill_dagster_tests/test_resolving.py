@@ -16,7 +16,7 @@ from backfill_dagster.config.network import SandboxSettings
 from backfill_dagster.config.study import Study
 from backfill_dagster.directory.evidence import DOCUMENTS_FOLDER
 from backfill_dagster.directory.history import ANSWERS_SCHEMA
-from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA
+from backfill_dagster.directory.resolve import DIRECTORY_SCHEMA, look_up
 from backfill_dagster.errors import StorageError
 from backfill_dagster.resolving import DirectorySummary
 from backfill_dagster.sandbox.faults import ServerError
@@ -192,3 +192,24 @@ def test_what_was_looked_up_stays_until_the_directory_is_written(
     assert asked(network) == set(failed) == {normal(network)[4]}
     assert are_equal(stored(undisturbed), stored(study))
     assert not list((study.root / ".scratch").iterdir())
+
+
+def test_another_run_that_ends_first_or_overwrites_a_part_costs_nobody(
+    tmp_path: Path, network: SandboxNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of the one stage share the study: what a run has looked up is its own, whatever becomes of the parts."""
+    study = sandbox_study(tmp_path, settings=SETTINGS, processing=QUICK)
+    pipeline.collect_source(study)
+    storage = StudyStorage(study.location)
+
+    async def disturbed(*given: Any, **named: Any) -> None:
+        await look_up(*given, **named)
+        first, *others = storage.keys(UNFINISHED_DIRECTORY_FOLDER)
+        storage.write(first, storage.read(others[-1]))
+        for key in others:
+            storage.remove(key)
+
+    monkeypatch.setattr("backfill_dagster.resolving.look_up", disturbed)
+    pipeline.resolve_accounts(study)
+    dids = storage.read(DIRECTORY_KEY)["did"]
+    assert len(dids) == dids.n_unique() == SETTINGS.accounts

@@ -122,7 +122,7 @@ def _lots(study: Study) -> Iterator[KnownLot]:
         for some in _ages(storage, inventories):
             for dids, rows in dealt_by_range(some, ranges):
                 taken.add(dids, rows)
-        for lot in account_lots(study):
+        for lot in account_lots(study, ranges=ranges):
             [(_, rows)] = stored_accounts(storage, columns, [lot.dids])
             current = snapshots(lot.directory, lot.ledger)
             ages = (

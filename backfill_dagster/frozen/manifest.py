@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from backfill_dagster.errors import StorageError
 from backfill_dagster.frozen.places import frozen_folder
 from backfill_dagster.manifest.accounts import SNAPSHOTS_SCHEMA
@@ -25,8 +27,6 @@ from backfill_dagster.repos.ledger_lots import account_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    import polars as pl
 
     from backfill_dagster.storage import StudyStorage
 
@@ -120,6 +120,10 @@ def read_whole(storage: StudyStorage, folder: str = "") -> tuple[Told, pl.DataFr
     except (KeyError, TypeError) as error:
         raise StorageError(f"{storage.where(folder + MANIFEST_KEY)} does not say {error!s:.100}") from error
     [files] = storage.collect([storage.scan([key], FILES_SCHEMA)], [key])
+    # Whether it can be read, before anything is done by it.
+    snapshots_key = f"{folder}{told.content['accounts']['file']}"
+    every = storage.scan([snapshots_key], SNAPSHOTS_SCHEMA).select(pl.all().null_count())
+    storage.collect([every], [snapshots_key], engine="streaming")
     return told, files
 
 

@@ -99,6 +99,8 @@ class _Seen:
 
     def add(self, found: pl.DataFrame) -> None:
         """Add what was found of some accounts in some weeks (_FOUND_SCHEMA)."""
+        # A file that was tampered with can have records of any time.
+        found = found.filter(pl.col("week") < self.weeks.shape[1] * _BITS)
         account, week = found["account"].to_numpy(), found["week"].to_numpy()
         np.minimum.at(self.first, account, found["first"].to_physical().to_numpy())
         np.maximum.at(self.last, account, found["last"].to_physical().to_numpy())

@@ -61,7 +61,7 @@ class _OfHost(Collection[Account]):
     host: str
 
     def __len__(self) -> int:
-        return self.dealt.rows_of[self.host]
+        return self.dealt.rows_in(self.host)
 
     def __iter__(self) -> Iterator[Account]:
         for some in self.dealt.parts_of(self.host):

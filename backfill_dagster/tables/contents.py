@@ -56,7 +56,8 @@ class TableContents:
         # Of all accounts, the place of the pack among the sorted ones: a tenth of what its name would take.
         self._accounts = shown.select(
             "did",
-            place=pl.col("pack").replace_strict(packs["pack"], range(packs.height), return_dtype=pl.UInt32),
+            # Cast, since of no packs at all Polars leaves the type as it is.
+            place=pl.col("pack").replace_strict(packs["pack"], range(packs.height)).cast(pl.UInt32),
         )
         self._storage = storage
         self._tables = frozenset(tables)
@@ -100,7 +101,8 @@ class TableContents:
         """Return `did, pack` of the accounts whose snapshots these packs hold."""
         places = {pack: place for place, pack in enumerate(self._packs) if pack in packs}
         own = self._accounts.filter(pl.col("place").is_in(list(places.values())))
-        return own.select("did", pack=pl.col("place").replace_strict(list(places.values()), list(places)))
+        names = pl.col("place").replace_strict(list(places.values()), list(places)).cast(pl.String)
+        return own.select("did", pack=names)
 
     @cached_property
     def _packs(self) -> list[str]:
@@ -137,20 +139,21 @@ class TableContents:
         for first in range(0, max(1, len(self._packs)), _PACKS_AT_ONCE):
             packs = self._packs[first : first + _PACKS_AT_ONCE]
             keys = list(self._storage.sizes_of(index_key(self.hosts[pack], pack) for pack in packs))
+            own = self._accounts.filter(pl.col("place").is_between(first, first + len(packs), closed="left"))
             rows = (
                 self._storage.scan(keys, INDEX_SCHEMA)
                 .filter(pl.col("table").is_in(sorted(self._tables)))
-                .join(self.shown_of(packs).lazy(), on=["did", "pack"], how="semi")
+                .with_columns(
+                    pl.col("pack")
+                    .replace_strict(packs, range(first, first + len(packs)), default=None)
+                    .cast(pl.UInt32)
+                )
+                .join(own.lazy(), left_on=["did", "pack"], right_on=["did", "place"], how="semi")
                 .group_by("table", "window", "pack", "number")
                 .agg(
                     digest=pl.col("content").bitwise_xor(),
                     rows=pl.col("rows").sum(),
                     bytes=pl.col("bytes").first(),
-                )
-                .with_columns(
-                    pl.col("pack").replace_strict(
-                        packs, range(first, first + len(packs)), return_dtype=pl.UInt32
-                    )
                 )
             )
             yield from self._storage.collect([rows], keys)

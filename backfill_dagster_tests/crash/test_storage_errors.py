@@ -185,7 +185,7 @@ def test_a_full_disk_ends_the_run_and_a_larger_one_lets_it_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What the preflight would say is another test's.
-    monkeypatch.setattr(pipeline, "ensure_space", lambda *_: None)
+    monkeypatch.setattr("backfill_dagster.crawling.ensure_space", lambda *_: None)
     study = study_in(tmp_path / "study", storage={"path": str(small_disk(kilobytes))})
     with pytest.raises(
         StorageError, match="MB are free on its disk; free some space, then run the same again"

@@ -26,7 +26,7 @@ def test_files_are_read_without_opening_connections(tmp_path: Path, monkeypatch:
     def refuse(*_: object) -> None:
         raise AssertionError("no server is to be asked")
 
-    monkeypatch.setattr(pipeline, "open_connections", refuse)
+    monkeypatch.setattr("backfill_dagster.connections.open_connections", refuse)
     first, second, third = sandbox().dids[:3]
     table = tmp_path / "dids.parquet"
     pl.DataFrame({"did": [first, second, third, second]}).write_parquet(table)
