@@ -27,7 +27,7 @@ from backfill_dagster.study_files import DIRECTORY_KEY, SOURCE_KEY, account_lots
 from backfill_dagster.workers import worker_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from backfill_dagster.config.processing import Processing
     from backfill_dagster.config.study import Study
@@ -62,12 +62,7 @@ def fetch_repos(
         sweep_uncommitted_blocks(storage, host)
     asks = fetch_modes.read_asks(study)
     with storage.scratch() as folder, WaitingAccounts(folder / "waiting.arrow") as waiting:
-        plan = FetchPlan()
-        for some, lot in waiting_lots(study, mode, only_dids):
-            wanted = some if pds_hosts is None else some.filter(pl.col("pds_host").is_in(list(pds_hosts)))
-            waiting.add(wanted)
-            alike = pl.col("obtained").fill_null(Obtained.REPO.value) == asks.obtained.value
-            plan.add(wanted, lot.ledger.filter(alike))
+        plan = _plan(waiting_lots(study, mode, only_dids), pds_hosts, asks.obtained, waiting)
         by_host = waiting.by_host
         if not by_host:
             return []
@@ -103,6 +98,21 @@ def fetch_repos(
         return with_connections(study, gates, crawl, processing, metrics)
 
 
+def _plan(
+    lots: Iterable[tuple[pl.DataFrame, AccountLot]],
+    pds_hosts: Sequence[str] | None,
+    obtained: Obtained,
+    waiting: WaitingAccounts,
+) -> FetchPlan:
+    """Put the accounts of these hosts, or of all, among those that wait; say what is known of the fetch."""
+    plan, alike = FetchPlan(), pl.col("obtained").fill_null(Obtained.REPO.value) == obtained.value
+    for some, lot in lots:
+        wanted = some if pds_hosts is None else some.filter(pl.col("pds_host").is_in(list(pds_hosts)))
+        waiting.add(wanted)
+        plan.add(wanted, lot.ledger.filter(alike))
+    return plan
+
+
 def hosts_to_fetch(
     study: Study, mode: FetchMode, *, only_hosts: Sequence[str] = (), only_dids: Sequence[str] = ()
 ) -> list[str]:
@@ -125,7 +135,7 @@ def hosts_to_fetch(
 
 
 def waiting_accounts(study: Study, mode: FetchMode, only_dids: Sequence[str] = ()) -> pl.DataFrame:
-    """Return `did, pds_host` of accounts of the source, all or of those named, that such a fetch is for, by DID.
+    """Return `did, pds_host` of accounts of the source, all or of those named, that such a fetch is for.
 
     Raises ConfigError for a name that is no account of the source.
     """
