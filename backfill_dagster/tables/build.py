@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 
 # What is read by this process itself: less than worker processes are worth, and than they need memory.
 _SMALL_BYTES = 2 * 2**20
-# Parts that are handed to worker processes before they are done with the first of them: enough that none waits.
-_PARTS_AHEAD = 4 * (os.cpu_count() or 1)
+# Parts that are handed to worker processes before they are done with the first of them: enough that none waits, and no
+# more, since each names the accounts that it is made of.
+_PARTS_AHEAD = (os.cpu_count() or 1) + 2
 # Raised whenever the same records would make another file.
 LAYOUT_VERSION = 1
 # One row of the ledger: folder, name, digest, rows, bytes.

@@ -17,7 +17,7 @@ from backfill_dagster_tests.crash.runs import CrashLab, Failpoint
 ON_THE_WAY = [
     (" parent replace ", "monitoring/audit_log.py:_write", "before"),
     (" parent replace ", "directory/export_copy.py:write", "after"),
-    (" parent replace ", "resolving.py:keep", "after"),
+    (" parent replace ", "resolving.py:checkpoint", "after"),
     (" parent unlink ", "resolving.py:resolve_accounts", "before"),
     (" parent file.close ", "network/http.py", "before"),
     (" worker replace ", "repos/packs.py:<listcomp>", "after"),
