@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from backfill_dagster.monitoring.work_cost import WorkCost
     from backfill_dagster.records.windows import Granularity
@@ -43,9 +44,8 @@ if TYPE_CHECKING:
 
 # What is read by this process itself: less than worker processes are worth, and than they need memory.
 _SMALL_BYTES = 2 * 2**20
-# Parts that are handed to worker processes before they are done with the first of them: enough that none waits, and no
-# more, since each names the accounts that it is made of.
-_PARTS_AHEAD = (os.cpu_count() or 1) + 2
+# Parts that are handed to worker processes before they are done with the first of them: enough that none waits.
+_PARTS_AHEAD = 4 * (os.cpu_count() or 1)
 # Raised whenever the same records would make another file.
 LAYOUT_VERSION = 1
 # One row of the ledger: folder, name, digest, rows, bytes.
@@ -134,14 +134,21 @@ class WindowedTable:
         for window, files in self._expected.items():
             yield from (f"{self.folder(window)}/{name}" for name in files)
 
-    def parts(self) -> Iterator[Part]:
-        """Yield what each of them is made of, those of one part together, whether or not they are up to date."""
+    def store_shown(self, path: Path) -> None:
+        """Write which accounts are shown to a local file, of which parts are made. Raises StorageError."""
+        self._contents.store_shown(path)
+
+    def parts(self, shown: Path) -> Iterator[Part]:
+        """Yield what each of them is made of, those of one part together, whether or not they are up to date.
+
+        `shown` is the file of `store_shown`.
+        """
         groups: dict[tuple[int, int], list[WindowFile]] = defaultdict(list)
         for window in [*self._windows, UNDATED]:
             for name, wanted in self._expected.get(window, {}).items():
                 file = WindowFile(window, self.folder(window), name, wanted.rows)
                 groups[wanted.parts, wanted.number].append(file)
-        yield from (self._part(files) for _, files in sorted(groups.items()))
+        yield from (self._part(files, shown) for _, files in sorted(groups.items()))
 
     @cached_property
     def _expected(self) -> dict[str, dict[str, WindowPart]]:
@@ -195,11 +202,10 @@ class WindowedTable:
             current = folder in built and not others and sound.keys() == expected.keys() == told.keys()
             yield _Found(window, sound, others, current)
 
-    def _part(self, files: Sequence[WindowFile]) -> Part:
+    def _part(self, files: Sequence[WindowFile], shown: Path) -> Part:
         # They are the same part of their windows.
         part = self._expected[files[0].window][files[0].name]
         sources = self._contents.files_of(self._table, [file.window for file in files], part)
-        packs = {pack for pack, _ in sources}
         return Part(
             self._table,
             self._granularity,
@@ -208,7 +214,7 @@ class WindowedTable:
                 (records_key(self._contents.hosts[pack], self._table, pack, number), pack)
                 for pack, number in sources
             ),
-            self._contents.shown_of(packs),
+            shown,
         )
 
     def _note(self, folders: Sequence[str], entries: Sequence[_Entry]) -> None:
@@ -301,25 +307,31 @@ def _written(
 ) -> Iterator[tuple[_Build, list[WindowFile], WrittenPart]]:
     """Write what is to be written; yield it as it is stored."""
     groups = [(build.bytes(files), build, files) for build in builds for files in build.groups]
+    if not groups:
+        return
     # The largest first: what comes last is short then, and no worker waits long for the others.
     groups.sort(key=lambda group: -group[0])
-    # A part names the accounts that it is made of, so that not all are held at once.
-    parts = (
-        (build, files, build.table._storage.root, build.table._part(files)) for _, build, files in groups
-    )
-    if workers is None or sum(size for size, *_ in groups) <= _SMALL_BYTES:
-        for build, files, root, part in parts:
-            yield build, files, write_part(root, part)
-        return
-    with workers() as pool:
-        submitted = (
-            (build, files, pool.submit(write_part, root, part)) for build, files, root, part in parts
+    with groups[0][1].table._storage.scratch() as scratch:
+        shown = {build.table.name: scratch / f"{build.table.name}.parquet" for _, build, _ in groups}
+        for table in {build.table.name: build.table for _, build, _ in groups}.values():
+            table.store_shown(shown[table.name])
+        parts = (
+            (build, files, build.table._storage.root, build.table._part(files, shown[build.table.name]))
+            for _, build, files in groups
         )
-        waiting = deque(islice(submitted, _PARTS_AHEAD))
-        while waiting:
-            build, files, future = waiting.popleft()
-            yield build, files, future.result()
-            waiting.extend(islice(submitted, 1))
+        if workers is None or sum(size for size, *_ in groups) <= _SMALL_BYTES:
+            for build, files, root, part in parts:
+                yield build, files, write_part(root, part)
+            return
+        with workers() as pool:
+            submitted = (
+                (build, files, pool.submit(write_part, root, part)) for build, files, root, part in parts
+            )
+            waiting = deque(islice(submitted, _PARTS_AHEAD))
+            while waiting:
+                build, files, future = waiting.popleft()
+                yield build, files, future.result()
+                waiting.extend(islice(submitted, 1))
 
 
 def remove_other_tables(storage: StudyStorage, tables: Collection[str]) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from backfill_dagster.records.window_index import INDEX_SCHEMA, index_key, stable_number
+from backfill_dagster.stores.local import writing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from pathlib import Path
 
     from backfill_dagster.storage import StudyStorage
 
@@ -97,12 +99,11 @@ class TableContents:
             raise KeyError(table)
         return self._by_table.get((table,))
 
-    def shown_of(self, packs: Collection[str]) -> pl.DataFrame:
-        """Return `did, pack` of the accounts whose snapshots these packs hold."""
-        places = {pack: place for place, pack in enumerate(self._packs) if pack in packs}
-        own = self._accounts.filter(pl.col("place").is_in(list(places.values())))
-        names = pl.col("place").replace_strict(list(places.values()), list(places)).cast(pl.String)
-        return own.select("did", pack=names)
+    def store_shown(self, path: Path) -> None:
+        """Write `did, pack` of all accounts that are shown to a local file. Raises StorageError."""
+        names = pl.col("place").replace_strict(range(len(self._packs)), self._packs).cast(pl.String)
+        with writing(path):
+            self._accounts.select("did", pack=names).write_parquet(path, compression="lz4")
 
     @cached_property
     def _packs(self) -> list[str]:

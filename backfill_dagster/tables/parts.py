@@ -16,6 +16,7 @@ from backfill_dagster.storage import StudyStorage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     from backfill_dagster.monitoring.work_cost import WorkCost
     from backfill_dagster.records.windows import Granularity
@@ -47,15 +48,15 @@ class WindowFile:
 class Part:
     """One part of a table: the windows' files to write, oldest first, and what they are made of.
 
-    `sources` are converted files and the packs that they are of, `shown` the accounts (`did, pack`) of these packs
-    whose rows belong in the table.
+    `sources` are converted files and the packs that they are of. `shown` is a file of this machine with all accounts
+    (`did, pack`) whose rows belong in tables: they may be too many for each part to name its own.
     """
 
     table: str
     granularity: Granularity
     files: tuple[WindowFile, ...]
     sources: tuple[tuple[str, str], ...]
-    shown: pl.DataFrame
+    shown: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,18 @@ class WrittenPart:
 def write_part(root: Location, part: Part) -> WrittenPart:
     """Write a part's files; raises StorageError if the converted records are not those of which their index tells."""
     storage = StudyStorage(root)
-    stored = [stored for files in read_together(part.files) for stored in _write(storage, part, files)]
+    shown = _shown(part)
+    stored = [stored for files in read_together(part.files) for stored in _write(storage, part, shown, files)]
     return WrittenPart(stored, storage.clock.cost())
+
+
+def _shown(part: Part) -> pl.DataFrame:
+    """Read which accounts (`did, pack`) of the part's packs are shown."""
+    packs = {pack for _, pack in part.sources}
+    try:
+        return pl.scan_parquet(part.shown, glob=False).filter(pl.col("pack").is_in(sorted(packs))).collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise StorageError(f"{part.shown} cannot be read: {error}") from error
 
 
 def read_together(files: Sequence[WindowFile]) -> Iterator[list[WindowFile]]:
@@ -87,8 +98,10 @@ def read_together(files: Sequence[WindowFile]) -> Iterator[list[WindowFile]]:
         yield group
 
 
-def _write(storage: StudyStorage, part: Part, files: Sequence[WindowFile]) -> list[StoredFile]:
-    frames = _read(storage, part, [file.window for file in files])
+def _write(
+    storage: StudyStorage, part: Part, shown: pl.DataFrame, files: Sequence[WindowFile]
+) -> list[StoredFile]:
+    frames = _read(storage, part, shown, [file.window for file in files])
     empty = TABLE_BY_NAME[part.table].schema.to_frame()
     found = [(file.key, frames.get(file.window, empty)) for file in files]
     for file, (_, rows) in zip(files, found, strict=True):
@@ -100,7 +113,9 @@ def _write(storage: StudyStorage, part: Part, files: Sequence[WindowFile]) -> li
     return list(storage.write_many(found))
 
 
-def _read(storage: StudyStorage, part: Part, windows: Sequence[str]) -> dict[str, pl.DataFrame]:
+def _read(
+    storage: StudyStorage, part: Part, shown: pl.DataFrame, windows: Sequence[str]
+) -> dict[str, pl.DataFrame]:
     """Read rows by URI and by window."""
     there = storage.sizes_of(key for key, _ in part.sources)
     stored = [(key, pack) for key, pack in part.sources if key in there]
@@ -109,7 +124,7 @@ def _read(storage: StudyStorage, part: Part, windows: Sequence[str]) -> dict[str
     granularity = part.granularity
     wanted = _in_windows(granularity, [granularity.start(window) for window in windows])
     frame = pl.concat(
-        _read_files(storage, part, stored[first : first + FILES_AT_ONCE], wanted)
+        _read_files(storage, part.table, shown, stored[first : first + FILES_AT_ONCE], wanted)
         for first in range(0, len(stored), FILES_AT_ONCE)
     )
     # Those of a single large account are in order as they come, and to put them in order takes their memory again.
@@ -123,14 +138,18 @@ def _read(storage: StudyStorage, part: Part, windows: Sequence[str]) -> dict[str
 
 
 def _read_files(
-    storage: StudyStorage, part: Part, files: Sequence[tuple[str, str]], wanted: pl.Expr
+    storage: StudyStorage,
+    table: str,
+    shown: pl.DataFrame,
+    files: Sequence[tuple[str, str]],
+    wanted: pl.Expr,
 ) -> pl.DataFrame:
     """Read the wanted rows of accounts that are shown from these files, given with the packs that they are of."""
-    schema = TABLE_BY_NAME[part.table].schema
+    schema = TABLE_BY_NAME[table].schema
     rows = (
         storage.scan_named(dict(files), schema, "_pack")
         .filter(wanted)
-        .join(part.shown.lazy(), left_on=["did", "_pack"], right_on=["did", "pack"], how="semi")
+        .join(shown.lazy(), left_on=["did", "_pack"], right_on=["did", "pack"], how="semi")
         .select(schema.names())
     )
     return storage.collect([rows], [key for key, _ in files])[0]

@@ -95,9 +95,14 @@ def table_parts(study: Study) -> Iterator[Part]:
     """Yield the parts of all tables, with those of their files that are there."""
     storage = StudyStorage(study.location)
     stored = {*storage.keys("tables"), *storage.keys(UNDATED)}
-    for table in record_tables(study).values():
-        for part in table.parts():
-            yield replace(part, files=tuple(file for file in part.files if file.key in stored))
+    with storage.scratch() as scratch:
+        shown = scratch / "shown.parquet"
+        for table in record_tables(study).values():
+            if not shown.exists():
+                # It is the same for all of them.
+                table.store_shown(shown)
+            for part in table.parts(shown):
+                yield replace(part, files=tuple(file for file in part.files if file.key in stored))
 
 
 def check_derived(study: Study) -> list[Found]:
