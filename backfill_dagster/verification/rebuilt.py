@@ -38,6 +38,7 @@ from backfill_dagster.verification.verdicts import FileProblem, Found
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from pathlib import Path
 
     from backfill_dagster.config.study import Study
     from backfill_dagster.tables.parts import Part
@@ -91,18 +92,19 @@ def check_table_files(study: Study) -> list[Found]:
     return found
 
 
-def table_parts(study: Study) -> Iterator[Part]:
-    """Yield the parts of all tables, with those of their files that are there."""
+def table_parts(study: Study, shown: Path) -> Iterator[Part]:
+    """Yield the parts of all tables, with those of their files that are there.
+
+    Which accounts are shown is written to a file, `shown`, that must be there for as long as the parts are worked on.
+    """
     storage = StudyStorage(study.location)
     stored = {*storage.keys("tables"), *storage.keys(UNDATED)}
-    with storage.scratch() as scratch:
-        shown = scratch / "shown.parquet"
-        for table in record_tables(study).values():
-            if not shown.exists():
-                # It is the same for all of them.
-                table.store_shown(shown)
-            for part in table.parts(shown):
-                yield replace(part, files=tuple(file for file in part.files if file.key in stored))
+    for table in record_tables(study).values():
+        if not shown.exists():
+            # It is the same for all of them.
+            table.store_shown(shown)
+        for part in table.parts(shown):
+            yield replace(part, files=tuple(file for file in part.files if file.key in stored))
 
 
 def check_derived(study: Study) -> list[Found]:

@@ -207,7 +207,8 @@ class _Verifying:
 
     def _check_tables(self) -> None:
         self.found += check_table_files(self.study)
-        self._collect(checked_part, table_parts(self.study))
+        with StudyStorage(self.study.location).scratch() as scratch:
+            self._collect(checked_part, table_parts(self.study, scratch / "shown.parquet"))
 
     def _collect(self, work: Callable[..., list[Found]], pieces: Iterator[Any]) -> None:
         for found in work_on(self.study.location, work, pieces, self._workers):
