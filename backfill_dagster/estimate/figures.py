@@ -45,8 +45,8 @@ class Figures:
     records_per_byte: float = 0.6
     tables_per_byte: float = 0.75
     # Measured peaks.
-    parent_memory: float = 350e6
-    parent_memory_per_account: float = 1.5e3
+    parent_memory: float = 390e6
+    parent_memory_per_account: float = 0.35e3
     worker_memory: float = 400e6
 
 
