@@ -42,7 +42,7 @@ def test_the_processor_is_what_was_measured() -> None:
     thousand, line = 0.7 + 1.2 + 0.4 + 0.65 + 0.13 + 0.24, 4e8 * 1.33e-9
     assert found.cpu_seconds == pytest.approx(million + thousand + line + 0.09 + 3)
     assert found.bytes_stored == pytest.approx(4e8 * 1.8)
-    assert found.peak_memory == 350e6 + 1000 * 1500 + 2 * 400e6
+    assert found.peak_memory == 390e6 + 1000 * 350 + 2 * 400e6
 
 
 def test_what_one_process_does_takes_as_long_however_many_workers_there_are() -> None:
